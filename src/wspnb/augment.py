@@ -1,0 +1,115 @@
+"""Random views of images on their device: flips, crop and rotation in one interpolation."""
+
+import torch
+from kornia.geometry.transform import warp_affine
+from torch import Tensor
+
+
+def sample_affine(
+    n: int,
+    height: int,
+    width: int,
+    generator: torch.Generator | None = None,
+    p_flip: float = 0.5,
+    p_crop: float = 0.5,
+    crop_area: float = 0.7,
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    p_rotate: float = 0.5,
+    degrees: float = 30.0,
+    translate: float = 0.0,
+    p_translate: float = 0.5,
+) -> Tensor:
+    """Random affine maps from source to destination pixels: flip, crop, translate, rotate.
+
+    The paper names rotation, crop and flips; ranges, probabilities and their order are *paper
+    silent*, taken from the released code. Every call draws the same number of random values,
+    whatever the probabilities.
+
+    Args:
+        n: number of images.
+        height: of the images, pixels.
+        width: of the images, pixels.
+        generator: source of randomness; None = the global generator.
+        p_flip: probability of a horizontal flip and, apart, of a vertical flip.
+        p_crop: probability of a crop enlarged to the full size.
+        crop_area: area of the crop as a share of the image.
+        crop_ratio: range of the crop's relative width / height, log-uniform. *Paper silent*:
+            Kornia's default.
+        p_rotate: probability of a rotation.
+        degrees: largest angle; the sign is drawn too, positive turns anticlockwise as displayed.
+        translate: largest shift as a share of the size, each axis. *Paper silent*: only the
+            released code has it (0.2), so it is off.
+        p_translate: probability of a translation.
+
+    Returns:
+        ``(n, 2, 3)`` float32 on the generator's device, in pixels: (x, y) of the destination from
+        (x, y, 1).
+
+    Raises:
+        ValueError: if ``crop_area`` is not a share of the image.
+    """
+    if not 0 < crop_area <= 1:
+        raise ValueError(f"crop_area={crop_area}: must be a share of the image, 0 < area <= 1")
+    device = generator.device if generator is not None else "cpu"
+    draws = torch.rand(11, n, generator=generator, device=device)
+    chances = torch.tensor([p_flip, p_flip, p_crop, p_translate, p_rotate], device=device)
+    flip_x, flip_y, crop, shift, turn = draws[:5] < chances[:, None]
+    crop_x, crop_y, ratio, shift_x, shift_y, angle = draws[5:]
+
+    low, high = torch.tensor(crop_ratio, dtype=torch.float64).log().tolist()
+    # The crop stays inside the image: its ratio is bounded by the area.
+    ratio = (low + ratio * (high - low)).exp().clamp(crop_area, 1 / crop_area).sqrt()
+    box = torch.stack([crop_area**0.5 * ratio, crop_area**0.5 / ratio], 1)  # (n, 2) shares of x, y
+    box = torch.where(crop[:, None], box.clamp(max=1), 1)
+    extent = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=device)
+    centre = (torch.stack([crop_x, crop_y], 1) - 0.5) * (1 - box) * extent
+    size = torch.tensor([width, height], dtype=torch.float32, device=device)
+    moved = torch.stack([shift_x, shift_y], 1) * 2 - 1
+    moved = torch.where(shift[:, None], moved * translate * size, 0)
+
+    flips = 1 - 2 * torch.stack([flip_x, flip_y], 1).float()
+    radians = torch.where(turn, torch.deg2rad((2 * angle - 1) * degrees), 0)
+    cos, sin = radians.cos(), radians.sin()
+    rotation = torch.stack([cos, sin, -sin, cos], 1).view(n, 2, 2)
+
+    # About the centre of the image, from which the crop's centre is also measured:
+    # p -> rotation (flips p / box - centre / box + moved).
+    linear = rotation * (flips / box)[:, None, :]
+    offset = (rotation * (moved - centre / box)[:, None, :]).sum(2)
+    middle = extent / 2
+    offset = offset + middle - (linear * middle).sum(2)
+    return torch.cat([linear, offset[:, :, None]], 2)
+
+
+def augment(images: Tensor, generator: torch.Generator | None = None, **ranges) -> Tensor:
+    """One random view of each image, by a single bilinear interpolation; air (0) outside.
+
+    One composed map instead of a pass per step: no repeated blur, and what a rotation brings in
+    after a crop is the patient, not the crop's border.
+
+    Args:
+        images: ``(b, c, h, w)``, uint8 or float in [0, 1] (window already applied: 0 = air).
+        generator: source of randomness, best on the CPU: views are then equal on every device.
+        ranges: as :func:`sample_affine`, e.g. ``degrees=15``.
+
+    Returns:
+        ``(b, c, h, w)`` float32 in [0, 1], on the images' device, channels_last if the images are.
+
+    Raises:
+        ValueError: if the images are not ``(b, c, h, w)``.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images of shape {tuple(images.shape)}: expected (b, c, h, w)")
+    affine = sample_affine(len(images), *images.shape[2:], generator, **ranges)
+    with torch.autocast(images.device.type, enabled=False):
+        views = to_unit(images)
+        if not torch.equal(affine, torch.eye(2, 3, device=affine.device).expand_as(affine)):
+            views = warp_affine(views, affine.to(images.device), images.shape[2:])
+    if images.is_contiguous(memory_format=torch.channels_last):
+        views = views.contiguous(memory_format=torch.channels_last)
+    return views
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

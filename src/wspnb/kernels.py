@@ -1,0 +1,213 @@
+"""Degrees of positiveness: how much two slices of a batch count as the same thing.
+
+A kernel is an ``(n, n)`` matrix of degrees >= 0 over the n slices of a batch, 1 on its diagonal.
+The product of two kernels is plain ``*``; WSP is that of the same label and the Gaussian of height.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def same_label(labels: Tensor) -> Tensor:
+    r"""Degree of positiveness of two slices by class: :math:`[y_t = y_i]` (SupCon, eq. 2).
+
+    Args:
+        labels: class of each slice, ``(n,)``; NaN or -1 = unknown, positive with nothing but
+            itself.
+
+    Returns:
+        ``(n, n)`` float32 of 0 and 1, symmetric, 1 on the diagonal.
+
+    Raises:
+        ValueError: if ``labels`` is not one-dimensional.
+    """
+    labels = _one_per_slice(labels, "labels")
+    known = (labels == labels) & (labels != -1)
+    equal = (labels[:, None] == labels[None, :]) & known[:, None] & known[None, :]
+    return (equal | torch.eye(len(labels), dtype=torch.bool, device=labels.device)).float()
+
+
+def gaussian(positions: Tensor, sigma: float) -> Tensor:
+    r"""Degree of positiveness of two slices by their height (WSP, section 2).
+
+    .. math:: k_{ti} = \exp(-(d_t - d_i)^2 / 2\sigma^2)
+
+    Args:
+        positions: normalised height of each slice, ``(n,)``, 0 = first slice kept, 1 = last.
+        sigma: kernel width in the unit of ``positions``; ``inf`` ignores the position.
+
+    Returns:
+        ``(n, n)``, symmetric, 1 on the diagonal.
+
+    Raises:
+        ValueError: if ``sigma`` is not positive or ``positions`` is not one-dimensional.
+    """
+    return torch.exp(-0.5 * _scaled_distances(positions, sigma, "sigma") ** 2)
+
+
+def laplace(positions: Tensor, sigma: float) -> Tensor:
+    r"""As :func:`gaussian`, pointed: :math:`\exp(-\sqrt 2\,|d_t - d_i| / \sigma)`.
+
+    Sigma is the standard deviation of the curve, so shapes of equal sigma compare (*paper silent*).
+    """
+    return torch.exp(-(2**0.5) * _scaled_distances(positions, sigma, "sigma"))
+
+
+def epanechnikov(positions: Tensor, sigma: float) -> Tensor:
+    r"""As :func:`gaussian`, exactly 0 far away: :math:`(1 - (d_t - d_i)^2 / 5\sigma^2)_+`.
+
+    Sigma is the standard deviation of the curve, so shapes of equal sigma compare (*paper silent*).
+    """
+    return (1 - _scaled_distances(positions, sigma, "sigma") ** 2 / 5).clamp_min(0)
+
+
+def threshold(positions: Tensor, width: float) -> Tensor:
+    r"""Positive or not by height: :math:`[|d_t - d_i| < width]` (PCL, widths .1 and .35).
+
+    Args:
+        positions: normalised height of each slice, ``(n,)``.
+        width: distance, in the unit of ``positions``, from which two slices are no positives.
+
+    Returns:
+        ``(n, n)`` float of 0 and 1, symmetric, 1 on the diagonal.
+
+    Raises:
+        ValueError: if ``width`` is not positive or ``positions`` is not one-dimensional.
+    """
+    distances = _scaled_distances(positions, width, "width")
+    return (distances < 1).to(distances.dtype)
+
+
+def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    r"""One kernel whose loss is the weighted mean of the kernels' own losses.
+
+    Each kernel is divided by the sum of its row over the 2n - 1 positives of the two-view batch
+    (every slice twice, the anchor left out: :math:`2\sum_i k_{ti} - k_{tt}`) before it is weighted
+    and added:
+
+    .. math:: m_{ti} = \sum_m a_m\, k^m_{ti} / (2\sum_j k^m_{tj} - k^m_{tt})
+
+    With ``normalise="row"`` then :math:`L(m) = \sum_m a_m L(k^m) / \sum_m a_m` exactly, since the
+    loss is linear in the normalised weights. A plain sum of losses (clinical labels) is this times
+    the sum of the weights. Rows of the result sum to the sum of the weights over the 2n - 1
+    positives; its diagonal is therefore not 1.
+
+    Args:
+        kernels: matrices ``(n, n)``, each with 1 on its diagonal (an anchor without any positive in
+            one of them would shift its weight to the others).
+        weights: share of each kernel, >= 0, not all 0.
+
+    Returns:
+        ``(n, n)``, in general not symmetric.
+
+    Raises:
+        ValueError: if numbers or shapes do not match or a weight is negative.
+    """
+    if not kernels or len(kernels) != len(weights):
+        raise ValueError(f"{len(kernels)} kernels, {len(weights)} weights: give one for each")
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"mixture weights {list(weights)}: must be >= 0 and not all 0")
+    if len({kernel.shape for kernel in kernels}) > 1:
+        raise ValueError(f"kernels of shapes {[tuple(k.shape) for k in kernels]}: must be equal")
+    total = torch.zeros_like(kernels[0])
+    for kernel, weight in zip(kernels, weights, strict=True):
+        row_sum = 2 * kernel.sum(1, keepdim=True) - kernel.diagonal()[:, None]
+        total = total + weight * kernel / row_sum.where(row_sum > 0, 1)
+    return total
+
+
+# Methods of the paper by the kernel of their positives; all share one loss (WSP, section 2).
+KERNELS = {
+    "wsp": lambda labels, positions, sigma: same_label(labels) * gaussian(positions, sigma),
+    "depth_aware": lambda labels, positions, sigma: gaussian(positions, sigma),
+    "supcon": lambda labels, positions, sigma: same_label(labels),
+    "simclr": lambda labels, positions, sigma: torch.eye(
+        len(positions if labels is None else labels),
+        device=(positions if labels is None else labels).device,
+    ),
+}
+
+
+def pair_kernel(
+    method: str, labels: Tensor | None, positions: Tensor | None, sigma: float = 0.1
+) -> Tensor:
+    """Kernel of a method for one batch of slices, looked up in ``KERNELS``.
+
+    Args:
+        method: wsp, depth_aware, supcon or simclr.
+        labels: class of each slice, ``(n,)``; None where the method does not use it.
+        positions: normalised height of each slice, ``(n,)``; None where the method does not use it.
+        sigma: Gaussian width in the unit of ``positions``.
+
+    Returns:
+        ``(n, n)`` degrees of positiveness.
+
+    Raises:
+        ValueError: if the method is unknown, or what it needs is missing or of another length.
+    """
+    if method not in KERNELS:
+        raise ValueError(f"method={method!r} has no kernel: choose one of {', '.join(KERNELS)}")
+    either = labels if positions is None else positions
+    needs = {"wsp": (labels, positions), "depth_aware": (positions,), "supcon": (labels,)}
+    if any(values is None for values in needs.get(method, (either,))):
+        raise ValueError(f"method={method!r}: labels or positions of the slices are missing")
+    if labels is not None and positions is not None and len(labels) != len(positions):
+        raise ValueError(f"{len(labels)} labels for {len(positions)} positions: give one per slice")
+    return KERNELS[method](labels, positions, sigma)
+
+
+def pair_weights(kernel: Tensor, normalise: str = "row") -> Tensor:
+    r"""Normalised weights of all pairs of views, self pairs left out.
+
+    "row": :math:`w_{ti} / \sum_{k \in P(t)} w_{tk}`, an anchor's weights sum to 1 (WSP, section 2).
+    "column" (as released): :math:`w_{ti} / \sum_{k \in P(i)} w_{ik}`, row i's sum divides column i.
+
+    Args:
+        kernel: degrees of positiveness of the n slices, ``(n, n)``.
+        normalise: "row" or "column".
+
+    Returns:
+        ``(2n, 2n)``, rows in the order view_1 then view_2; a row without positives is 0.
+
+    Raises:
+        ValueError: if the kernel is not square or ``normalise`` is unknown.
+    """
+    if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"kernel of shape {tuple(kernel.shape)}: expected (n, n), over slices")
+    if normalise not in ("row", "column"):
+        raise ValueError(f"normalise={normalise!r}: choose 'row' or 'column' (as released)")
+    weights = kernel.repeat(2, 2)  # (2n, 2n)
+    weights.fill_diagonal_(0)
+    total = weights.sum(1)
+    total = total.where(total > 0, 1)
+    return weights / (total[:, None] if normalise == "row" else total[None, :])
+
+
+def effective_positives(kernel: Tensor) -> Tensor:
+    r"""Number of equal positives that would weigh the same: :math:`1 / \sum_i w_{ti}^2` (Kish).
+
+    Args:
+        kernel: degrees of positiveness of the n slices, ``(n, n)``.
+
+    Returns:
+        ``(n,)``, between 1 (only the other view) and 2n - 1; 0 for an anchor without positives.
+    """
+    squares = pair_weights(kernel)[: len(kernel)].square().sum(1)
+    return torch.where(squares > 0, 1 / squares, squares)
+
+
+def _scaled_distances(positions: Tensor, scale: float, name: str) -> Tensor:
+    """Distances of all pairs of slices in units of ``scale``, at least float32."""
+    if not scale > 0:
+        raise ValueError(f"{name}={scale}: must be positive (inf ignores the position)")
+    positions = _one_per_slice(positions, "positions")
+    positions = positions if positions.dtype == torch.float64 else positions.float()
+    return (positions[:, None] - positions[None, :]).abs() / scale
+
+
+def _one_per_slice(values: Tensor, name: str) -> Tensor:
+    if values.ndim != 1:
+        raise ValueError(f"{name} of shape {tuple(values.shape)}: expected (n,), one per slice")
+    return values

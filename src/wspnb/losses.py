@@ -1,0 +1,100 @@
+"""The one contrastive loss of all methods; what differs between them is the kernel."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from wspnb.kernels import pair_weights
+
+DENOMINATORS = ("all", "others", "printed")
+
+
+def contrastive_loss(
+    view_1: Tensor,
+    view_2: Tensor,
+    kernel: Tensor,
+    temperature: float = 0.1,
+    denominator: str = "all",
+    normalise: str = "row",
+) -> Tensor:
+    r"""Kernel-weighted contrastive loss of a batch seen twice (WSP, equation 1).
+
+    .. math::
+        L = -\frac{1}{2n} \sum_t \sum_{i \in P(t)} w_{ti}
+            \log \frac{\exp s_{ti}}{\sum_{j \in D(t,i)} \exp s_{tj}},
+            \qquad s_{tj} = z_t \cdot z_j / \tau
+
+    over the 2n views, z on the unit sphere. P(t) are the other views with a positive degree, the
+    second view of the same slice among them. The paper sums over anchors; the mean is taken here,
+    so that the loss of collapsed embeddings is log(2n - 1) at every batch size. An anchor without
+    positives counts 0.
+
+    Args:
+        view_1: embeddings of the n slices, ``(n, dim)``, any scale, any float dtype.
+        view_2: embeddings of their second views, ``(n, dim)``.
+        kernel: degrees of positiveness of the n slices, ``(n, n)``, >= 0.
+        temperature: tau, *paper silent*; 0.1 in the released code.
+        denominator: "all" D = {j != t} (SupCon, y-Aware, released code); "others"
+            D = {j not in {i, t}} (the positive left out as well); "printed" D = {j != i} (the
+            paper's sign read literally: keeps j = t).
+        normalise: "row" sum of w over P(t) is 1 (paper); "column" as released, see
+            :func:`~wspnb.kernels.pair_weights`.
+
+    Returns:
+        Scalar, float64 for float64 embeddings, else float32 (computed in it, also under autocast).
+        Not negative with "all".
+
+    Raises:
+        ValueError: if shapes do not match, an option is unknown or the temperature is not positive.
+    """
+    n = _check(view_1, view_2, kernel, temperature, denominator)
+    with torch.autocast(view_1.device.type, enabled=False):
+        views = torch.cat([view_1, view_2])  # (2n, dim)
+        views = normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
+        logits = views @ views.T / temperature  # (2n, 2n)
+        weights = pair_weights(kernel.to(logits), normalise)
+        itself = torch.eye(2 * n, dtype=torch.bool, device=logits.device)
+        without_self = logits.masked_fill(itself, -math.inf)
+        if denominator == "all":
+            log_sum = without_self.logsumexp(1, keepdim=True)  # (2n, 1)
+        else:
+            log_sum = _logsumexp_without_each(without_self if denominator == "others" else logits)
+        # Self pairs have weight 0 and a finite logit here: no 0 * inf.
+        return -(weights * (logits - log_sum)).sum() / (2 * n)
+
+
+def _logsumexp_without_each(logits: Tensor) -> Tensor:
+    """Log of the sum of exponentials of each row with entry i left out, for every i.
+
+    log(S - e_i) = log S + log(1 - e_i / S) is accurate unless e_i is the largest (then e_i / S is
+    at most 1/2); the sum without the largest is taken afresh. Same shape as ``logits``, ``(m, m)``.
+    """
+    largest = logits.argmax(1, keepdim=True)
+    is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, largest, True)
+    log_sum = logits.logsumexp(1, keepdim=True)
+    without_largest = logits.masked_fill(is_largest, -math.inf).logsumexp(1, keepdim=True)
+    share = (logits - log_sum).masked_fill(is_largest, -math.inf).exp()
+    return torch.where(is_largest, without_largest, log_sum + torch.log1p(-share))
+
+
+def _check(
+    view_1: Tensor, view_2: Tensor, kernel: Tensor, temperature: float, denominator: str
+) -> int:
+    """Number of slices of a valid call."""
+    if view_1.ndim != 2 or view_1.shape != view_2.shape:
+        shapes = f"view_1 {tuple(view_1.shape)}, view_2 {tuple(view_2.shape)}"
+        raise ValueError(f"{shapes}: expected two equal (n, dim)")
+    n = len(view_1)
+    if kernel.shape != (n, n):
+        raise ValueError(
+            f"kernel {tuple(kernel.shape)}: expected {(n, n)}, one row per slice (not per view)"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: must be positive")
+    if denominator not in DENOMINATORS:
+        raise ValueError(f"denominator={denominator!r}: choose one of {', '.join(DENOMINATORS)}")
+    if n < (2 if denominator == "others" else 1):
+        raise ValueError(f"{n} slices: too few for a contrast with denominator={denominator!r}")
+    return n

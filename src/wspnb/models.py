@@ -1,0 +1,152 @@
+"""TinyNet, ResNet-18 and their projection heads."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+HEADS = {"tiny": (256, 128, 64), "resnet18": (512, 256, 128)}  # features, hidden, latent
+
+
+class TinyNet(nn.Module):
+    """Five unpadded 5x5 convolutions, each max pooled and rectified, then a global average.
+
+    Without norm 1,088,896 parameters (WSP, section 3; widths as in the released code, repaired).
+    Pooling comes before the ReLU: the two commute, and the ReLU has a quarter of the work.
+
+    Args:
+        in_channels: channels of the images.
+        norm: None as in the paper; "batch" puts a batch norm after each pooling (*paper silent*: a
+            deviation of the laptop profile, without it a few hundred steps teach nothing).
+
+    Raises:
+        ValueError: if ``norm`` is unknown.
+    """
+
+    smallest_image = 156  # pixels; five times (size - 4) // 2 leaves one pixel
+    n_features = 256
+
+    def __init__(self, in_channels: int = 1, norm: str | None = None):
+        super().__init__()
+        if norm not in (None, "none", "batch"):
+            raise ValueError(f"norm={norm!r}: choose None or 'batch'")
+        widths = (in_channels, 16, 32, 64, 128, 256)
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 5),
+                    nn.MaxPool2d(2),
+                    nn.BatchNorm2d(b) if norm == "batch" else nn.Identity(),
+                    nn.ReLU(inplace=True),
+                )
+                for a, b in pairwise(widths)
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(b, 256)`` of images ``(b, c, h, w)``; ValueError below 156 pixels."""
+        if min(images.shape[-2:]) < self.smallest_image:
+            size = "x".join(map(str, images.shape[-2:]))
+            raise ValueError(
+                f"images of {size} px: TinyNet's unpadded convolutions need at least "
+                f"{self.smallest_image} px, set image_size to 160 or more"
+            )
+        return self.blocks(images).mean((2, 3))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al. 2016, figure 5 left)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 without its classifier (He et al. 2016), with torchvision's key names."""
+
+    n_features = 512
+
+    def __init__(self, in_channels: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        for level, (a, b) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
+            first = BasicBlock(a, b, stride=1 if level == 1 else 2)
+            setattr(self, f"layer{level}", nn.Sequential(first, BasicBlock(b, b, 1)))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``(b, 512)`` of images ``(b, c, h, w)``."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+
+
+def resnet18(in_channels: int = 1) -> ResNet18:
+    """ResNet-18 backbone, 11,170,240 parameters with one channel: ``(b, c, h, w) -> (b, 512)``."""
+    return ResNet18(in_channels)
+
+
+def projection_head(backbone: str) -> nn.Sequential:
+    """Head from features to the space of the loss: TinyNet 256-128-64, ResNet-18 512-256-128.
+
+    Two dense layers with a ReLU between (WSP, section 3: latent sizes; hidden sizes as released).
+
+    Raises:
+        ValueError: if the backbone is unknown.
+    """
+    features, hidden, latent = HEADS[_known(backbone)]
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, latent))
+
+
+def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.Module:
+    """Encoder with weights that depend on the seed alone; global generators stay untouched.
+
+    Args:
+        backbone: "tiny" or "resnet18".
+        norm: None (or "none") and "batch" for TinyNet; ResNet-18 has its batch norms anyway.
+        seed: of the initial weights. TinyNet's are PyTorch's defaults (*paper silent*), ResNet-18's
+            He's.
+
+    Returns:
+        A module with ``n_features`` that maps ``(b, 1, h, w)`` to ``(b, n_features)``.
+
+    Raises:
+        ValueError: if the backbone or norm is unknown.
+    """
+    _known(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return TinyNet(norm=norm) if backbone == "tiny" else resnet18()
+
+
+def build_head(backbone: str, seed: int = 0) -> nn.Sequential:
+    """Projection head with weights that depend on the seed alone, see :func:`build_encoder`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed + 1_000_003)  # not the encoder's numbers again
+        return projection_head(backbone)
+
+
+def _known(backbone: str) -> str:
+    if backbone not in HEADS:
+        raise ValueError(f"backbone={backbone!r}: choose one of {', '.join(HEADS)}")
+    return backbone

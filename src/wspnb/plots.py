@@ -1,0 +1,85 @@
+"""Palette, contact sheet, scatter and figure saving, shared by the notebooks."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe-Ito colours: told apart by colour-blind readers (Okabe & Ito 2008).
+PALETTE = {
+    "random": "#999999",
+    "simclr": "#56B4E9",
+    "supcon": "#E69F00",
+    "depth_aware": "#009E73",
+    "wsp": "#D55E00",
+}
+CLASS_COLOURS = ("#0072B2", "#D55E00")
+DEPTH_MAP = "viridis"
+
+
+def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
+    """Write ``name.png`` and ``name.pdf`` without dates, so that equal figures are equal files.
+
+    Args:
+        fig: the figure; it is laid out tightly and left open for the notebook to show.
+        folder: made if missing.
+        name: file name without ending.
+
+    Returns:
+        Path of the PNG.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        temporary = folder / f".{name}.tmp.{ending}"
+        fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+        temporary.replace(folder / f"{name}.{ending}")
+    return folder / f"{name}.png"
+
+
+def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> Figure:
+    """Images side by side in one grey scale.
+
+    Args:
+        images: ``(n, h, w)``, uint8 or float in [0, 1].
+        titles: n short texts, or None.
+        columns: images in a row.
+        size: width of one image, inches.
+    """
+    images = np.asarray(images)
+    top = 255 if images.dtype == np.uint8 else 1
+    rows = -(-len(images) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(size * columns, (size + 0.2 * bool(titles)) * rows), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for number, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=top)
+        if titles:
+            axis.set_title(titles[number], fontsize=7, pad=2)
+    fig.subplots_adjust(wspace=0.03, hspace=0.15 if titles else 0.03)
+    return fig
+
+
+def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
+    """Points of a plane coloured by class (0/1) or by depth (0 lowest slice, 1 highest).
+
+    Args:
+        axis: where to draw; ticks are removed, as the coordinates mean nothing.
+        plane: coordinates ``(n, 2)``.
+        values: ``(n,)`` class or depth.
+        kind: "class" or "depth".
+
+    Returns:
+        The mappable for a colour bar when ``kind`` is "depth", else None.
+    """
+    plane, values = np.asarray(plane), np.asarray(values)
+    axis.set(xticks=[], yticks=[])
+    if kind == "depth":
+        return axis.scatter(*plane.T, c=values, cmap=DEPTH_MAP, s=size, vmin=0, vmax=1, lw=0)
+    for label, colour in enumerate(CLASS_COLOURS):
+        axis.scatter(*plane[values == label].T, color=colour, s=size, lw=0, label=f"class {label}")
+    return None

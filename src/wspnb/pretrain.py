@@ -1,0 +1,234 @@
+"""What the visible loop of notebook 02 needs tested: settings, schedule, health, files."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wspnb.kernels import KERNELS
+
+UNTRAINED = ("random",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one pretraining, checked when made; saved beside the encoder.
+
+    Raises:
+        ValueError: names the setting, the value received and what it may be.
+    """
+
+    method: str
+    backbone: str
+    norm: str
+    sigma: float
+    temperature: float
+    batch_size: int
+    n_steps: int
+    warmup_steps: int
+    learning_rate: float
+    weight_decay: float
+    image_size: int
+    precision: str
+    translate: float
+    seed: int
+
+    def __post_init__(self):
+        choices = {
+            "method": (*KERNELS, *UNTRAINED),
+            "backbone": ("tiny", "resnet18"),
+            "norm": ("batch", "none"),
+            "precision": ("auto", "no", "bf16", "fp16"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
+                )
+        for name in (
+            "sigma",
+            "temperature",
+            "batch_size",
+            "n_steps",
+            "learning_rate",
+            "image_size",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        for name in ("warmup_steps", "weight_decay", "translate", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.batch_size < 2:
+            raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
+
+
+def run_name(method: str, backbone: str, seed: int) -> str:
+    """Folder name of one run, the same in every notebook, e.g. ``wsp-tiny-seed0``."""
+    return f"{method}-{backbone}-seed{seed}"
+
+
+def pick_precision(precision: str) -> str:
+    """Accelerate's name of the precision; "auto" is bf16 where the hardware multiplies in it, else
+    float32.
+
+    On a CPU with bf16 instructions TinyNet trains several times faster; without them bf16 is
+    emulated and slower.
+    """
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    flags = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if flags.get("amx_bf16") or flags.get("avx512_bf16") else "no"
+
+
+def learning_rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:
+    """Share of the learning rate at a step (0-based): linear rise, then cosine to 0 (paper).
+
+    The rise is *paper silent*: without it SupCon can stay at the collapsed solution. It is the same
+    for all methods; 0 steps of it are the paper's schedule.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))
+
+
+def collapse_loss(batch_size: int) -> float:
+    """Loss of B slices when all embeddings are equal: ``log(2B - 1)``, whatever the kernel."""
+    return math.log(2 * batch_size - 1)
+
+
+def is_collapsed(losses, batch_size: int) -> bool:
+    """Whether the mean of the last tenth of the losses is within 0.05 of the collapsed solution."""
+    tail = list(losses)[-max(1, len(losses) // 10) :]
+    return not sum(tail) / len(tail) < collapse_loss(batch_size) - 0.05
+
+
+@torch.no_grad()
+def health(view_1: Tensor, view_2: Tensor) -> dict[str, float]:
+    """Alignment, uniformity and spread of a batch of embeddings (Wang and Isola 2020, alpha = t =
+    2).
+
+    Args:
+        view_1: embeddings ``(n, dim)``, any scale.
+        view_2: embeddings of the other views, ``(n, dim)``.
+
+    Returns:
+        ``alignment`` mean squared distance of the two views of a slice (0 = equal), ``uniformity``
+        log of the mean Gaussian potential between different slices (0 = collapsed, lower = spread),
+        ``embedding_sd`` mean standard deviation of a coordinate over the batch, times sqrt(dim) (0
+        = collapsed, 1 = uniform on the sphere).
+    """
+    a = torch.nn.functional.normalize(view_1.float(), dim=1)
+    b = torch.nn.functional.normalize(view_2.float(), dim=1)
+    return {
+        "alignment": float((a - b).pow(2).sum(1).mean()),
+        "uniformity": float(torch.pdist(a).pow(2).mul(-2).exp().mean().log()),
+        "embedding_sd": float(a.std(0).mean() * a.shape[1] ** 0.5),
+    }
+
+
+def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
+    """Row numbers of the slices of a cohort in the store's table.
+
+    Raises:
+        ValueError: if the cohort is absent; lists the cohorts there are.
+    """
+    rows = np.flatnonzero(table.cohort == cohort)
+    if not len(rows):
+        raise ValueError(
+            f"no slice of cohort {cohort!r}; the store has {sorted(table.cohort.unique())}"
+        )
+    return rows
+
+
+def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **parts) -> None:
+    """Everything needed to go on after ``step`` steps, in one file that is replaced as a whole.
+
+    Args:
+        path: file to write.
+        step: steps done.
+        log: rows of the log so far.
+        config: settings; a checkpoint of other settings is refused by :func:`load_checkpoint`.
+        parts: objects with ``state_dict`` (modules, optimiser), or generators.
+    """
+    state = {
+        name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+        for name, part in parts.items()
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    torch.save({"step": step, "log": log, "config": asdict(config), **state}, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict]]:
+    """Put a checkpoint's state back into the given parts.
+
+    Returns:
+        Steps done and the log so far; ``(0, [])`` when there is no checkpoint.
+
+    Raises:
+        ValueError: if the file cannot be read or was written with other settings; says which.
+    """
+    if not path.exists():
+        return 0, []
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a readable checkpoint ({error}); delete it or use resume=False"
+        ) from None
+    then = state["config"]
+    other = [
+        f"{k}: {then.get(k)} there, {v} now" for k, v in asdict(config).items() if then.get(k) != v
+    ]
+    if other:
+        raise ValueError(
+            f"{path}: written with other settings ({', '.join(other)}); "
+            "delete it, use resume=False, or choose another run_dir"
+        )
+    for name, part in parts.items():
+        if isinstance(part, torch.Generator):
+            part.set_state(state[name])
+        else:
+            part.load_state_dict(state[name])
+    return state["step"], state["log"]
+
+
+def save_run(
+    folder: Path, encoder: torch.nn.Module, config: Config, log: list[dict], **facts
+) -> None:
+    """Write ``log.csv``, ``config.json`` and, last, ``encoder.safetensors``; each appears whole or
+    not at all.
+
+    Args:
+        folder: the run's folder, made if missing.
+        encoder: trained network, its weights are stored in float32 on the CPU.
+        config: settings of the run.
+        log: rows of the log.
+        facts: anything measured about the run (seconds, collapsed, versions), kept in
+            ``config.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu()
+        for k, v in encoder.state_dict().items()
+    }
+    writers = {
+        "log.csv": lambda file: pd.DataFrame(log).to_csv(file, index=False),
+        "config.json": lambda file: file.write_text(
+            json.dumps({**asdict(config), **facts}, indent=1)
+        ),
+        "encoder.safetensors": lambda file: save_file(weights, file),
+    }
+    for name, write in writers.items():
+        temporary = folder / f".{name}.tmp"
+        write(temporary)
+        temporary.replace(folder / name)

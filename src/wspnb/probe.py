@@ -1,0 +1,262 @@
+"""Judging a frozen encoder: features, patient-level cross-validation, intervals."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.model_selection import GroupKFold, StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from wspnb.models import build_encoder
+
+
+class Probe(NamedTuple):
+    """One cross-validation: out-of-fold score of each patient, AUC of each fold."""
+
+    scores: pd.DataFrame  # one row per patient: patient, label, fold, score
+    fold_auc: np.ndarray  # (n_folds,)
+
+    @property
+    def mean(self) -> float:
+        return float(self.fold_auc.mean())
+
+    @property
+    def sd(self) -> float:
+        return float(self.fold_auc.std(ddof=1))
+
+
+def load_encoder(folder: Path | None, backbone: str, norm: str, seed: int) -> nn.Module:
+    """The encoder of a finished pretraining, or the untrained one of that seed when ``folder`` is
+    None.
+
+    Raises:
+        FileNotFoundError: if the run is not finished; says which notebook makes it.
+        ValueError: if the run's config names another backbone, norm or seed.
+    """
+    encoder = build_encoder(backbone, norm, seed)
+    if folder is None:
+        return encoder.eval()
+    file = folder / "encoder.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} does not exist: run 02_pretrain with this method, backbone and seed first"
+        )
+    found = json.loads((folder / "config.json").read_text())
+    wanted = {"backbone": backbone, "norm": norm, "seed": seed}
+    wrong = {k: found.get(k) for k, v in wanted.items() if found.get(k) != v}
+    if wrong:
+        raise ValueError(f"{folder / 'config.json'} says {wrong}, asked for {wanted}")
+    encoder.load_state_dict(load_file(file))
+    return encoder.eval()
+
+
+@torch.inference_mode()
+def extract_features(
+    encoder: nn.Module, images: np.ndarray, rows, batch_size: int = 128, progress=None
+) -> np.ndarray:
+    """Frozen features of slices, in float32 and without augmentation (paper: none at inference).
+
+    Args:
+        encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on the device it is on.
+        images: the store, ``(n_slices, h, w)`` uint8, may be memory-mapped.
+        rows: slice numbers to read, ``(n,)``.
+        batch_size: slices at a time.
+        progress: wraps the iterable of batches (``tqdm``), or None.
+
+    Returns:
+        ``(n, d)`` float32.
+    """
+    rows = np.asarray(rows)
+    device = next(encoder.parameters()).device
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    features = []
+    for batch in progress(batches) if progress else batches:
+        pixels = torch.from_numpy(images[batch]).to(device)[:, None].float() / 255
+        features.append(encoder(pixels).float().cpu().numpy())
+    return np.concatenate(features)
+
+
+def classifier(C: float):
+    """Scaler and L2-penalised logistic regression; scaling, penalty and C are *paper silent*.
+
+    Classes are weighted equally, as D1 and D2 are unbalanced in opposite directions.
+    """
+    return make_pipeline(
+        StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=2000)
+    )
+
+
+def cross_validate(
+    features, labels, patients, C: float = 0.01, n_folds: int = 5, seed: int = 0
+) -> Probe:
+    """Linear probe by stratified folds over patients (paper, section 3: five folds, mean slice
+    probability).
+
+    Scaler and regression are fitted inside each training part; all slices of a patient are on one
+    side.
+
+    Args:
+        features: ``(n_slices, d)``.
+        labels: class of each slice's patient, 0 or 1, ``(n_slices,)``.
+        patients: patient of each slice, ``(n_slices,)``.
+        C: inverse strength of the L2 penalty.
+        n_folds: number of folds.
+        seed: of the shuffling; the folds depend on patients, labels and this number only, so
+            methods share them.
+
+    Returns:
+        Scores of the held-out patients and AUC per fold.
+
+    Raises:
+        ValueError: if a patient has two labels or a class has fewer patients than folds.
+    """
+    features, labels, patients = np.asarray(features), np.asarray(labels), np.asarray(patients)
+    slices = pd.DataFrame({"patient": patients, "label": labels.astype(int)})
+    mixed = slices.groupby("patient").label.nunique()
+    if (mixed > 1).any():
+        raise ValueError(
+            f"patients with two labels: {list(mixed.index[mixed > 1][:5])}; one label per patient"
+        )
+    people = slices.groupby("patient", sort=True).label.first().reset_index()
+    counts = people.label.value_counts().reindex([0, 1], fill_value=0)
+    if counts.min() < n_folds:
+        raise ValueError(
+            f"{n_folds} folds need {n_folds} patients of each class, found {dict(counts)}"
+        )
+
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(people, people.label)
+    people["fold"], people["score"] = -1, np.nan
+    for fold, (_, test) in enumerate(folds):
+        held_out = slices.patient.isin(people.patient.iloc[test]).to_numpy()
+        model = classifier(C).fit(features[~held_out], labels[~held_out].astype(int))
+        probability = pd.Series(model.predict_proba(features[held_out])[:, 1])
+        score = probability.groupby(slices.patient[held_out].to_numpy()).mean()
+        people.loc[people.index[test], "fold"] = fold
+        people.loc[people.index[test], "score"] = people.patient.iloc[test].map(score).to_numpy()
+    fold_auc = people.groupby("fold")[["label", "score"]].apply(
+        lambda p: roc_auc_score(p.label, p.score)
+    )
+    return Probe(people, fold_auc.to_numpy())
+
+
+def bootstrap_interval(
+    runs: list[pd.DataFrame], n: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of the fold AUCs, resampling patients within fold and class.
+
+    It is the uncertainty from the finite number of test patients, given the trained encoders and
+    probes; the spread over training seeds is another thing and is reported beside it.
+
+    Args:
+        runs: score tables of :class:`Probe`, one per training seed, of the same patients in the
+            same folds; the AUC is averaged over them within each resample.
+        n: number of resamples.
+        level: coverage.
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: if the runs have other patients or folds than the first.
+    """
+    rng = np.random.default_rng(seed)
+    keys = ["patient", "label", "fold"]
+    for other in runs[1:]:
+        if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
+            raise ValueError(
+                "the runs were probed on other patients or folds: probe them with one fold_seed"
+            )
+    total = np.zeros(n)
+    folds = runs[0].fold.unique()
+    for fold in folds:
+        parts = [run[run.fold == fold] for run in runs]
+        wins = np.mean([pairwise_wins(part.label, part.score) for part in parts], axis=0)
+        positives = rng.integers(wins.shape[0], size=(n, wins.shape[0], 1))
+        negatives = rng.integers(wins.shape[1], size=(n, 1, wins.shape[1]))
+        total += wins[positives, negatives].mean((1, 2))
+    low, high = np.quantile(total / len(folds), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def pairwise_wins(labels, scores) -> np.ndarray:
+    """Whether each positive patient scores above each negative one, ``(n_positive, n_negative)``;
+    its mean is the AUC.
+
+    Ties count one half (Mann and Whitney 1947).
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    return np.sign(scores[labels == 1][:, None] - scores[labels == 0]) / 2 + 0.5
+
+
+def plane_quality(
+    plane, positions, labels, patients, neighbours: int = 15, n_folds: int = 5
+) -> dict[str, float]:
+    """What the eye can read from a plane, as numbers: depth and class predicted from neighbours of
+    other patients.
+
+    Folds keep patients apart, so that a patient's own cluster does not answer for it.
+
+    Args:
+        plane: coordinates ``(n, 2)``.
+        positions: height of each slice in [0, 1], ``(n,)``.
+        labels: class of each slice's patient, ``(n,)``.
+        patients: patient of each slice, ``(n,)``.
+        neighbours: number of neighbours.
+        n_folds: groups of patients.
+
+    Returns:
+        ``depth_r2`` of the held-out slices (1 = read off exactly, <= 0 = not at all) and
+        ``class_auc`` of the held-out patients (mean probability over their slices; 0.5 = not at
+        all).
+    """
+    plane, positions = np.asarray(plane), np.asarray(positions, float)
+    labels, patients = np.asarray(labels).astype(int), np.asarray(patients)
+    n_folds = min(n_folds, len(np.unique(patients)))
+    depth, score = np.zeros(len(plane)), np.zeros(len(plane))
+    for train, test in GroupKFold(n_folds).split(plane, groups=patients):
+        k = min(neighbours, len(train))
+        depth[test] = (
+            KNeighborsRegressor(k).fit(plane[train], positions[train]).predict(plane[test])
+        )
+        model = KNeighborsClassifier(k).fit(plane[train], labels[train])
+        score[test] = model.predict_proba(plane[test]) @ model.classes_
+    people = (
+        pd.DataFrame({"patient": patients, "label": labels, "score": score})
+        .groupby("patient")
+        .mean()
+    )
+    return {
+        "depth_r2": float(r2_score(positions, depth)),
+        "class_auc": float(roc_auc_score(people.label, people.score)),
+    }
+
+
+def save_probe(
+    folder: Path, features: np.ndarray, slices: pd.DataFrame, scores: pd.DataFrame, run: dict
+) -> None:
+    """Write ``features.npy``, ``slices.csv`` (row-aligned), ``scores.csv`` and, last,
+    ``results.json``.
+
+    Each file appears whole or not at all; a folder with ``results.json`` is complete.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = {
+        "features.npy": lambda file: np.save(file, features.astype(np.float32)),
+        "slices.csv": lambda file: slices.to_csv(file, index=False),
+        "scores.csv": lambda file: scores.to_csv(file, index=False),
+        "results.json": lambda file: file.write_text(json.dumps(run, indent=1)),
+    }
+    for name, write in writers.items():
+        temporary = folder / f".tmp.{name}"
+        write(temporary)
+        temporary.replace(folder / name)

@@ -1,0 +1,175 @@
+"""Strict notebook runner: ``python -m wspnb.run NOTEBOOK OUT -f params.yaml -p name value``.
+
+Papermill only warns about a parameter that the notebook does not know and runs on with the default.
+Here that is an error, as is a value of the wrong type; the output appears under its name only when
+the notebook has ended well.
+"""
+
+import argparse
+import ast
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+
+def project_path(path: str | Path) -> Path:
+    """A path of the parameters as a full path: relative ones start at the project's folder.
+
+    The project's folder is the nearest one at or above the working directory that holds
+    ``notebooks``, so that a notebook finds the same files whether JupyterLab, papermill or the
+    workflow started it. Without such a folder a relative path starts at the working directory.
+    """
+    here = Path.cwd()
+    root = next((p for p in (here, *here.parents) if (p / "notebooks").is_dir()), here)
+    return (root / Path(path).expanduser()).resolve()
+
+
+def declared(notebook: Path) -> dict:
+    """Parameters of a notebook: name -> (type, default), read from its cell tagged ``parameters``.
+
+    Raises:
+        ValueError: if the notebook has no such cell or a line there is not ``name: type =
+            literal``.
+    """
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"{notebook}: {len(tagged)} cells tagged 'parameters', expected one")
+    found = {}
+    for node in ast.parse(tagged[0].source).body:
+        if not isinstance(node, ast.AnnAssign):
+            raise ValueError(f"{notebook}: parameter line {ast.unparse(node)!r} has no type")
+        found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
+    return found
+
+
+def cast(name: str, kind: str, value):
+    """The value as the parameter's declared type; an integer may stand for a float, nothing else
+    converts.
+
+    Raises:
+        ValueError: names the parameter, the type and the value received.
+    """
+    types = {
+        "int": int,
+        "float": (float, int),
+        "str": str,
+        "bool": bool,
+        "list": list,
+        "dict": dict,
+    }
+    expected = types[kind.split("[")[0]]
+    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+        raise ValueError(f"parameter {name} takes {kind}, not {value!r} ({type(value).__name__})")
+    return float(value) if kind == "float" else value
+
+
+def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
+    """Checked parameters of one notebook from YAML files, then from ``-p`` pairs; later ones win.
+
+    A file may serve the whole series of notebooks: a name that only a neighbour declares is left
+    out here, a name that none of them declares is an error. A pair must belong to this very
+    notebook.
+
+    Raises:
+        ValueError: unknown name or wrong type, with the file it came from.
+    """
+    known = declared(notebook)
+    neighbours = set().union(*(declared(p) for p in notebook.parent.glob("*.ipynb")))
+    given = {}
+    for file in files:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+        for name, value in content.items():
+            if name not in neighbours:
+                raise ValueError(f"{file}: no notebook of {notebook.parent} has a parameter {name}")
+            if name in known:
+                given[name] = cast(f"{name} ({file})", known[name][0], value)
+    for name, text in pairs:
+        if name not in known:
+            raise ValueError(f"{notebook.name} has no parameter {name}; it has {', '.join(known)}")
+        kind = known[name][0]
+        value = text if kind == "str" else yaml.safe_load(text)
+        if kind == "float" and isinstance(value, str):  # YAML reads 1e-3 and .inf's cousins as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        given[name] = cast(name, kind, value)
+    return given
+
+
+def run(notebook: Path, out: Path, parameters: dict) -> float:
+    """Execute a notebook in its own folder; ``out`` appears only on success.
+
+    On failure the notebook so far is kept beside it as ``NAME.failed.ipynb``.
+
+    Returns:
+        Seconds taken.
+    """
+    import papermill
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
+    failed = out.with_name(f"{out.stem}.failed.ipynb")
+    start = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(temporary),
+            parameters,
+            cwd=str(notebook.parent),
+            progress_bar=False,
+            kernel_name="python3",
+            coalesce_streams=True,
+        )
+    except BaseException:
+        if temporary.exists():
+            temporary.replace(failed)
+        raise
+    temporary.replace(out)
+    failed.unlink(missing_ok=True)
+    return time.monotonic() - start
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 on success, 2 for a wrong parameter, 1 for a failed notebook, 130 at Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m wspnb.run", description=__doc__)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("-f", "--file", action="append", default=[], help="YAML of parameters")
+    parser.add_argument(
+        "-p", "--parameter", action="append", nargs=2, default=[], metavar=("NAME", "VALUE")
+    )
+    options = parser.parse_args(arguments)
+    try:
+        parameters = gather(options.notebook, options.file, options.parameter)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    label = f"{options.out.stem:<34}"
+    print(f"{label} started", flush=True)
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        seconds = run(options.notebook.resolve(), options.out.resolve(), parameters)
+    except PapermillExecutionError as error:
+        print(
+            f"{label} FAILED in cell {error.cell_index}: {error.ename}: {error.evalue}",
+            file=sys.stderr,
+        )
+        print(f"  see {options.out.with_name(options.out.stem + '.failed.ipynb')}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{label} interrupted", file=sys.stderr)
+        return 130
+    print(f"{label} done in {seconds:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Settings, schedule, health and the checkpoint of a pretraining."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wspnb import pretrain
+
+SETTINGS = {
+    "method": "wsp",
+    "backbone": "tiny",
+    "norm": "batch",
+    "sigma": 0.1,
+    "temperature": 0.1,
+    "batch_size": 64,
+    "n_steps": 100,
+    "warmup_steps": 10,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "image_size": 160,
+    "precision": "no",
+    "translate": 0.0,
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("method", "wps"),
+        ("backbone", "vgg"),
+        ("norm", "layer"),
+        ("precision", "fp8"),
+        ("sigma", 0.0),
+        ("sigma", float("nan")),
+        ("temperature", -1.0),
+        ("batch_size", 1),
+        ("n_steps", 0),
+        ("learning_rate", 0.0),
+        ("seed", -1),
+    ],
+)
+def test_bad_setting_is_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        pretrain.Config(**SETTINGS | {name: value})
+
+
+def test_schedule_rises_linearly_and_falls_as_a_cosine_to_zero():
+    factors = [pretrain.learning_rate_factor(s, 100, 10) for s in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert pretrain.learning_rate_factor(0, 100, 0) == 1  # as the paper: no rise
+
+
+def test_collapse_line_and_verdict():
+    line = pretrain.collapse_loss(64)
+    assert line == pytest.approx(4.844, abs=5e-4)  # log(127), FACTS section 5
+    assert pretrain.is_collapsed([5.0] * 10 + [line - 0.01], 64)
+    assert pretrain.is_collapsed([3.0, float("nan")], 64)
+    assert not pretrain.is_collapsed([line] * 90 + [line - 0.2] * 10, 64)
+
+
+def test_health_of_collapsed_and_of_uniform_embeddings():
+    same = torch.ones(32, 8)
+    values = pretrain.health(same, 5 * same)  # scale does not matter
+    assert values == pytest.approx({"alignment": 0, "uniformity": 0, "embedding_sd": 0}, abs=1e-6)
+    points = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    values = pretrain.health(points, -points)
+    assert values["alignment"] == pytest.approx(4)
+    assert values["embedding_sd"] == pytest.approx(1, abs=0.01)
+    # t = 2 on the sphere S^15: E exp(-2 (2 - 2u)) = e^-4 E e^{4u}, by the Bessel series of E e^{4u}
+    expected = sum(
+        4 ** (2 * k) / (2**k * math.factorial(k) * math.prod(range(16, 16 + 2 * k, 2)))
+        for k in range(20)
+    )
+    assert values["uniformity"] == pytest.approx(-4 + math.log(expected), abs=0.01)
+
+
+def make_parts(seed: int):
+    torch.manual_seed(seed)
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(module.parameters())
+    return {
+        "encoder": module,
+        "optimizer": optimizer,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+
+
+def advance(parts, steps):
+    for _ in range(steps):
+        x = torch.randn(4, 3, generator=parts["generator"])
+        parts["optimizer"].zero_grad()
+        parts["encoder"](x).pow(2).sum().backward()
+        parts["optimizer"].step()
+    return parts["encoder"].weight.detach().clone()
+
+
+def test_resumed_training_equals_uninterrupted_training_exactly(tmp_path):
+    config = pretrain.Config(**SETTINGS)
+    straight = advance(make_parts(1), 7)
+    first = make_parts(1)
+    advance(first, 4)
+    pretrain.save_checkpoint(tmp_path / "c.pt", 4, [{"step": 0, "loss": 1.5}], config, **first)
+    second = make_parts(2)  # other weights and random state, all replaced
+    step, log = pretrain.load_checkpoint(tmp_path / "c.pt", config, **second)
+    assert (step, log) == (4, [{"step": 0, "loss": 1.5}])
+    assert torch.equal(advance(second, 3), straight)
+
+
+def test_checkpoint_absent_other_or_broken(tmp_path):
+    config, parts, file = pretrain.Config(**SETTINGS), make_parts(0), tmp_path / "c.pt"
+    assert pretrain.load_checkpoint(file, config, **parts) == (0, [])
+    pretrain.save_checkpoint(file, 4, [], config, **parts)
+    with pytest.raises(ValueError, match=r"sigma: 0.1 there, 0.5 now"):
+        pretrain.load_checkpoint(file, dataclasses.replace(config, sigma=0.5), **parts)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"c\.pt: not a readable checkpoint"):
+        pretrain.load_checkpoint(file, config, **parts)
+
+
+def test_saved_run_reads_back(tmp_path):
+    module = torch.nn.BatchNorm2d(3).to(torch.bfloat16)
+    log = [{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.0}]
+    pretrain.save_run(tmp_path / "run", module, pretrain.Config(**SETTINGS), log, collapsed=False)
+    weights = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert weights["weight"].dtype == torch.float32
+    assert weights["num_batches_tracked"].dtype == torch.int64
+    assert pd.read_csv(tmp_path / "run" / "log.csv").loss.tolist() == [2, 1]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["collapsed"] is False
+    assert len(list((tmp_path / "run").iterdir())) == 3
+
+
+def test_rows_of_a_cohort():
+    table = pd.DataFrame({"cohort": ["radio", "d1", "radio"]})
+    assert np.array_equal(pretrain.read_rows(table, "radio"), [0, 2])
+    with pytest.raises(ValueError, match=r"'d3'.*\['d1', 'radio'\]"):
+        pretrain.read_rows(table, "d3")

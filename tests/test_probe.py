@@ -1,0 +1,169 @@
+"""The probe: no test patient is seen in training; numbers agree with scikit-learn's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from wspnb import probe
+
+
+def make_slices(n_patients=60, per_patient=4, strength=1.0, seed=0, dim=5):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n_patients) % 3 == 0
+    patients = np.repeat([f"p{i:03d}" for i in range(n_patients)], per_patient)
+    slice_labels = np.repeat(labels, per_patient).astype(int)
+    features = rng.normal(size=(len(patients), dim))
+    features[:, 0] += strength * slice_labels
+    return features, slice_labels, patients
+
+
+def test_every_patient_is_scored_once_and_folds_are_stratified():
+    features, labels, patients = make_slices()
+    scores = probe.cross_validate(features, labels, patients).scores
+    assert sorted(scores.patient) == sorted(set(patients))
+    assert scores.groupby("fold").label.sum().tolist() == [4] * 5
+    assert scores.groupby("fold").size().tolist() == [12] * 5
+
+
+def test_folds_do_not_depend_on_features_or_order_of_slices():
+    features, labels, patients = make_slices()
+    first = probe.cross_validate(features, labels, patients, seed=3)
+    order = np.random.default_rng(1).permutation(len(labels))
+    second = probe.cross_validate(features[order], labels[order], patients[order], seed=3)
+    pd.testing.assert_frame_equal(first.scores, second.scores, rtol=1e-4)
+    other = probe.cross_validate(2 * features + 1, labels, patients, seed=3)
+    assert (first.scores.fold == other.scores.fold).all()
+    assert (
+        first.scores.fold != probe.cross_validate(features, labels, patients, seed=4).scores.fold
+    ).any()
+
+
+def test_held_out_patients_never_reach_scaler_or_regression():
+    """Ruin the features of one fold's patients: the models that score them must stay the same."""
+    features, labels, patients = make_slices(strength=1.0)
+    clean = probe.cross_validate(features, labels, patients)
+    fold_0 = set(clean.scores.patient[clean.scores.fold == 0])
+    victim = min(fold_0)
+    ruined = features.copy()
+    ruined[patients == victim] = 1e6
+    scores = probe.cross_validate(ruined, labels, patients).scores
+    same = (scores.fold == 0) & (scores.patient != victim)
+    assert np.array_equal(scores.score[same], clean.scores.score[same])
+    assert not np.allclose(
+        scores.score[scores.fold == 1], clean.scores.score[clean.scores.fold == 1]
+    )
+
+
+def test_leak_through_slices_of_a_patient_is_closed():
+    """Features that identify the patient exactly, and nothing else, must not predict the label."""
+    _, labels, patients = make_slices(n_patients=60)
+    identity = np.random.default_rng(0).normal(size=(60, 200)).repeat(4, 0)
+    assert 0.3 < probe.cross_validate(identity, labels, patients, C=1.0).mean < 0.7
+
+
+def test_patient_score_is_the_mean_slice_probability_and_fold_auc_scikit_learns():
+    features, labels, patients = make_slices(strength=0.7)
+    result = probe.cross_validate(features, labels, patients, C=0.1)
+    fold = result.scores[result.scores.fold == 2]
+    held_out = np.isin(patients, fold.patient)
+    model = probe.classifier(0.1).fit(features[~held_out], labels[~held_out])
+    for patient, score in zip(fold.patient, fold.score, strict=True):
+        expected = model.predict_proba(features[patients == patient])[:, 1].mean()
+        assert score == pytest.approx(expected, rel=1e-9)
+    assert result.fold_auc[2] == roc_auc_score(fold.label, fold.score)
+    assert result.mean == pytest.approx(np.mean(result.fold_auc))
+    assert result.sd == pytest.approx(np.std(result.fold_auc, ddof=1))
+
+
+def test_signal_and_noise():
+    assert probe.cross_validate(*make_slices(strength=4.0)).mean > 0.99
+    null = [probe.cross_validate(*make_slices(strength=0.0, seed=s)).mean for s in range(8)]
+    assert abs(np.mean(null) - 0.5) < 0.08
+
+
+def test_bad_labels_are_refused():
+    features, labels, patients = make_slices()
+    wrong = labels.copy()
+    wrong[0] = 1 - wrong[0]
+    with pytest.raises(ValueError, match="two labels"):
+        probe.cross_validate(features, wrong, patients)
+    with pytest.raises(ValueError, match="5 folds need 5 patients of each class"):
+        probe.cross_validate(*(a[:40] for a in make_slices()))
+
+
+def test_pairwise_wins_mean_is_the_auc_with_ties():
+    rng = np.random.default_rng(0)
+    labels, scores = rng.integers(0, 2, 50), rng.integers(0, 6, 50) / 5
+    assert probe.pairwise_wins(labels, scores).mean() == pytest.approx(
+        roc_auc_score(labels, scores)
+    )
+
+
+def test_bootstrap_interval_against_a_plain_loop():
+    scores = probe.cross_validate(*make_slices(strength=0.6)).scores
+    rng = np.random.default_rng(1)
+    means = []
+    for _ in range(2000):
+        folds = []
+        for _, fold in scores.groupby("fold"):
+            drawn = [
+                rng.choice(fold.score[fold.label == k], (fold.label == k).sum()) for k in (0, 1)
+            ]
+            labels = np.repeat([0, 1], [len(drawn[0]), len(drawn[1])])
+            folds.append(roc_auc_score(labels, np.concatenate(drawn)))
+        means.append(np.mean(folds))
+    expected = np.quantile(means, [0.025, 0.975])
+    assert probe.bootstrap_interval([scores], n=4000) == pytest.approx(expected, abs=0.015)
+
+
+def test_bootstrap_over_seeds_narrows_only_if_the_seeds_differ():
+    runs = []
+    for seed in range(6):
+        features, labels, patients = make_slices(strength=0.6, seed=seed)
+        runs.append(probe.cross_validate(features, labels, patients).scores)
+    one, same, several = (probe.bootstrap_interval(r) for r in (runs[:1], runs[:1] * 6, runs))
+    assert same == pytest.approx(one, abs=1e-12)
+    assert several[1] - several[0] < 0.8 * (one[1] - one[0])
+    with pytest.raises(ValueError, match="other patients or folds"):
+        probe.bootstrap_interval([runs[0], runs[1].assign(fold=0)])
+
+
+def test_plane_quality_reads_what_is_there():
+    rng = np.random.default_rng(0)
+    _, labels, patients = make_slices(n_patients=50, per_patient=10)
+    positions = np.tile(np.linspace(0, 1, 10), 50)
+    plane = np.stack([positions, labels + 0.1 * rng.normal(size=500)], 1)
+    both = probe.plane_quality(plane, positions, labels, patients)
+    assert both["depth_r2"] > 0.95
+    assert both["class_auc"] > 0.95
+    nothing = probe.plane_quality(rng.normal(size=(500, 2)), positions, labels, patients)
+    assert nothing["depth_r2"] < 0.1
+    assert 0.2 < nothing["class_auc"] < 0.8
+    # a plane of patient identities shows neither depth nor class of a patient never seen
+    identity = rng.normal(size=(50, 2)).repeat(10, 0)
+    assert 0.2 < probe.plane_quality(identity, positions, labels, patients)["class_auc"] < 0.8
+
+
+def test_features_are_read_in_order_and_in_eval_mode(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (7, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+    rows = [5, 0, 3]
+    found = probe.extract_features(encoder, mapped, rows, batch_size=2)
+    with torch.no_grad():
+        expected = encoder(torch.from_numpy(images[rows]).float().div(255)[:, None]).numpy()
+    assert np.allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_encoder_of_an_unfinished_or_other_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run 02_pretrain"):
+        probe.load_encoder(tmp_path, "tiny", "batch", 0)
+    (tmp_path / "encoder.safetensors").touch()
+    (tmp_path / "config.json").write_text('{"backbone": "tiny", "norm": "none", "seed": 0}')
+    with pytest.raises(ValueError, match="'norm': 'none'"):
+        probe.load_encoder(tmp_path, "tiny", "batch", 0)
+    assert not probe.load_encoder(None, "tiny", "batch", 0).training

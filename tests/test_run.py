@@ -1,0 +1,104 @@
+"""The strict runner: what papermill lets pass must fail here, before anything is run or written."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from wspnb import run
+
+PARAMETERS = """steps: int = 3  # number
+rate: float = 0.1  # rate
+name: str = "a"  # name
+flag: bool = True  # flag
+many: list = []  # list"""
+KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+
+
+@pytest.fixture
+def notebook(tmp_path) -> Path:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    cells = [
+        new_code_cell(PARAMETERS),
+        new_code_cell("print(steps, rate, name, flag, many)"),
+        new_code_cell("1 / steps"),
+    ]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), folder / "01_one.ipynb")
+    other = new_code_cell("elsewhere: int = 1  # of the neighbour")
+    other.metadata["tags"] = ["parameters"]
+    nbformat.write(new_notebook(cells=[other], metadata=KERNEL), folder / "02_two.ipynb")
+    return folder / "01_one.ipynb"
+
+
+def test_values_arrive_with_their_types(notebook):
+    pairs = [
+        ["steps", "7"],
+        ["rate", "1e-3"],
+        ["name", "12"],
+        ["flag", "false"],
+        ["many", "[d1, d2]"],
+    ]
+    assert run.gather(notebook, [], pairs) == {
+        "steps": 7,
+        "rate": 0.001,
+        "name": "12",
+        "flag": False,
+        "many": ["d1", "d2"],
+    }
+    assert run.gather(notebook, [], [["rate", "inf"]])["rate"] == float("inf")
+    assert run.gather(notebook, [], [["rate", "2"]])["rate"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("setps", "7"),
+        ("steps", "7.5"),
+        ("steps", "many"),
+        ("steps", "true"),
+        ("rate", "fast"),
+        ("flag", "1"),
+        ("many", "d1"),
+    ],
+)
+def test_unknown_or_ill_typed_pair_is_refused(notebook, name, value):
+    with pytest.raises(ValueError, match=name):
+        run.gather(notebook, [], [[name, value]])
+
+
+def test_file_serves_the_series_but_not_a_typo(notebook, tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("steps: 5\nelsewhere: 2\n")
+    assert run.gather(notebook, [str(file)], []) == {"steps": 5}
+    assert run.gather(notebook, [str(file)], [["steps", "6"]]) == {"steps": 6}
+    file.write_text("setps: 5\n")
+    with pytest.raises(ValueError, match="setps"):
+        run.gather(notebook, [str(file)], [])
+
+
+def test_exit_codes_and_files(notebook, tmp_path, capfd):
+    out = tmp_path / "out" / "one.ipynb"
+    assert run.main([str(notebook), str(out), "-p", "setps", "1"]) == 2
+    assert "has no parameter setps" in capfd.readouterr().err
+    assert not out.parent.exists()
+
+    assert run.main([str(notebook), str(out), "-p", "steps", "0"]) == 1
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert [p.name for p in out.parent.iterdir()] == ["one.failed.ipynb"]
+
+    assert run.main([str(notebook), str(out), "-p", "steps", "4"]) == 0
+    assert [p.name for p in out.parent.iterdir()] == ["one.ipynb"]
+    text = json.loads(out.read_text())["cells"][2]["outputs"][0]["text"]
+    assert "".join(text).startswith("4 0.1 a True []")
+
+
+def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
+    monkeypatch.chdir(notebook.parent)
+    assert run.project_path("runs/x") == tmp_path / "runs" / "x"
+    monkeypatch.chdir(tmp_path)
+    assert run.project_path("runs/x") == tmp_path / "runs" / "x"
+    assert run.project_path("/abs/x") == Path("/abs/x")
