@@ -137,7 +137,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; 0 on success, 2 for a wrong parameter, 1 for a failed notebook, 130 at Ctrl-C."""
+    """Command line; returns 0, 1 (notebook failed), 2 (wrong parameter) or 130 (interrupted)."""
     parser = argparse.ArgumentParser(prog="python -m wspnb.run", description=__doc__)
     parser.add_argument("notebook", type=Path)
     parser.add_argument("out", type=Path)

@@ -26,7 +26,7 @@ class OneSlicePerPatient(Sampler[list[int]]):
     Args:
         patients: patient of each slice, ``(n_slices,)``, any type.
         labels: class of each slice, ``(n_slices,)``, equal for all slices of a patient; missing
-            ones (None, NaN) form a class of their own (*paper silent*); None = one class.
+            ones (None, NaN or -1) form a class of their own (*paper silent*); None = one class.
         batch_size: B, slices in a batch.
         n_batches: number of batches from 0 on, whatever ``start``.
         generator: gives the seed of all batches, drawn once; None = the global generator.
@@ -61,18 +61,14 @@ class OneSlicePerPatient(Sampler[list[int]]):
         if batch_size < 1 or n_batches < 0:
             raise ValueError(f"batch_size={batch_size}, n_batches={n_batches}: need >= 1 and >= 0")
         if len(patient) < batch_size:
-            raise ValueError(
-                f"batch_size={batch_size} but only {len(patient)} slices: lower batch_size"
-            )
+            raise ValueError(f"batch_size={batch_size} but only {len(patient)} slices: lower it")
         if (patient < 0).any():
-            raise ValueError(
-                f"{(patient < 0).sum()} slices have no patient: name the patient of each"
-            )
+            raise ValueError(f"{(patient < 0).sum()} slices without patient: name it for each")
         first = np.unique(patient, return_index=True)[1]
         mixed = np.flatnonzero(label != label[first][patient])
         if len(mixed):
             raise ValueError(
-                f"patient {names[mixed[0]]!r} has slices of different labels: give one per patient"
+                f"patient {names[mixed[0]]} has slices of different labels: give one per patient"
             )
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
-"""Synthetic abdominal CT cohorts with the mechanisms the paper argues from; a demonstration, not evidence about livers.
+"""Synthetic abdominal CT cohorts with the mechanisms the paper argues from.
 
-A hidden severity in [0, 1] causes both the histological stage and the image. The radiologist reads it with noise (weak
-label), its signs show at some depths only, other anatomy imitates them elsewhere, and scanners differ between cohorts.
-Anatomy is painted in millimetres, x to the patient's right, y to the front, z to the head, independent of the pixels.
+A demonstration, not evidence about livers. A hidden severity in [0, 1] causes both the histological
+stage and the image. The radiologist reads it with noise (weak label), its signs show at some depths
+only, other anatomy imitates them elsewhere, and scanners differ between cohorts. Anatomy is painted
+in millimetres, x to the patient's right, y to the front, z to the head, independent of the pixels.
 """
 
 import csv
@@ -29,19 +30,22 @@ from tqdm.auto import tqdm
 VERSION = 1  # of the definition: raise it with every change that alters a voxel or a label
 
 COHORTS = {"radio": 0, "d1": 1, "d2": 2}
-# Patients by class: radiologist's stage none/mild/moderate/severe (P); METAVIR F0-F4, where only F0-F2 = 28 and
+# Patients by class: radiologist's stage none/mild/moderate/severe (P); METAVIR F0-F4, where only
+# F0-F2 = 28 and
 # F3-F4 = 78 are known (P) and the split within them is paper silent; Ishak in five strings (P).
 COUNTS = {"radio": (1880, 385, 415, 119), "d1": (8, 9, 11, 24, 54), "d2": (25, 5, 4, 2, 13)}
 FIRST_POSITIVE = 3  # class >= 3 is label 1 in both histological cohorts (P: F3-F4; Ishak >= 5)
-# Severity at which each class begins. Paper silent: METAVIR in equal steps; Ishak 5-6 lies within F4 (the two
-# binarisations of the paper differ: F3-F4 is advanced fibrosis, Ishak >= 5 is cirrhosis).
+# Severity at which each class begins. Paper silent: METAVIR in equal steps; Ishak 5-6 lies within
+# F4 (the two binarisations of the paper differ: F3-F4 is advanced fibrosis, Ishak >= 5 is
+# cirrhosis).
 STAGES = {"d1": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "d2": (0.0, 0.2, 0.4, 0.8, 0.9, 1.0)}
 # The reading is binary at "mild or worse", put at the border F2 | F3 of severity. Paper silent.
 READING_BORDER = 0.6
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "LAI", "PLS", "SRA")  # as archives hold them
 ORIENTATION_ODDS = (0.25, 0.3, 0.2, 0.08, 0.06, 0.05, 0.03, 0.03)  # paper silent
 LIVER_HEIGHT = 165.0  # mm, template, lower tip to dome
-# Bands of depth (0 tip .. 1 dome of the liver) where each sign shows when depth_dependence = 1. Paper silent.
+# Bands of depth (0 tip .. 1 dome of the liver) where each sign shows when depth_dependence = 1.
+# Paper silent.
 BANDS = {
     "contour": (0.30, 0.60),
     "texture": (0.50, 0.80),
@@ -54,13 +58,21 @@ BANDS = {
 class Phantom:
     """Parameters of the definition; every file of a cohort follows from them."""
 
-    reader_accuracy: float = 0.82  # balanced accuracy of the binary reading against D1's histology, P
+    reader_accuracy: float = (
+        0.82  # balanced accuracy of the binary reading against D1's histology, P
+    )
     sign_strength: float = 1.0  # factor on the disease signs, 0 = none; paper silent
-    depth_dependence: float = 0.8  # 0 = signs at every depth .. 1 = in their bands only; paper silent
+    depth_dependence: float = (
+        0.8  # 0 = signs at every depth .. 1 = in their bands only; paper silent
+    )
     mimicry: float = 1.0  # factor on rough contours and texture without disease; paper silent
-    shift: float = 1.0  # factor on the differences between cohorts (noise, phase, spacing); paper silent
+    shift: float = (
+        1.0  # factor on the differences between cohorts (noise, phase, spacing); paper silent
+    )
     image_size: int = 160  # pixels a side, 32..512; P: 512. Field of view stays about 404 mm
-    pixel_mm: float = 0.79 * 512 / 160  # mm, mean pixel at 160 px = P's 0.79 mm at 512 px; scaled with image_size
+    pixel_mm: float = (
+        0.79 * 512 / 160
+    )  # mm, mean pixel at 160 px = P's 0.79 mm at 512 px; scaled with image_size
     pixel_sd: float = 0.10 / 0.79  # SD of the pixel over its mean, P
     spacing_mm: float = 7.0  # mm, mean slice spacing of the laptop default; P: 3.23
     spacing_sd: float = 1.29 / 3.23  # SD of the spacing over its mean, P
@@ -97,7 +109,7 @@ class Patient(NamedTuple):
     row: dict[str, Any]  # the patient's line of cohort.csv without the two paths
 
 
-# --- who: labels, severity and the radiologist's reading ------------------------------------------------------------
+# --- who: labels, severity and the radiologist's reading ------------------------------------------
 
 
 class Reader(NamedTuple):
@@ -110,12 +122,13 @@ class Reader(NamedTuple):
 
 @lru_cache
 def calibrate_reader(accuracy: float) -> Reader:
-    r"""Noise, borders and population that give the paper's numbers, by numerical integration over severity.
+    r"""Noise, borders and population that give the paper's numbers, by numerical integration.
 
-    The reading is :math:`r = u + s\,\varepsilon`, binary at :math:`r > 0.6`. (1) :math:`s` is solved such that the mean of
-    sensitivity and specificity over D1's severities (uniform within each METAVIR stage) is ``accuracy``. (2) D_radio's
-    severity is Beta(1, b), b solved such that P(r > 0.6) is the paper's share of mild or worse. (3) The borders of
-    moderate and severe are solved for their shares. The distributions of u are paper silent.
+    The reading is :math:`r = u + s\,\varepsilon`, binary at :math:`r > 0.6`. (1) :math:`s` is
+    solved such that the mean of sensitivity and specificity over D1's severities (uniform within
+    each METAVIR stage) is ``accuracy``. (2) D_radio's severity is Beta(1, b), b solved such that
+    P(r > 0.6) is the paper's share of mild or worse. (3) The borders of moderate and severe are
+    solved for their shares. The distributions of u are paper silent.
 
     Args:
         accuracy: balanced accuracy of the binary reading against histology, in (0.5, 1).
@@ -134,14 +147,15 @@ def calibrate_reader(accuracy: float) -> Reader:
         ) / 2
 
     noise = brentq(lambda s: balanced(s) - accuracy, 1e-3, 20)
-    shares = np.cumsum(COUNTS["radio"][:0:-1])[::-1] / sum(COUNTS["radio"])  # mild+, moderate+, severe
+    total = sum(COUNTS["radio"])
+    shares = np.cumsum(COUNTS["radio"][:0:-1])[::-1] / total  # mild or worse, moderate.., severe
 
     def above(border, exponent):
         weights = (1 - grid) ** (exponent - 1)
         return np.average(ndtr((grid - border) / noise), weights=weights)
 
     exponent = brentq(lambda b: above(READING_BORDER, b) - shares[0], 0.05, 60)
-    worse = [brentq(lambda t: above(t, exponent) - share, -9, 90) for share in shares[1:]]  # noqa: B023
+    worse = [brentq(lambda t, s=s: above(t, exponent) - s, -9, 90) for s in shares[1:]]
     return Reader(noise, (READING_BORDER, *worse), exponent)
 
 
@@ -165,7 +179,7 @@ def _check_cohort(cohort):
 
 
 def _shrink(counts: Sequence[int], scale: float, at_least: int) -> np.ndarray:
-    """Counts times scale by largest remainder; each side of FIRST_POSITIVE keeps ``at_least`` patients if it has them."""
+    """Counts times scale by largest remainder; each label keeps ``at_least`` patients."""
     exact = np.array(counts) * scale
     kept = np.floor(exact).astype(int)
     missing = round(exact.sum()) - kept.sum()
@@ -173,20 +187,20 @@ def _shrink(counts: Sequence[int], scale: float, at_least: int) -> np.ndarray:
     if at_least:
         for side in (slice(0, FIRST_POSITIVE), slice(FIRST_POSITIVE, None)):
             while kept[side].sum() < min(at_least, sum(counts[side])):
-                kept[side.start + np.argmax(np.array(counts[side]) - kept[side])] += 1
+                kept[side][np.argmax(np.array(counts[side]) - kept[side])] += 1
     return kept
 
 
 def list_patients(
     phantom: Phantom, scale: float = 0.1, scale_histology: float = 1.0
 ) -> list[tuple[str, int]]:
-    """Cohort and number of every patient to draw; a smaller scale is a subset of a larger one.
+    """Cohort and number of every patient; up to rounding a smaller scale is a subset of a larger.
 
     Args:
         phantom: only the seed matters.
         scale: share of D_radio's 2,799 patients, in (0, 1].
-        scale_histology: share of D1's 106 and D2's 49 patients, in (0, 1]; each label keeps 10 (D1) and 5 (D2) patients, so
-            that five folds exist.
+        scale_histology: share of D1's 106 and D2's 49 patients, in (0, 1]; each label keeps 10 (D1)
+            and 5 (D2) patients, so that five folds exist.
 
     Raises:
         ValueError: if a scale is outside (0, 1].
@@ -212,7 +226,7 @@ def describe_patient(phantom: Phantom, cohort: str, number: int) -> dict[str, An
 
 
 def _latent(phantom: Phantom, cohort: str, number: int, rng: np.random.Generator):
-    """(class, severity, reading) of a patient; D_radio's severity is drawn given its reading, by rejection."""
+    """(class, severity, reading); D_radio's severity is drawn given its reading, by rejection."""
     classes = _classes(cohort, phantom.seed)
     if not 0 <= number < len(classes):
         raise ValueError(f"patient {number} of cohort {cohort}: numbers run 0..{len(classes) - 1}")
@@ -228,7 +242,7 @@ def _latent(phantom: Phantom, cohort: str, number: int, rng: np.random.Generator
             return label, float(severity[fits[0]]), label
 
 
-# --- what: one patient's anatomy, in template millimetres -------------------------------------------------------------
+# --- what: one patient's anatomy, in template millimetres -----------------------------------------
 
 
 def _clipped(rng, mean, sd, low=-2.0, high=2.0):
@@ -237,7 +251,7 @@ def _clipped(rng, mean, sd, low=-2.0, high=2.0):
 
 
 def _acquisition(phantom: Phantom, cohort: str, rng) -> dict[str, Any]:
-    """Scanner, phase and spacing. radio: five scanners of several centres; d1: one; d2: an older public archive."""
+    """Scanner, phase, spacing. radio: five scanners; d1: one centre; d2: an older archive."""
     shift = phantom.shift
     scanner = int(rng.integers(5))
     noise = (0.75, 0.9, 1.0, 1.15, 1.3)[scanner] * _clipped(rng, 1, 0.12)
@@ -266,8 +280,9 @@ def _acquisition(phantom: Phantom, cohort: str, rng) -> dict[str, Any]:
 def _signs(phantom: Phantom, severity: float, rng) -> dict[str, float]:
     """Strength of each sign and each mimic in this patient.
 
-    Strength = sign_strength x logistic((u - 0.58) / 0.07) x expression; expression is 0.15 (hardly shown) with odds 0.15, else
-    uniform in 0.65..1.15. Mimics do not depend on severity. Paper silent.
+    Strength = sign_strength x logistic((u - 0.58) / 0.07) x expression; expression is 0.15 (hardly
+    shown) with odds 0.15, else uniform in 0.65..1.15. Mimics do not depend on severity. Paper
+    silent.
     """
     growth = 1 / (1 + np.exp(-(severity - 0.58) / 0.07))
     signs = {}
@@ -291,17 +306,41 @@ def _sample(phantom: Phantom, cohort: str, number: int):
 
     size = _clipped(rng, 0, 1)  # habitus: thin .. big
     a["scale"] = np.array(
-        [_clipped(rng, 1 + 0.035 * size, 0.03), _clipped(rng, 1 + 0.04 * size, 0.03), _clipped(rng, 1, 0.06)]
+        [
+            _clipped(rng, 1 + 0.035 * size, 0.03),
+            _clipped(rng, 1 + 0.04 * size, 0.03),
+            _clipped(rng, 1, 0.06),
+        ]
     )
-    a["fat"] = np.clip([18 + 8 * size, 20 + 9 * size], 5, 45) * rng.uniform(0.7, 1.3, 2)  # mm: sides, front
+    a["fat"] = np.clip([18 + 8 * size, 20 + 9 * size], 5, 45) * rng.uniform(
+        0.7, 1.3, 2
+    )  # mm: sides, front
     a["turn"] = _clipped(rng, 0, 0.04)  # rad
     a["centre"] = rng.normal(0, 6, 2)  # mm, of the patient in the field of view
     a["breath"] = _clipped(rng, 0, 9)  # mm, diaphragm against skeleton
     a["jitter"] = {
         name: rng.normal(0, 1, 3).clip(-2, 2) * 4
-        for name in ("liver", "left", "spleen", "kidney_r", "kidney_l", "stomach", "gallbladder", "heart")
+        for name in (
+            "liver",
+            "left",
+            "spleen",
+            "kidney_r",
+            "kidney_l",
+            "stomach",
+            "gallbladder",
+            "heart",
+        )
     }
-    for name in ("liver", "left", "spleen", "kidney_r", "kidney_l", "stomach", "gallbladder", "caudate"):
+    for name in (
+        "liver",
+        "left",
+        "spleen",
+        "kidney_r",
+        "kidney_l",
+        "stomach",
+        "gallbladder",
+        "caudate",
+    ):
         a[f"size_{name}"] = np.exp(rng.normal(0, 0.07) + rng.normal(0, 0.05, 3)).clip(0.78, 1.3)
     a["size_liver"][2] = np.clip(a["size_liver"][2], 0.9, 1.1)
     a["gas_level"], a["stomach_full"] = rng.uniform(15, 50), rng.uniform(0.75, 1.15)
@@ -312,7 +351,8 @@ def _sample(phantom: Phantom, cohort: str, number: int):
     a["disc_phase"], a["texture_size"] = rng.uniform(0, 34), rng.uniform(6.0, 8.5)
     phase = a["phase"]
     a["hu"] = {
-        "liver": _clipped(rng, 110 + 5 * phase, 9) - (18 * rng.random() if rng.random() < 0.25 else 0),
+        "liver": _clipped(rng, 110 + 5 * phase, 9)
+        - (18 * rng.random() if rng.random() < 0.25 else 0),
         "spleen": _clipped(rng, 122 - 5 * phase, 7),
         "aorta": _clipped(rng, 155 - 22 * phase, 8),
         "cava": _clipped(rng, 135 + 8 * phase, 8),
@@ -327,14 +367,19 @@ def _sample(phantom: Phantom, cohort: str, number: int):
 
     body = 2 * (154 + a["fat"][0]) * a["scale"][0]  # mm, width
     pixel = phantom.pixel_mm * 160 / phantom.image_size
-    spread = 0.8 * size + 0.6 * np.clip(rng.standard_normal(), -2, 2)  # the operator fits the field to the body
+    spread = 0.8 * size + 0.6 * np.clip(
+        rng.standard_normal(), -2, 2
+    )  # the operator fits the field to the body
     pixel *= 1 + phantom.pixel_sd * spread
     a["pixel_mm"] = float(max(pixel, (body + 8) / phantom.image_size))
-    below, above = rng.uniform(8, 28, 2)  # mm beyond the liver
-    bottom, top = -below, LIVER_HEIGHT * a["scale"][2] + above
-    a["z"] = np.arange(bottom + rng.uniform(0, 1) * a["spacing_mm"], top, a["spacing_mm"])
+    below, above = rng.uniform((14, 10), (28, 24))  # mm beyond the liver, and up to a slice more
+    bottom = -below - rng.uniform(0, 1) * a["spacing_mm"]
+    top = LIVER_HEIGHT * a["scale"][2] + above + 0.7 * a["spacing_mm"]
+    a["z"] = np.arange(bottom, top, a["spacing_mm"])
     a["orientation"] = str(rng.choice(ORIENTATIONS, p=ORIENTATION_ODDS))
-    a["origin"] = np.array([*rng.normal(0, 15, 2), rng.uniform(-900, 200)]).round(2)  # mm, of the table
+    a["origin"] = np.array([*rng.normal(0, 15, 2), rng.uniform(-900, 200)]).round(
+        2
+    )  # mm, of the table
 
     histology = cohort != "radio"
     row = {
@@ -354,7 +399,9 @@ def _sample(phantom: Phantom, cohort: str, number: int):
         "true_severity": round(severity, 4),
         "true_contour": round(signs["contour"] + signs["base_contour"], 4),
         "true_texture": round(signs["texture"] + signs["base_texture"], 4),
-        "true_spleen": round(float(np.prod(a["size_spleen"][:2]) ** 0.5) * _spleen(signs["spleen"]), 4),
+        "true_spleen": round(
+            float(np.prod(a["size_spleen"][:2]) ** 0.5) * _spleen(signs["spleen"]), 4
+        ),
         "true_caudate": round(
             float(np.prod(a["size_caudate"][:2]) ** 0.5) * _caudate(signs["caudate"]), 4
         ),
@@ -364,17 +411,20 @@ def _sample(phantom: Phantom, cohort: str, number: int):
 
 def _spleen(sign):
     """In-plane factor on the spleen's size."""
-    return 1 + 0.26 * sign
+    return 1 + 0.41 * sign
 
 
 def _caudate(sign):
     """In-plane factor on the caudate's size."""
-    return 1 + 0.4 * sign
+    return 1 + 0.57 * sign
 
 
-# --- how: painting ------------------------------------------------------------------------------------------------------
+# --- how: painting --------------------------------------------------------------------------------
 
-LOW, HIGH = np.array([-60.0, -260.0, -260.0]), np.array([260.0, 260.0, 260.0])  # mm, reach of fields: z, y, x
+LOW, HIGH = (
+    np.array([-60.0, -260.0, -260.0]),
+    np.array([260.0, 260.0, 260.0]),
+)  # mm, reach of fields: z, y, x
 
 
 def _field(rng, knot: float) -> tuple[np.ndarray, float]:
@@ -384,7 +434,10 @@ def _field(rng, knot: float) -> tuple[np.ndarray, float]:
 
 
 def _evaluate(field, axes) -> np.ndarray:
-    """The field (mean 0, SD about 1) on the grid of three axes (z, y, x), mm; no BLAS, so bits do not depend on threads."""
+    """The field (mean 0, SD about 1) on the grid of axes (z, y, x), mm.
+
+    No BLAS: the bits do not depend on the number of threads.
+    """
     values, knot = field
     steps = [
         np.clip((axis - low) / knot, 0, n - 4.001)
@@ -409,8 +462,8 @@ def _evaluate(field, axes) -> np.ndarray:
 def _draw_fields(rng, texture_size: float) -> dict[str, tuple]:
     """All random fields of a patient, independent of pixels and slices."""
     knots = {
-        "warp_x": 48, "warp_y": 48, "warp_z": 60, "shape": 26, "bowel": 15, "gas": 22, "stranding": 9,
-        "contour": 8, "texture": texture_size,
+        "warp_x": 48, "warp_y": 48, "warp_z": 60, "shape": 26, "bowel": 15, "gas": 22,
+        "stranding": 9, "contour": 8, "texture": texture_size,
     }  # fmt: skip
     return {name: _field(rng, knot) for name, knot in knots.items()}
 
@@ -440,7 +493,7 @@ def _meet(a, b, soft):
 
 
 class _Slab:
-    """Some slices being painted: HU, and the (warped) template position of each voxel, axes (z, y, x)."""
+    """Some slices being painted: HU, and the (warped) template position of each, axes (z, y, x)."""
 
     def __init__(self, axes, position, edge):
         self.axes, self.position, self.edge = axes, position, edge
@@ -457,7 +510,7 @@ class _Slab:
         return tuple(box)
 
     def ellipsoid(self, box, centre, radii):
-        """Signed distance to an ellipsoid to first order, mm, positive inside; a radius None is infinite."""
+        """Signed distance to an ellipsoid to first order, mm, positive inside; None: infinite."""
         level, slope = np.float32(1), np.float32(1e-6)
         for position, c, r in zip(self.position, centre, radii, strict=True):
             if r is not None:
@@ -505,7 +558,10 @@ THICK = 200_000  # pixels painted at once: bounds the memory and stays in the pr
 
 
 def _paint(a, fields, axes, edge):
-    """HU without noise and liver cover of some slices; axes (z, y, x) in template mm. Positions and sizes: paper silent."""
+    """HU without noise and the liver's cover of some slices; axes (z, y, x) in template mm.
+
+    Positions, sizes and HU are those of an adult in the portal-venous phase; paper silent.
+    """
     x, y = np.float32(axes[2])[None, None], np.float32(axes[1])[None, :, None]
     z = np.float32(axes[0])[:, None, None]
     cos, sin = np.float32(np.cos(a["turn"])), np.float32(np.sin(a["turn"]))
@@ -520,18 +576,24 @@ def _paint(a, fields, axes, edge):
     # Wall: skin, fat, muscle, ribs, spine.
     stranding = _evaluate(fields["stranding"], axes)
     cavity = slab.ellipsoid(ALL, (0, 4, 0), (140, 90, None)) + 1.5 * shape
-    squarish = np.minimum((X / 165) ** 2 * (Y / 125) ** 2, 0.3) * 40  # fuller than an ellipse at the flanks
+    squarish = (X / 165) ** 2 * (Y / 125) ** 2
+    squarish = 14 * squarish / (squarish + np.float32(0.3))  # fuller than an ellipse at the flanks
     sides, front = a["fat"]
-    body = slab.ellipsoid(ALL, (0, (front - 14) / 2, 0), (154 + sides, 113 + (front + 14) / 2, None))
+    body = slab.ellipsoid(
+        ALL, (0, (front - 14) / 2, 0), (154 + sides, 113 + (front + 14) / 2, None)
+    )
     body = body + squarish
-    slab.paint(ALL, _meet(-np.abs(Y + 132 + (X / 110) ** 2 * -14) + 2.5, 200 - np.abs(X), 1), -350)  # table
+    slab.paint(
+        ALL, _meet(-np.abs(Y + 132 + (X / 110) ** 2 * -14) + 2.5, 200 - np.abs(X), 1), -350
+    )  # table
     slab.paint(ALL, body, 10)  # skin
     slab.paint(ALL, body - 2, hu["fat"] + 3 * stranding)
     wall = np.minimum(cavity + 14 + 2 * shape, body - 5)
     slab.paint(ALL, wall, hu["muscle"])
     slab.paint(ALL, 1.2 - np.abs(cavity + 8.5 + 2 * shape), -20)  # fat between the layers
     back = np.maximum(
-        slab.ellipsoid(ALL, (36, -92, 0), (32, 20, None)), slab.ellipsoid(ALL, (-36, -92, 0), (32, 20, None))
+        slab.ellipsoid(ALL, (36, -92, 0), (32, 20, None)),
+        slab.ellipsoid(ALL, (-36, -92, 0), (32, 20, None)),
     )
     slab.paint(ALL, np.minimum(back, body - 6) + 1.5 * shape, hu["muscle"] + 4 * stranding - 4)
     # Diaphragm: two domes; below it the belly, above it the lungs.
@@ -549,7 +611,9 @@ def _paint(a, fields, axes, edge):
     slab.paint(ALL, diaphragm, hu["muscle"], dome_edge)
     centre = np.array([-24, 42, 178 + breath]) + jitter["heart"]
     if box := slab.near(centre, (66, 52, 46)):
-        heart = _meet(slab.ellipsoid(box, centre, (66, 52, 46)) + 2 * shape[box], -under[box] - 2, 4)
+        heart = _meet(
+            slab.ellipsoid(box, centre, (66, 52, 46)) + 2 * shape[box], -under[box] - 2, 4
+        )
         slab.paint(box, heart, hu["fat"] + 15)
         slab.paint(box, heart - 4, 95 + 25 * (warp["warp_z"][box] > 0), 6)
     _paint_bones(a, slab, cavity, body, stranding)
@@ -584,7 +648,9 @@ def _paint(a, fields, axes, edge):
     slab.paint_tube((9, -6, -60), (13, 0, 64), (5.5, 6.5), hu["portal"])
     slab.paint_tube((-8, -22, 84), (-8, -6, 88), (4, 4), hu["aorta"])  # coeliac trunk
     _paint_left_side(a, slab, kidneys["kidney_l"], cavity, under, shape, stranding)
-    liver = _paint_liver(a, slab, fields, kidneys["kidney_r"], cavity, under, shape, stranding, dome_edge)
+    liver = _paint_liver(
+        a, slab, fields, kidneys["kidney_r"], cavity, under, shape, stranding, dome_edge
+    )
     return slab.hu, liver
 
 
@@ -592,7 +658,10 @@ def _paint_bones(a, slab, cavity, body, stranding):
     X, Y, Z = slab.position
     bone, edge = a["hu"]["bone"], slab.edge
     turn = np.clip((Y + 80) / 170, 0, 1)  # 0 back .. 1 front
-    along = np.mod(Z + a["breath"] / 3 + 100 * turn + a["rib_phase"] + 400, a["rib_pitch"]) - a["rib_pitch"] / 2
+    along = (
+        np.mod(Z + a["breath"] / 3 + 100 * turn + a["rib_phase"] + 400, a["rib_pitch"])
+        - a["rib_pitch"] / 2
+    )
     rib = (1 - ((cavity + 6.5) / 5.0) ** 2 - (along / 7.0) ** 2) * 2.5
     rib = np.minimum(rib, (Z - 5 - 80 * turn**2) * 0.5)
     rib = np.minimum(rib, body - 8)
@@ -603,14 +672,18 @@ def _paint_bones(a, slab, cavity, body, stranding):
         Xb, Yb, Zb = X[box], Y[box], Z[box]
         level = np.mod(Zb + a["disc_phase"] + 340, 34) - 17  # mm from the middle of the vertebra
         disc = np.clip((np.abs(level) - 13) / 2, 0, 1)
-        vertebra = slab.ellipsoid(box, (0, -60, 0), (22, 17.5, None)) + 0.8 * (np.abs(level) / 17) ** 2
+        vertebra = (
+            slab.ellipsoid(box, (0, -60, 0), (22, 17.5, None)) + 0.8 * (np.abs(level) / 17) ** 2
+        )
         slab.paint(box, vertebra, (bone + 190) * (1 - disc) + 95 * disc)
         marrow = (bone - 10 + 22 * stranding[box]) * (1 - disc) + 90 * disc
         slab.paint(box, vertebra - 2.5, marrow)
         arch = slab.ellipsoid(box, (0, -86, 0), (19, 13, None))
         spine = _meet(4.5 - np.abs(Xb) * 1.0, _meet(-92 - Yb, Yb + 113, 2), 2)
         transverse = _meet(4.5 - np.abs(Yb + 82), _meet(36 - np.abs(Xb), 7 - np.abs(level), 2), 2)
-        bony = np.maximum(np.maximum(arch, transverse), spine - np.maximum(np.abs(level + 6) - 11, 0))
+        bony = np.maximum(
+            np.maximum(arch, transverse), spine - np.maximum(np.abs(level + 6) - 11, 0)
+        )
         slab.paint(box, bony, bone + 130)
         slab.paint(box, slab.ellipsoid(box, (0, -83, 0), (10, 8, None)), 25)  # canal
         slab.paint(box, slab.ellipsoid(box, (0, -83, 0), (5.5, 4.5, None)), 45, 2 * edge)
@@ -621,13 +694,19 @@ def _paint_bowel(a, slab, fields, axes, cavity, under, stranding, shape):
     X, Y, Z = slab.position
     if axes[0].min() < 95:
         loops = _evaluate(fields["bowel"], axes)
-        region = _meet(_meet(cavity - 5, 74 - Z + 0.15 * Y, 6), Y + 22 - 0.0012 * X**2 + 4 * shape, 6)
+        region = _meet(
+            _meet(cavity - 5, 74 - Z + 0.15 * Y, 6), Y + 22 - 0.0012 * X**2 + 4 * shape, 6
+        )
         bowel = np.minimum((0.62 - np.abs(loops)) * 12, region)
         gas = np.minimum((_evaluate(fields["gas"], axes) - 1.1) * 10, Y - 30)
         slab.paint(ALL, bowel, 80)
         slab.paint(ALL, bowel - 2.5, 25 + 12 * stranding)
         slab.paint(ALL, np.minimum(bowel - 3, gas), -850)
-    for centre, radii in (((92, 18, -12), (23, 25, 36)), ((-104, 8, 40), (18, 20, 44)), ((0, 68, 12), (80, 15, 17))):
+    for centre, radii in (
+        ((92, 18, -12), (23, 25, 36)),
+        ((-104, 8, 40), (18, 20, 44)),
+        ((0, 68, 12), (80, 15, 17)),
+    ):
         if box := slab.near(centre, radii):
             colon = slab.ellipsoid(box, centre, radii) + 4 * shape[box]
             colon = _meet(colon, _meet(cavity[box] - 4, under[box] - 4, 3), 4)
@@ -640,16 +719,16 @@ def _paint_bowel(a, slab, fields, axes, cavity, under, stranding, shape):
 def _paint_left_side(a, slab, kidney, cavity, under, shape, stranding):
     """Pancreas, stomach, spleen and its vein."""
     hu, jitter = a["hu"], a["jitter"]
-    X, Y, Z = slab.position
+    Y, Z = slab.position[1:]
     slab.paint_tube((28, 8, 58), (6, 16, 70), (14, 11), 98)
     slab.paint_tube((6, 16, 70), (-78, -18, 96), (11, 9), 98)
     slab.paint_tube((13, 2, 66), (-82, -26, 98), (5, 4), hu["portal"])
     centre = np.array([-52, 14, 104]) + jitter["stomach"] * (1, 1, 2)
-    if box := slab.near(centre + (20, 10, -10), (85, 70, 75)):
+    if box := slab.near(np.add(centre, (20, 10, -10)), (85, 70, 75)):
         full = a["stomach_full"] * a["size_stomach"]
-        fundus = slab.ellipsoid(box, centre + (-6, -22, 24), np.array([36, 34, 32]) * full)
-        corpus = slab.ellipsoid(box, centre + (-2, 22, -8), np.array([34, 30, 42]) * full)
-        antrum = slab.ellipsoid(box, centre + (40, 40, -38), np.array([38, 18, 19]) * full)
+        fundus = slab.ellipsoid(box, np.add(centre, (-6, -22, 24)), np.array([36, 34, 32]) * full)
+        corpus = slab.ellipsoid(box, np.add(centre, (-2, 22, -8)), np.array([34, 30, 42]) * full)
+        antrum = slab.ellipsoid(box, np.add(centre, (40, 40, -38)), np.array([38, 18, 19]) * full)
         stomach = _join(_join(fundus, corpus, 10), antrum, 10) + 3 * shape[box]
         stomach = _meet(stomach, _meet(cavity[box] - 4, under[box] - 4, 4), 5)
         slab.paint(box, stomach, 85)
@@ -661,8 +740,12 @@ def _paint_left_side(a, slab, kidney, cavity, under, shape, stranding):
     radii = np.array([30, 46, 50]) * a["size_spleen"]
     if box := slab.near(centre, radii * 1.5):
         grow = 1 + (_spleen(a["signs"]["spleen"]) - 1) * spleen_weight[box]
-        spleen = slab.ellipsoid(box, tuple(centre + (4, 2, 0)), (radii[0] * grow, radii[1] * grow, radii[2] * (0.5 + grow / 2)))
-        hilum = slab.ellipsoid(box, tuple(centre + (34, 22, -4)), (24, 26, 40))
+        spleen = slab.ellipsoid(
+            box,
+            np.add(centre, (4, 2, 0)),
+            (radii[0] * grow, radii[1] * grow, radii[2] * (0.5 + grow / 2)),
+        )
+        hilum = slab.ellipsoid(box, np.add(centre, (34, 22, -4)), (24, 26, 40))
         spleen = _meet(spleen + 2 * shape[box], -hilum, 5)
         spleen = _meet(spleen, _meet(cavity[box] - 3, under[box] - 2, 3), 4)
         centre_k, radii_k = kidney
@@ -671,7 +754,7 @@ def _paint_left_side(a, slab, kidney, cavity, under, shape, stranding):
 
 
 def _paint_liver(a, slab, fields, kidney, cavity, under, shape, stranding, dome_edge):
-    """Right lobe, left lobe and caudate with contour and texture; returns the liver's cover of the slab."""
+    """Right lobe, left lobe and caudate, their signs and mimics; returns the liver's cover."""
     hu, jitter, signs = a["hu"], a["jitter"], a["signs"]
     cover = np.zeros_like(slab.hu)
     box = slab.near((35, 5, 85), (125, 95, 95))
@@ -680,21 +763,27 @@ def _paint_liver(a, slab, fields, kidney, cavity, under, shape, stranding, dome_
     X, Y, Z = (p[box] for p in slab.position)
     local, axes = shape[box], [axis[index] for axis, index in zip(slab.axes, box, strict=True)]
     depth = Z / np.float32(LIVER_HEIGHT)
-    weights = {name: np.float32(a["weight"](name, depth)) for name in ("contour", "texture", "caudate")}
+    weights = {
+        name: np.float32(a["weight"](name, depth)) for name in ("contour", "texture", "caudate")
+    }
     caudate_sign = signs["caudate"] * weights["caudate"]
 
     size = a["size_liver"]
     lean = np.float32(0.16) * (80 - Z)
     dx, dy, dz = jitter["liver"] * (1, 1, 0)
     right = slab.ellipsoid(
-        box, (66 + dx + lean, -4 + dy - lean * 0.4, 78 + dz), (82 * size[0] * (1 - 0.12 * caudate_sign), 86 * size[1], 92 * size[2])
+        box,
+        (66 + dx + lean, -4 + dy - lean * 0.4, 83 + dz),
+        (82 * size[0] * (1 - 0.18 * caudate_sign), 86 * size[1], 84 * size[2]),
     )
     visceral = (Z - (86 - 0.95 * X) + 0.25 * (Y - 10) + 5 * local) * 0.7  # the oblique lower face
     right = _meet(right, visceral, 8)
     lobe = a["size_left"]
     reach = a["lobe_left"]
     left = slab.ellipsoid(
-        box, (-2 + reach + jitter["left"][0], 46 + jitter["left"][1], 110), (74 * lobe[0], (37 + 0.12 * X) * lobe[1], 46 * lobe[2])
+        box,
+        (-2 + reach + jitter["left"][0], 46 + jitter["left"][1], 110),
+        (74 * lobe[0], (37 + 0.12 * X) * lobe[1], 46 * lobe[2]),
     )
     liver = _join(right, left, 8)
     # Clefts: porta, ligaments, gallbladder, vena cava, spine, kidney.
@@ -706,7 +795,11 @@ def _paint_liver(a, slab, fields, kidney, cavity, under, shape, stranding, dome_
     liver = _meet(_meet(liver, -sheet, 2), -ligament, 4)
     liver = _meet(liver, -slab.ellipsoid(box, (-4, -50, 0), (34, 36, None)), 5)
     big, factor = a["size_caudate"], 1 + (_caudate(1.0) - 1) * caudate_sign
-    caudate = slab.ellipsoid(box, (14, 0 + 3 * (factor - 1), 104), (17 * big[0] * factor, 15 * big[1] * factor, 26 * big[2]))
+    caudate = slab.ellipsoid(
+        box,
+        (14, 0 + 3 * (factor - 1), 104),
+        (17 * big[0] * factor, 15 * big[1] * factor, 26 * big[2]),
+    )
     liver = _join(liver, caudate, 3)
     cava = slab.tube(box, (20, -24, 60), (22, -18, 160), (12, 12))
     liver = _meet(liver, -cava, 2)
@@ -717,19 +810,22 @@ def _paint_liver(a, slab, fields, kidney, cavity, under, shape, stranding, dome_
     if a["gallbladder"]:
         liver = _meet(liver, -bladder - 0.5, 3)
 
-    # Contour: rounded nodules with sharp valleys. The mimics use the same field, so only depth tells them apart.
+    # Contour: rounded nodules, sharp valleys. Mimics use the same field: only depth tells them
+    #     apart.
     nodules = np.abs(_evaluate(fields["contour"], axes)) - np.float32(0.8)
     low, high = _band(depth, -1, 0.27), _band(depth, 0.68, 2)
     rough = signs["contour"] * weights["contour"] + signs["base_contour"]
     rough = rough + signs["mimic_contour_low"] * low + signs["mimic_contour_high"] * high
-    liver = liver + 2.0 * local + 4.0 * rough * nodules
-    room = _meet(cavity[box] - 3, under[box] - 2.5, 4) + 1.5 * np.minimum(rough * nodules, 0)
+    liver = liver + 2.0 * local + 5.7 * rough * nodules
+    room = _meet(cavity[box] - 3, under[box] - 2.5, 4) + 3.4 * np.minimum(rough * nodules, 0)
     liver = _meet(liver, room, 4)
 
     grain = np.abs(_evaluate(fields["texture"], axes)) - np.float32(0.8)
     coarse = signs["texture"] * weights["texture"] + signs["base_texture"]
     coarse = coarse + signs["mimic_texture"] * _band(depth, -1, 0.42)
-    inside = slab.paint(box, liver, hu["liver"] + 16 * coarse * grain + 1.5 * local, max(slab.edge, 0.4 * dome_edge))
+    inside = slab.paint(
+        box, liver, hu["liver"] + 30 * coarse * grain + 1.5 * local, max(slab.edge, 0.4 * dome_edge)
+    )
     before = slab.hu[box].copy()
     _paint_vessels(a, slab)
     slab.hu[box] = before + inside * (slab.hu[box] - before)  # vessels stay within the liver
@@ -767,7 +863,7 @@ def _paint_vessels(a, slab):
         slab.paint_tube(start, end, radii, hu)
 
 
-# --- the scan -----------------------------------------------------------------------------------------------------------
+# --- the scan -------------------------------------------------------------------------------------
 
 
 def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
@@ -792,7 +888,7 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
     x, y = (in_plane + a["centre"][0]) / scale[0], (in_plane + a["centre"][1]) / scale[1]
     hu, mask = np.empty((n, size, size), np.int16), np.zeros((n, size, size), np.uint8)
     edge = max(1.2 * pixel, 1.2)
-    thick = max(1, THICK // size**2)  # slices at once: bounds the memory
+    thick = max(4, THICK // size**2)  # slices at once
     kept = (np.abs(y - a["fat"][1] / 2 + 20) < 145 + a["fat"][1] / 2, np.abs(x) < 172 + a["fat"][0])
     inner = tuple(slice(i[0], i[-1] + 1) for i in map(np.flatnonzero, kept))  # the rest is air
     for start in range(0, n, thick):
@@ -805,25 +901,29 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
         mask[part][:, *inner] = liver > 0.5
 
     affine = np.diag([pixel, pixel, a["spacing_mm"], 1.0])
-    affine[:3, 3] = [in_plane[0] + a["origin"][0], in_plane[0] + a["origin"][1], a["z"][0] + a["origin"][2]]
+    affine[:3, 3] = [
+        in_plane[0] + a["origin"][0],
+        in_plane[0] + a["origin"][1],
+        a["z"][0] + a["origin"][2],
+    ]
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(a["orientation"]))
     stored = [nib.orientations.apply_orientation(v.transpose(2, 1, 0), turn) for v in (hu, mask)]
     return Patient(*stored, affine @ inv_ornt_aff(turn, (size, size, n)), row)
 
 
 def _noise(rng, shape, neighbour):
-    """Noise of SD 1, correlated within each slice by the kernel (neighbour, 1, neighbour) along both axes."""
+    """Noise of SD 1, correlated in each slice by the kernel (neighbour, 1, neighbour) twice."""
     white = rng.standard_normal((shape[0], shape[1] + 2, shape[2] + 2), dtype=np.float32)
     weight, norm = np.float32(neighbour), np.float32(1 + 2 * neighbour**2)
     rows = white[:, 1:-1] + weight * (white[:, :-2] + white[:, 2:])
     return (rows[..., 1:-1] + weight * (rows[..., :-2] + rows[..., 2:])) / norm
 
 
-# --- the cohort on disk ---------------------------------------------------------------------------------------------------
+# --- the cohort on disk ---------------------------------------------------------------------------
 
 
 def _write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """NIfTI, gzipped without name or date so that equal images are equal files, under a temporary name first."""
+    """NIfTI, gzipped without name or date: equal images are equal files. Temporary name first."""
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, 1)
@@ -866,11 +966,12 @@ def make_phantom(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write the cohorts radio, d1 and d2 as NIfTI volumes with liver masks and a cohort table; resumes where it stopped.
+    """Write the cohorts radio, d1 and d2 as NIfTI with liver masks and a table; resumes.
 
-    ``folder`` receives volumes/PATIENT.nii.gz (int16 HU, varying orientation), masks/PATIENT.nii.gz (liver = 1), phantom.json
-    (every parameter) and, last, cohort.csv. Files that exist are kept, since phantom.json guards their definition. Columns
-    that begin with ``true_`` are hidden causes, for audits only.
+    ``folder`` receives volumes/PATIENT.nii.gz (int16 HU, varying orientation), masks/PATIENT.nii.gz
+    (liver = 1), phantom.json (every parameter) and, last, cohort.csv. Files that exist are kept,
+    since phantom.json guards their definition. Columns that begin with ``true_`` are hidden causes,
+    for audits only.
 
     Args:
         folder: made if missing; one definition per folder, any scale.
@@ -934,10 +1035,14 @@ def _claim(folder: Path, definition: dict[str, Any]) -> None:
         ]
         if changed:
             raise ValueError(
-                f"{note}: the folder holds another phantom ({'; '.join(changed)}): choose another folder or delete this one"
+                f"{note}: the folder holds another phantom ({'; '.join(changed)}): "
+                "choose another folder or delete this one"
             )
     elif any((folder / "volumes").glob("*.nii.gz")):
-        raise ValueError(f"{note}: missing beside volumes of unknown definition: choose another folder or delete this one")
+        raise ValueError(
+            f"{note}: missing beside volumes of unknown definition: "
+            "choose another folder or delete this one"
+        )
     for part in ("volumes", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     _write_text(note, json.dumps(definition, indent=1) + "\n")

@@ -1,0 +1,277 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
+
+from wspnb.kernels import gaussian, pair_kernel, same_label
+from wspnb.losses import DENOMINATORS, contrastive_loss
+
+DOUBLE = torch.float64
+
+
+def batch(n, dim, seed=0):
+    """Two views, labels and positions of n slices."""
+    generator = torch.Generator().manual_seed(seed)
+    view_1, view_2 = torch.randn(2, n, dim, dtype=DOUBLE, generator=generator)
+    labels = torch.randint(3, (n,), generator=generator)
+    return view_1, view_2, labels, torch.rand(n, dtype=DOUBLE, generator=generator)
+
+
+def naive_loss(view_1, view_2, kernel, temperature, denominator="all", normalise="row"):
+    """The equation, pair by pair, in Python numbers."""
+    views = [v / v.norm() for v in torch.cat([view_1, view_2])]
+    n = len(kernel)
+    m = 2 * n
+    s = [[float(views[t] @ views[j]) / temperature for j in range(m)] for t in range(m)]
+    w = [[float(kernel[t % n, i % n]) if i != t else 0.0 for i in range(m)] for t in range(m)]
+    total = 0.0
+    for t in range(m):
+        for i in range(m):
+            if i == t or w[t][i] == 0:
+                continue
+            left_out = {"all": {t}, "others": {i, t}, "printed": {i}}[denominator]
+            weight = w[t][i] / sum(w[t] if normalise == "row" else w[i])
+            below = math.fsum(math.exp(s[t][j]) for j in range(m) if j not in left_out)
+            total -= weight * (s[t][i] - math.log(below))
+    return total / m
+
+
+@pytest.mark.parametrize("n, dim", [(2, 3), (5, 2), (9, 16)])
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+@pytest.mark.parametrize("sigma", [0.02, 0.1, math.inf])
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalise", ["row", "column"])
+def test_naive_double_loop(n, dim, temperature, sigma, denominator, normalise):
+    view_1, view_2, labels, positions = batch(n, dim, seed=n)
+    options = {"denominator": denominator, "normalise": normalise}
+    kernel = pair_kernel("wsp", labels, positions, sigma)
+    expected = naive_loss(view_1, view_2, kernel, temperature, **options)
+    fast = contrastive_loss(view_1, view_2, kernel, temperature, **options)
+    assert fast.dtype == DOUBLE
+    assert fast.item() == pytest.approx(expected, rel=1e-12)
+    single = contrastive_loss(view_1.float(), view_2.float(), kernel, temperature, **options)
+    assert single.dtype == torch.float32
+    assert single.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 0.5])
+def test_metric_learning_supcon(seed, temperature):
+    view_1, view_2, labels, positions = batch(24, 16, seed)
+    expected = SupConLoss(temperature)(torch.cat([view_1, view_2]), labels.repeat(2)).item()
+    supcon = contrastive_loss(view_1, view_2, same_label(labels), temperature).item()
+    assert supcon == pytest.approx(expected, rel=1e-12)
+    # Exact limit: a Gaussian of infinite width is no Gaussian.
+    kernel = pair_kernel("wsp", labels, positions, math.inf)
+    assert contrastive_loss(view_1, view_2, kernel, temperature).item() == supcon
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("temperature", [0.07, 0.1, 0.5])
+def test_metric_learning_ntxent(seed, temperature):
+    view_1, view_2, labels, positions = batch(24, 16, seed)
+    slices = torch.arange(24)
+    expected = NTXentLoss(temperature)(torch.cat([view_1, view_2]), slices.repeat(2)).item()
+    simclr = contrastive_loss(view_1, view_2, torch.eye(24), temperature).item()
+    assert simclr == pytest.approx(expected, rel=1e-12)
+    # Exact limits: every label distinct, or a Gaussian of no width (positions differ here).
+    for kernel in (
+        pair_kernel("wsp", slices, positions, 0.1),
+        pair_kernel("wsp", labels, positions, 1e-30),
+    ):
+        assert contrastive_loss(view_1, view_2, kernel, temperature).item() == simclr
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_label_is_depth_aware(seed):
+    view_1, view_2, labels, positions = batch(13, 8, seed)
+    wsp = pair_kernel("wsp", torch.full_like(labels, 2), positions, 0.1)
+    depth_aware = gaussian(positions, 0.1)
+    assert contrastive_loss(view_1, view_2, wsp) == contrastive_loss(view_1, view_2, depth_aware)
+
+
+@pytest.mark.parametrize("method", ["wsp", "depth_aware", "supcon", "simclr"])
+@pytest.mark.parametrize("n", [2, 8, 64])
+def test_identical_embeddings(method, n):
+    view_1, _, labels, positions = batch(n, 4)
+    same = view_1[:1].expand(n, 4)
+    kernel = pair_kernel(method, labels, positions, 0.1)
+    expected = {"all": 2 * n - 1, "others": 2 * n - 2, "printed": 2 * n - 1}
+    for denominator, number in expected.items():
+        loss = contrastive_loss(same, same, kernel, denominator=denominator).item()
+        assert loss == pytest.approx(math.log(number), rel=1e-12)
+
+
+@pytest.mark.parametrize("n, temperature", [(2, 0.1), (5, 0.5), (16, 1.0)])
+def test_orthogonal_slices_with_equal_views(n, temperature):
+    views, e = torch.eye(n, dtype=DOUBLE), math.exp(1 / temperature)
+
+    def loss(kernel, denominator):
+        return contrastive_loss(views, 3 * views, kernel, temperature, denominator).item()
+
+    # Another view with similarity 1, 2n - 2 views with similarity 0.
+    aligned, rest = 1 / temperature, 2 * n - 2
+    close = {"rel": 1e-10, "abs": 1e-12}
+    simclr = torch.eye(n)
+    assert loss(simclr, "all") == pytest.approx(math.log1p(rest / e), **close)
+    assert loss(simclr, "others") == pytest.approx(math.log(rest) - aligned, **close)
+    assert loss(simclr, "printed") == pytest.approx(math.log1p(rest / e), **close)
+    # One class: the 2n - 1 positives weigh the same, one of them is aligned.
+    supcon = math.log(e + rest) - aligned / (2 * n - 1)
+    assert loss(torch.ones(n, n), "all") == pytest.approx(supcon, **close)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalise", ["row", "column"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_order_of_slices_and_views_does_not_matter(denominator, normalise, seed):
+    view_1, view_2, labels, positions = batch(10, 6, seed)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
+    kernel = pair_kernel("wsp", labels, positions, 0.2)
+
+    def loss(a, b, k):
+        return contrastive_loss(a, b, k, denominator=denominator, normalise=normalise).item()
+
+    value = loss(view_1, view_2, kernel)
+    shuffled = loss(view_1[order], view_2[order], kernel[order][:, order])
+    assert shuffled == pytest.approx(value, rel=1e-13)
+    assert loss(view_2, view_1, kernel) == pytest.approx(value, rel=1e-13)
+    # One slice with its two views exchanged.
+    a, b = view_1.clone(), view_2.clone()
+    a[3], b[3] = view_2[3], view_1[3]
+    assert loss(a, b, kernel) == pytest.approx(value, rel=1e-13)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalise", ["row", "column"])
+def test_gradcheck(denominator, normalise):
+    view_1, view_2, labels, positions = batch(4, 3, seed=1)
+    kernel = pair_kernel("wsp", labels, positions, 0.2)
+    kernel[0], kernel[:, 0] = 0, 0  # an anchor without positives has a gradient, as a negative
+    inputs = (view_1.requires_grad_(), view_2.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda a, b: contrastive_loss(a, b, kernel, 0.3, denominator, normalise), inputs
+    )
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalise", ["row", "column"])
+def test_anchor_without_positives_counts_zero(denominator, normalise):
+    view_1, view_2, *_ = batch(6, 4)
+    kernel = torch.eye(6)
+    kernel[2, 2] = 0
+    view_1.requires_grad_()
+    loss = contrastive_loss(view_1, view_2, kernel, 0.1, denominator, normalise)
+    assert loss.item() == pytest.approx(
+        naive_loss(view_1.detach(), view_2, kernel, 0.1, denominator, normalise), rel=1e-12
+    )
+    loss.backward()
+    assert view_1.grad.isfinite().all()
+    nothing = contrastive_loss(view_1, view_2, torch.zeros(6, 6), 0.1, denominator, normalise)
+    assert nothing.item() == 0
+    (gradient,) = torch.autograd.grad(nothing, view_1)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("temperature", [0.01, 0.1])
+def test_float32_holds_where_one_pair_dominates(denominator, temperature):
+    # Aligned views: the positive is nearly all of the sum that "others" takes it out of.
+    view_1, _, labels, positions = batch(32, 64, seed=3)
+    view_2 = view_1 + 1e-3 * batch(32, 64, seed=4)[0]
+    kernel = pair_kernel("wsp", labels, positions, 0.1)
+    exact = contrastive_loss(view_1, view_2, kernel, temperature, denominator)
+    first, second = view_1.float().requires_grad_(), view_2.float()
+    single = contrastive_loss(first, second, kernel, temperature, denominator)
+    assert single.item() == pytest.approx(exact.item(), rel=1e-5)
+    single.backward()
+    assert first.grad.isfinite().all()
+
+
+def test_half_precision_is_computed_in_float32():
+    view_1, view_2, labels, positions = batch(16, 32)
+    kernel = pair_kernel("wsp", labels, positions, 0.1)
+    for dtype in (torch.bfloat16, torch.float16):
+        a, b = view_1.to(dtype), view_2.to(dtype)
+        expected = contrastive_loss(a.float(), b.float(), kernel)
+        assert contrastive_loss(a, b, kernel).dtype == torch.float32
+        assert contrastive_loss(a, b, kernel) == expected
+        with torch.autocast("cpu", torch.bfloat16):
+            assert contrastive_loss(a, b, kernel) == expected
+            assert contrastive_loss(a.float(), b.float(), kernel) == expected
+
+
+def test_mean_over_anchors_is_half_the_released_scale_and_column_differs():
+    view_1, view_2, labels, positions = batch(24, 16)
+    kernel = pair_kernel("wsp", labels, positions, 0.1)
+    row = contrastive_loss(view_1, view_2, kernel).item()
+    column = contrastive_loss(view_1, view_2, kernel, normalise="column").item()
+    assert row == pytest.approx(column, rel=0.05)
+    assert row != pytest.approx(column, rel=1e-6)
+
+
+def test_self_term_fills_the_printed_denominator():
+    # 98.7 % at initialisation: 64 slices, random embeddings of 64 coordinates, temperature 0.1.
+    view_1, view_2, *_ = batch(64, 64)
+    views = torch.nn.functional.normalize(torch.cat([view_1, view_2]), dim=1)
+    share = (views @ views.T / 0.1).softmax(1).diagonal()
+    assert share.mean().item() == pytest.approx(0.987, abs=0.002)
+
+
+numbers = st.floats(-10, 10, allow_nan=False, width=32)
+
+
+@st.composite
+def batches(draw):
+    n, dim = draw(st.integers(2, 7)), draw(st.integers(1, 5))
+    values = draw(st.lists(numbers, min_size=2 * n * dim, max_size=2 * n * dim))
+    labels = torch.tensor(draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    heights = draw(st.lists(st.floats(0, 1, width=32), min_size=n, max_size=n))
+    sigma = draw(st.sampled_from([0.01, 0.1, 1.0, math.inf]))
+    kernel = same_label(labels) * gaussian(torch.tensor(heights), sigma)
+    return torch.tensor(values).reshape(2, n, dim), kernel, draw(st.sampled_from([0.05, 0.1, 1.0]))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(batches(), st.sampled_from(DENOMINATORS), st.sampled_from(["row", "column"]))
+def test_always_finite_and_not_negative(example, denominator, normalise):
+    views, kernel, temperature = example
+    view_1, view_2 = views[0].clone().requires_grad_(), views[1]
+    loss = contrastive_loss(view_1, view_2, kernel, temperature, denominator, normalise)
+    assert loss.isfinite()
+    if denominator == "all":
+        assert loss >= -1e-6
+    (gradient,) = torch.autograd.grad(loss, view_1)
+    assert gradient.isfinite().all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(batches(), st.floats(0.1, 100), st.sampled_from(DENOMINATORS))
+def test_scale_of_embeddings_does_not_matter(example, scale, denominator):
+    views, kernel, temperature = example
+    views = views.double()
+    views = views + 1e-3 * (views.norm(dim=2, keepdim=True) < 1e-3)  # no zero vector
+    before = contrastive_loss(*views, kernel, temperature, denominator).item()
+    after = contrastive_loss(*(views * scale), kernel, temperature, denominator).item()
+    assert after == pytest.approx(before, rel=1e-9, abs=1e-9)
+
+
+def test_errors_say_what_to_do():
+    view = torch.randn(4, 3)
+    with pytest.raises(ValueError, match="two equal"):
+        contrastive_loss(view, view[:3], torch.eye(4))
+    with pytest.raises(ValueError, match="two equal"):
+        contrastive_loss(view[0], view[0], torch.eye(4))
+    with pytest.raises(ValueError, match="per slice"):
+        contrastive_loss(view, view, torch.eye(8))
+    with pytest.raises(ValueError, match="temperature=0"):
+        contrastive_loss(view, view, torch.eye(4), temperature=0)
+    with pytest.raises(ValueError, match="choose one of all, others, printed"):
+        contrastive_loss(view, view, torch.eye(4), denominator="any")
+    with pytest.raises(ValueError, match="normalise='both'"):
+        contrastive_loss(view, view, torch.eye(4), normalise="both")
+    with pytest.raises(ValueError, match="too few"):
+        contrastive_loss(view[:1], view[:1], torch.eye(1), denominator="others")

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from torch import nn
+
+from wspnb.models import TinyNet, build_encoder, build_head, projection_head, resnet18
+
+ENCODERS = [("tiny", "none"), ("tiny", "batch"), ("resnet18", None)]
+
+
+def n_parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_numbers_of_parameters():
+    assert n_parameters(TinyNet()) == 1_088_896
+    assert n_parameters(projection_head("tiny")) == 41_152
+    assert n_parameters(TinyNet(norm="batch")) == 1_088_896 + 2 * 496  # deviation, tagged
+    assert n_parameters(resnet18()) == 11_170_240
+    assert n_parameters(resnet18(in_channels=3)) == 11_176_512
+    assert n_parameters(projection_head("resnet18")) == 512 * 256 + 256 + 256 * 128 + 128
+
+
+def test_shapes():
+    with torch.no_grad():
+        assert TinyNet()(torch.rand(2, 1, 156, 160)).shape == (2, 256)
+        assert resnet18()(torch.rand(2, 1, 64, 64)).shape == (2, 512)
+    for backbone, latent in (("tiny", 64), ("resnet18", 128)):
+        features = build_encoder(backbone).n_features
+        assert build_head(backbone)(torch.rand(3, features)).shape == (3, latent)
+
+
+def test_tinynet_is_conv_relu_pool_as_in_the_paper():
+    net, images = build_encoder("tiny", seed=1), torch.rand(2, 1, 160, 160)
+    x = images
+    for convolution in (m for m in net.modules() if isinstance(m, nn.Conv2d)):
+        assert convolution.kernel_size == (5, 5) and convolution.padding == (0, 0)
+        x = nn.functional.max_pool2d(convolution(x).relu(), 2)
+    assert x.shape == (2, 256, 1, 1)
+    assert torch.equal(net(images), x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_too_small_images_are_refused(norm):
+    with pytest.raises(ValueError, match=r"images of 160x155 px.*at least 156 px"):
+        TinyNet(norm=norm)(torch.rand(1, 1, 160, 155))
+
+
+def test_resnet_equals_monai():
+    from monai.networks.nets import resnet18 as monai_resnet18
+
+    oracle = monai_resnet18(
+        spatial_dims=2,
+        n_input_channels=1,
+        shortcut_type="B",
+        bias_downsample=False,
+        conv1_t_stride=2,
+        feed_forward=False,
+    )
+    net = build_encoder("resnet18", seed=3)
+    assert list(net.state_dict()) == list(oracle.state_dict())
+    oracle.load_state_dict(net.state_dict())
+    images = torch.rand(2, 1, 96, 80)
+    for mode in (True, False):
+        net.train(mode), oracle.train(mode)
+        with torch.no_grad():
+            assert (net(images) - oracle(images)).abs().max() == 0
+
+
+def test_resnet_keys_are_torchvisions():
+    keys = set(resnet18().state_dict())
+    norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    expected = {"conv1.weight"} | {f"bn1.{k}" for k in norm}
+    for layer in range(1, 5):
+        for block in range(2):
+            for i in (1, 2):
+                expected.add(f"layer{layer}.{block}.conv{i}.weight")
+                expected |= {f"layer{layer}.{block}.bn{i}.{k}" for k in norm}
+        if layer > 1:
+            expected.add(f"layer{layer}.0.downsample.0.weight")
+            expected |= {f"layer{layer}.0.downsample.1.{k}" for k in norm}
+    assert keys == expected
+
+
+def test_resnet_init_is_he_fan_out():
+    net = build_encoder("resnet18", seed=0)
+    for name, width in (("layer1.0.conv1", 64), ("layer4.1.conv2", 512)):
+        weight = net.get_submodule(name).weight
+        assert weight.std().item() == pytest.approx((2 / (width * 9)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("backbone, norm", ENCODERS)
+def test_seed_decides_and_global_generator_is_untouched(backbone, norm):
+    state = torch.get_rng_state()
+    first, again = build_encoder(backbone, norm, seed=5), build_encoder(backbone, norm, seed=5)
+    other = build_encoder(backbone, norm, seed=6)
+    head, head_again, head_other = (build_head(backbone, seed) for seed in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b, c in ((first, again, other), (head, head_again, head_other)):
+        parameters = [torch.cat([p.flatten() for p in m.parameters()]) for m in (a, b, c)]
+        assert torch.equal(parameters[0], parameters[1])
+        assert not torch.equal(parameters[0], parameters[2])
+
+
+@pytest.mark.parametrize("backbone, norm", ENCODERS)
+def test_channels_last_gives_the_same_features(backbone, norm):
+    net, images = build_encoder(backbone, norm).double().eval(), torch.rand(2, 1, 160, 160).double()
+    with torch.no_grad():
+        expected = net(images)
+        net = net.to(memory_format=torch.channels_last)
+        features = net(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(features, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match="norm='layer'"):
+        TinyNet(norm="layer")
+    for build in (build_encoder, build_head, projection_head):
+        with pytest.raises(ValueError, match="choose one of tiny, resnet18"):
+            build("resnet50")
