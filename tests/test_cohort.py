@@ -42,7 +42,11 @@ def test_types_paths_and_extra_columns(tmp_path):
 
 def test_column_order_and_blank_lines_do_not_matter(tmp_path):
     path = write(
-        tmp_path, "", "d1,0,,p,,a.nii.gz", ",,,,,", header="cohort,label,weak_label,patient,mask,volume"
+        tmp_path,
+        "",
+        "d1,0,,p,,a.nii.gz",
+        ",,,,,",
+        header="cohort,label,weak_label,patient,mask,volume",
     )
     table = read_cohort(path)
     assert table.columns.tolist() == list(COLUMNS)

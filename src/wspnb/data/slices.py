@@ -235,7 +235,6 @@ def open_slices(folder: str | Path) -> Slices:
         dtype={**text, "weak_label": "Int64", "label": "Int64"},
         keep_default_na=False,
         na_values=[""],
-        float_precision="round_trip",
     )
     failed = pd.read_csv(paths[2], dtype=str, keep_default_na=False)
     try:

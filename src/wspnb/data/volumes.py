@@ -4,6 +4,7 @@ Everywhere here an array is ``(x, y, z)`` with x to the patient's right, y to th
 head (RAS+), so that depth always runs from the feet to the head, however the file stores it.
 """
 
+import gzip
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -271,11 +272,16 @@ def _open(path: str | Path) -> _Header:
 
 def _load(path: str | Path, header: _Header) -> np.ndarray:
     """The voxels of an opened volume, canonical, float32, all finite."""
-    image = header.image
     try:
-        # Integers become float32 here, scaled by slope and intercept, without a copy in nibabel's
-        # cache.
-        array = np.asanyarray(image.dataobj, dtype=np.float32)
+        # Integers become float32 here, scaled by slope and intercept, without nibabel's cache.
+        if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
+            with gzip.open(path) as stream:
+                image = type(header.image).from_stream(stream)
+                array = np.asanyarray(image.dataobj, dtype=np.float32)
+                while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
+                    pass
+        else:
+            array = np.asanyarray(header.image.dataobj, dtype=np.float32)
     except MemoryError:
         raise
     except Exception as error:  # truncated or damaged in any of several ways
