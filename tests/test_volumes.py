@@ -143,6 +143,9 @@ def test_mask_must_lie_on_the_volume(tmp_path):
     good = save(tmp_path / "m.nii.gz", organs)
     assert np.argwhere(load_mask(good, ct)).tolist() == [[1, 2, 3], [2, 2, 4]]
     assert np.argwhere(load_mask(good, ct, value=5)).tolist() == [[1, 2, 3]]
+    whole = save(tmp_path / "float.nii.gz", organs.astype(np.float32) + 1e-5)
+    assert np.argwhere(load_mask(whole, ct)).tolist() == [[1, 2, 3], [2, 2, 4]]
+    assert np.argwhere(load_mask(whole, ct, value=1)).tolist() == [[2, 2, 4]]
     for move, accepted in [(0.3, True), (0.4, False), (3.2, False)]:  # half a voxel is 0.35 mm
         near = AFFINE.copy()
         near[1, 3] += move

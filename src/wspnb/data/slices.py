@@ -91,11 +91,11 @@ def prepare_volume(
     Raises:
         FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_volume` and its neighbours.
     """
-    hu, spacing = load_volume(volume)
-    if mask:
+    if mask:  # before the volume, so that one of them is in memory at a time
         kept = central_slices(load_mask(mask, volume, mask_value), fraction)
         selection = f"central {100 * fraction:g} % of the mask"
-    else:
+    hu, spacing = load_volume(volume)
+    if not mask:
         kept, selection = body_slices(hu), WITHOUT_MASK
     images = np.empty((len(kept), image_size, image_size), dtype=np.uint8)
     for image, z in zip(images, kept, strict=True):

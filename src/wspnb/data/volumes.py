@@ -69,11 +69,13 @@ def load_mask(
     header = _open(path)
     if volume is not None:
         _check_same_grid(path, header, volume, _open(volume))
-    labels = _load(path, header)
-    whole = np.rint(labels)
-    if np.abs(labels - whole).max() > 1e-3:
-        raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
-    return whole != 0 if value is None else whole == value
+    labels = _load(path, header, dtype=None)
+    if labels.dtype.kind == "f":
+        # Slice by slice: a mask must not cost more memory than its volume.
+        if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
+            raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
+        labels = np.rint(labels).astype(np.int32)
+    return labels != 0 if value is None else labels == value
 
 
 def window(hu: np.ndarray, low: float = -100.0, high: float = 400.0) -> np.ndarray:
@@ -270,18 +272,18 @@ def _open(path: str | Path) -> _Header:
     )
 
 
-def _load(path: str | Path, header: _Header) -> np.ndarray:
-    """The voxels of an opened volume, canonical, float32, all finite."""
+def _load(path: str | Path, header: _Header, dtype: type | None = np.float32) -> np.ndarray:
+    """The voxels of an opened volume, canonical, all finite; dtype None keeps the file's."""
     try:
         # Integers become float32 here, scaled by slope and intercept, without nibabel's cache.
         if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
             with gzip.open(path) as stream:
                 image = type(header.image).from_stream(stream)
-                array = np.asanyarray(image.dataobj, dtype=np.float32)
+                array = np.asanyarray(image.dataobj, dtype=dtype)
                 while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
                     pass
         else:
-            array = np.asanyarray(header.image.dataobj, dtype=np.float32)
+            array = np.asanyarray(header.image.dataobj, dtype=dtype)
     except MemoryError:
         raise
     except Exception as error:  # truncated or damaged in any of several ways
