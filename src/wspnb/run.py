@@ -114,6 +114,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     import papermill
 
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Large pages halve TinyNet's step on a CPU; torch reads this when the kernel starts (Linux).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
     failed = out.with_name(f"{out.stem}.failed.ipynb")
     start = time.monotonic()
@@ -126,6 +128,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             progress_bar=False,
             kernel_name="python3",
             coalesce_streams=True,
+            extra_arguments=["--log-level=ERROR"],  # of the kernel: no note about its transport
         )
     except BaseException:
         if temporary.exists():
