@@ -61,12 +61,13 @@ def load_encoder(folder: Path | None, backbone: str, norm: str, seed: int) -> nn
 
 @torch.inference_mode()
 def extract_features(
-    encoder: nn.Module, images: np.ndarray, rows, batch_size: int = 128, progress=None
+    encoder: nn.Module, images: np.ndarray, rows, batch_size: int = 32, progress=None
 ) -> np.ndarray:
     """Frozen features of slices, in float32 and without augmentation (paper: none at inference).
 
     Args:
-        encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on the device it is on.
+        encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on the device it is on, its weights
+            laid out channels last (twice as fast on a CPU).
         images: the store, ``(n_slices, h, w)`` uint8, may be memory-mapped.
         rows: slice numbers to read, ``(n,)``.
         batch_size: slices at a time.
@@ -75,7 +76,7 @@ def extract_features(
     Returns:
         ``(n, d)`` float32.
     """
-    rows = np.asarray(rows)
+    rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
     device = next(encoder.parameters()).device
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     features = []
@@ -88,11 +89,11 @@ def extract_features(
 def classifier(C: float):
     """Scaler and L2-penalised logistic regression; scaling, penalty and C are *paper silent*.
 
-    Classes are weighted equally, as D1 and D2 are unbalanced in opposite directions.
+    Classes are weighted equally, as D1 and D2 are unbalanced in opposite directions. Newton steps
+    suit many slices of few features: the same optimum, many times faster than scikit-learn's default.
     """
-    return make_pipeline(
-        StandardScaler(), LogisticRegression(C=C, class_weight="balanced", max_iter=2000)
-    )
+    regression = LogisticRegression(C=C, class_weight="balanced", solver="newton-cholesky")
+    return make_pipeline(StandardScaler(), regression)
 
 
 def cross_validate(
