@@ -1,6 +1,7 @@
 # wspnb: everything a newcomer needs. `make` alone prints the list.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+ADRENAL ?=
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -27,8 +28,8 @@ $(STAMP): requirements.lock pyproject.toml
 reproduce: $(STAMP)  ## the paper's experiment on the synthetic cohort, one seed -> runs/laptop/report.html
 	$(FLOW) report
 
-tables: $(STAMP)  ## the same over three seeds, and AdrenalMNIST3D (downloads 277 KB) -> figures/
-	$(FLOW) tables
+tables: $(STAMP)  ## three seeds, and AdrenalMNIST3D (277 KB download, or ADRENAL=file) -> figures/
+	$(FLOW) tables --config seeds=0,1,2 publish=figures adrenal="$(ADRENAL)"
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke
