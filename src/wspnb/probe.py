@@ -90,7 +90,7 @@ def classifier(C: float):
     """Scaler and L2-penalised logistic regression; scaling, penalty and C are *paper silent*.
 
     Classes are weighted equally, as D1 and D2 are unbalanced in opposite directions. Newton steps
-    suit many slices of few features: the same optimum, many times faster than scikit-learn's default.
+    suit many slices of few features: the optimum of the default solver, many times faster.
     """
     regression = LogisticRegression(C=C, class_weight="balanced", solver="newton-cholesky")
     return make_pipeline(StandardScaler(), regression)
