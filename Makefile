@@ -10,7 +10,8 @@ FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/pro
 .DEFAULT_GOAL := help
 .PHONY: help reproduce tables smoke test check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export THP_MEM_ALLOC_ENABLE := 1  # large pages: halves a training step on a CPU
+# large pages: halves a training step on a CPU (read by torch)
+export THP_MEM_ALLOC_ENABLE := 1
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
