@@ -204,7 +204,7 @@ def test_half_precision_is_computed_in_float32():
             assert contrastive_loss(a.float(), b.float(), kernel) == expected
 
 
-def test_mean_over_anchors_is_half_the_released_scale_and_column_differs():
+def test_column_normalisation_as_released_is_close_and_not_equal():
     view_1, view_2, labels, positions = batch(24, 16)
     kernel = pair_kernel("wsp", labels, positions, 0.1)
     row = contrastive_loss(view_1, view_2, kernel).item()

@@ -26,6 +26,8 @@ SETTINGS = {
     "image_size": 160,
     "precision": "no",
     "translate": 0.0,
+    "train_cohort": "radio",
+    "data": "0123",
     "seed": 0,
 }
 
@@ -122,6 +124,8 @@ def test_checkpoint_absent_other_or_broken(tmp_path):
     pretrain.save_checkpoint(file, 4, [], config, **parts)
     with pytest.raises(ValueError, match=r"sigma: 0.1 there, 0.5 now"):
         pretrain.load_checkpoint(file, dataclasses.replace(config, sigma=0.5), **parts)
+    with pytest.raises(ValueError, match=r"data: 0123 there, 4567 now"):
+        pretrain.load_checkpoint(file, dataclasses.replace(config, data="4567"), **parts)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"c\.pt: not a readable checkpoint"):
         pretrain.load_checkpoint(file, config, **parts)

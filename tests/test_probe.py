@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from test_pretrain import SETTINGS
 
-from wspnb import probe
+from wspnb import pretrain, probe
+from wspnb.models import build_encoder
 
 
 def make_slices(n_patients=60, per_patient=4, strength=1.0, seed=0, dim=5):
@@ -173,4 +175,32 @@ def test_encoder_of_an_unfinished_or_other_run_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"backbone": "tiny", "norm": "none", "seed": 0}')
     with pytest.raises(ValueError, match="'norm': 'none'"):
         probe.load_encoder(tmp_path, "tiny", "batch", 0)
-    assert not probe.load_encoder(None, "tiny", "batch", 0).training
+
+
+def test_encoder_reads_back_as_it_was_saved(tmp_path):
+    config = pretrain.Config(**SETTINGS)
+    trained = build_encoder("tiny", "batch", seed=5)  # other weights than seed 0's
+    pretrain.save_run(tmp_path, trained, config, [{"step": 0, "loss": 1.0}], collapsed=True)
+    encoder, facts = probe.load_encoder(tmp_path, "tiny", "batch", 0)
+    assert facts["collapsed"] is True
+    assert facts["train_cohort"] == "radio"
+    assert not encoder.training
+    weights = trained.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in encoder.state_dict().items())
+    untrained, facts = probe.load_encoder(None, "tiny", "batch", 0)
+    assert facts == {}
+    assert not untrained.training
+    same = [torch.equal(v, weights[k]) for k, v in untrained.state_dict().items()]
+    assert not all(same)
+
+
+def test_an_encoder_is_not_judged_on_what_it_saw_or_on_other_sizes():
+    store = {"sha256": "0123", "image_size": 160}
+    trained = {"data": "0123", "train_cohort": "radio", "image_size": 160}
+    probe.check_unseen(trained, store, ["d1", "d2"])
+    probe.check_unseen({}, store, ["radio"])
+    probe.check_unseen(trained | {"data": "4567"}, store, ["radio"])
+    with pytest.raises(ValueError, match="pretrained on cohort 'radio'"):
+        probe.check_unseen(trained, store, ["d1", "radio"])
+    with pytest.raises(ValueError, match="512 px slices, these have 160 px"):
+        probe.check_unseen(trained | {"image_size": 512}, store, ["d1"])

@@ -75,6 +75,11 @@ def test_file_serves_the_series_but_not_a_typo(notebook, tmp_path):
     file.write_text("steps: 5\nelsewhere: 2\n")
     assert run.gather(notebook, [str(file)], []) == {"steps": 5}
     assert run.gather(notebook, [str(file)], [["steps", "6"]]) == {"steps": 6}
+    file.write_text("rate: 1e-3\n")
+    assert run.gather(notebook, [str(file)], []) == {"rate": 0.001}
+    file.write_text("- steps\n")
+    with pytest.raises(ValueError, match="found a list"):
+        run.gather(notebook, [str(file)], [])
     file.write_text("setps: 5\n")
     with pytest.raises(ValueError, match="setps"):
         run.gather(notebook, [str(file)], [])

@@ -38,6 +38,8 @@ class Config:
     image_size: int
     precision: str
     translate: float
+    train_cohort: str
+    data: str  # checksum of the preprocessed cohort
     seed: int
 
     def __post_init__(self):

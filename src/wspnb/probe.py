@@ -18,6 +18,10 @@ from torch import nn
 
 from wspnb.models import build_encoder
 
+# Settings of the pretraining that runs in one table must share.
+EQUAL_SETTINGS = ("n_steps", "warmup_steps", "batch_size", "learning_rate", "weight_decay")
+EQUAL_SETTINGS += ("sigma", "temperature", "norm", "image_size", "translate", "train_cohort")
+
 
 class Probe(NamedTuple):
     """One cross-validation: out-of-fold score of each patient, AUC of each fold."""
@@ -34,9 +38,13 @@ class Probe(NamedTuple):
         return float(self.fold_auc.std(ddof=1))
 
 
-def load_encoder(folder: Path | None, backbone: str, norm: str, seed: int) -> nn.Module:
-    """The encoder of a finished pretraining, or the untrained one of that seed when ``folder`` is
-    None.
+def load_encoder(
+    folder: Path | None, backbone: str, norm: str, seed: int
+) -> tuple[nn.Module, dict]:
+    """The encoder of a finished pretraining, or the untrained one of that seed (``folder`` None).
+
+    Returns:
+        The encoder in evaluation mode, and the run's ``config.json`` (empty when untrained).
 
     Raises:
         FileNotFoundError: if the run is not finished; says which notebook makes it.
@@ -44,7 +52,7 @@ def load_encoder(folder: Path | None, backbone: str, norm: str, seed: int) -> nn
     """
     encoder = build_encoder(backbone, norm, seed)
     if folder is None:
-        return encoder.eval()
+        return encoder.eval(), {}
     file = folder / "encoder.safetensors"
     if not file.exists():
         raise FileNotFoundError(
@@ -56,7 +64,32 @@ def load_encoder(folder: Path | None, backbone: str, norm: str, seed: int) -> nn
     if wrong:
         raise ValueError(f"{folder / 'config.json'} says {wrong}, asked for {wanted}")
     encoder.load_state_dict(load_file(file))
-    return encoder.eval()
+    return encoder.eval(), found
+
+
+def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
+    """Refuse to judge an encoder on what it was trained on, or on slices of another size.
+
+    Args:
+        trained: config of the pretraining, empty when untrained.
+        store: settings of the preprocessed cohort to judge on.
+        cohorts: names of the cohorts to judge on.
+
+    Raises:
+        ValueError: if the pretraining saw one of the cohorts, or the image sizes differ.
+    """
+    if not trained:
+        return
+    if trained["data"] == store["sha256"] and trained["train_cohort"] in cohorts:
+        raise ValueError(
+            f"the encoder was pretrained on cohort {trained['train_cohort']!r} of these data: "
+            "judge it on patients it has not seen"
+        )
+    if trained["image_size"] != store["image_size"]:
+        raise ValueError(
+            f"the encoder was pretrained on {trained['image_size']} px slices, these have "
+            f"{store['image_size']} px: preprocess them alike"
+        )
 
 
 @torch.inference_mode()
