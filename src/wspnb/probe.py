@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from wspnb.augment import to_unit
 from wspnb.models import build_encoder
 
 # Settings of the pretraining that runs in one table must share.
@@ -114,7 +115,7 @@ def extract_features(
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     features = []
     for batch in progress(batches) if progress else batches:
-        pixels = torch.from_numpy(images[batch]).to(device)[:, None].float() / 255
+        pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
         features.append(encoder(pixels).float().cpu().numpy())
     return np.concatenate(features)
 
