@@ -5,11 +5,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-HEADS = {"tiny": (256, 128, 64), "resnet18": (512, 256, 128)}  # features, hidden, latent
+# features, hidden, latent
+HEADS = {"tiny": (256, 128, 64), "tiny_padded": (256, 128, 64), "resnet18": (512, 256, 128)}
 
 
 class TinyNet(nn.Module):
-    """Five unpadded 5x5 convolutions, each max pooled and rectified, then a global average.
+    """Five 5x5 convolutions, each max pooled and rectified, then a global average.
 
     Without norm 1,088,896 parameters (WSP, section 3; widths as in the released code, repaired).
     Pooling comes before the ReLU: the two commute, and the ReLU has a quarter of the work.
@@ -18,23 +19,27 @@ class TinyNet(nn.Module):
         in_channels: channels of the images.
         norm: None as in the paper; "batch" puts a batch norm after each pooling (*paper silent*: a
             deviation of the laptop profile, without it a few hundred steps teach nothing).
+        padding: pixels of air around the input of each convolution, 0 as in the paper; 2 lets small
+            images through (a deviation, "tiny_padded").
 
     Raises:
         ValueError: if ``norm`` is unknown.
     """
 
-    smallest_image = 156  # pixels; five times (size - 4) // 2 leaves one pixel
     n_features = 256
 
-    def __init__(self, in_channels: int = 1, norm: str | None = None):
+    def __init__(self, in_channels: int = 1, norm: str | None = None, padding: int = 0):
         super().__init__()
         if norm not in (None, "none", "batch"):
             raise ValueError(f"norm={norm!r}: choose None or 'batch'")
         widths = (in_channels, 16, 32, 64, 128, 256)
+        self.smallest_image = 1  # pixels: what five times (size + 2 padding - 4) // 2 must leave
+        for _ in range(5):
+            self.smallest_image = max(2 * self.smallest_image + 4 - 2 * padding, 1)
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(a, b, 5),
+                    nn.Conv2d(a, b, 5, padding=padding),
                     nn.MaxPool2d(2),
                     nn.BatchNorm2d(b) if norm == "batch" else nn.Identity(),
                     nn.ReLU(inplace=True),
@@ -44,12 +49,12 @@ class TinyNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features ``(b, 256)`` of images ``(b, c, h, w)``; ValueError below 156 pixels."""
+        """Features ``(b, 256)`` of images ``(b, c, h, w)``; ValueError if these are too small."""
         if min(images.shape[-2:]) < self.smallest_image:
             size = "x".join(map(str, images.shape[-2:]))
             raise ValueError(
-                f"images of {size} px: TinyNet's unpadded convolutions need at least "
-                f"{self.smallest_image} px, set image_size to 160 or more"
+                f"images of {size} px: TinyNet's convolutions need at least "
+                f"{self.smallest_image} px, set image_size to that or more"
             )
         return self.blocks(images).mean((2, 3))
 
@@ -122,7 +127,7 @@ def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.M
     """Encoder with weights that depend on the seed alone; global generators stay untouched.
 
     Args:
-        backbone: "tiny" or "resnet18".
+        backbone: "tiny", "tiny_padded" (for images under 156 px) or "resnet18".
         norm: None (or "none") and "batch" for TinyNet; ResNet-18 has its batch norms anyway.
         seed: of the initial weights. TinyNet's are PyTorch's defaults (*paper silent*), ResNet-18's
             He's.
@@ -136,7 +141,9 @@ def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.M
     _known(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return TinyNet(norm=norm) if backbone == "tiny" else resnet18()
+        if backbone == "resnet18":
+            return resnet18()
+        return TinyNet(norm=norm, padding=2 if backbone == "tiny_padded" else 0)
 
 
 def build_head(backbone: str, seed: int = 0) -> nn.Sequential:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wspnb.kernels import KERNELS
+from wspnb.models import HEADS
 
 UNTRAINED = ("random",)
 
@@ -45,7 +46,7 @@ class Config:
     def __post_init__(self):
         choices = {
             "method": (*KERNELS, *UNTRAINED),
-            "backbone": ("tiny", "resnet18"),
+            "backbone": tuple(HEADS),
             "norm": ("batch", "none"),
             "precision": ("auto", "no", "bf16", "fp16"),
         }
