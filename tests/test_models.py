@@ -124,5 +124,5 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="norm='layer'"):
         TinyNet(norm="layer")
     for build in (build_encoder, build_head, projection_head):
-        with pytest.raises(ValueError, match="choose one of tiny, resnet18"):
+        with pytest.raises(ValueError, match="choose one of tiny, tiny_padded, resnet18"):
             build("resnet50")
