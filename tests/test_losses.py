@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
 from wspnb.kernels import gaussian, pair_kernel, same_label
-from wspnb.losses import DENOMINATORS, contrastive_loss
+from wspnb.losses import DENOMINATORS, byol_loss, contrastive_loss
 
 DOUBLE = torch.float64
 
@@ -275,3 +275,20 @@ def test_errors_say_what_to_do():
         contrastive_loss(view, view, torch.eye(4), normalise="both")
     with pytest.raises(ValueError, match="too few"):
         contrastive_loss(view[:1], view[:1], torch.eye(1), denominator="others")
+
+
+def test_byol_loss_by_hand_and_without_gradient_into_the_targets():
+    q1, q2, z1, z2 = (torch.randn(5, 7, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    loss = byol_loss(q1, q2, z1, z2)
+    by_hand = 0.0
+    for q, z in ((q1, z2), (q2, z1)):
+        for a, b in zip(q, z, strict=True):
+            by_hand += float((a / a.norm() - b / b.norm()).detach().pow(2).sum()) / 5
+    assert float(loss) == pytest.approx(by_hand, rel=1e-12)
+    loss.backward()
+    assert z1.grad is None and z2.grad is None
+    assert q1.grad.abs().sum() > 0 and q2.grad.abs().sum() > 0
+    assert float(byol_loss(q1, -q1, -q1, 3 * q1)) == pytest.approx(0, abs=1e-12)
+    assert float(byol_loss(q1, q1, -q1, -q1)) == pytest.approx(8)
+    with pytest.raises(ValueError, match="four equal"):
+        byol_loss(q1, q2, z1, z2[:4])

@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from wspnb.models import TinyNet, build_encoder, build_head, projection_head, resnet18
+from wspnb.models import (
+    IMAGENET_MEAN,
+    IMAGENET_SD,
+    Byol,
+    TinyNet,
+    build_encoder,
+    build_head,
+    load_imagenet,
+    projection_head,
+    resnet18,
+)
 
 ENCODERS = [("tiny", "none"), ("tiny", "batch"), ("resnet18", None)]
 
@@ -126,3 +136,69 @@ def test_errors_say_what_to_do():
     for build in (build_encoder, build_head, projection_head):
         with pytest.raises(ValueError, match="choose one of tiny, tiny_padded, resnet18"):
             build("resnet50")
+
+
+def test_byol_target_starts_equal_follows_slowly_and_gets_no_gradient():
+    encoder, head = build_encoder("tiny_padded", "batch", 0), build_head("tiny_padded", 0)
+    byol = Byol(encoder, head, "tiny_padded", 0)
+    views = torch.rand(8, 1, 32, 32)
+    assert torch.equal(byol.target(views), head(encoder(views)))
+    byol(*head(encoder(views)).chunk(2), views).backward()
+    assert all(p.grad is None for p in byol.target.parameters())
+    assert all(p.grad is not None for p in byol.predictor.parameters())
+    first = next(encoder.parameters())
+    before = first.detach().clone()
+    with torch.no_grad():
+        first.add_(1)
+    byol.follow(encoder, head, 0.75)
+    assert torch.allclose(next(byol.target.parameters()), before + 0.25)
+    again = Byol(encoder, head, "tiny_padded", 0).predictor.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in byol.predictor.state_dict().items())
+
+
+def published(seed=0):
+    """A state dict with the keys and shapes of torchvision's file."""
+    torch.manual_seed(seed)
+    net = resnet18(in_channels=3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return net, net.state_dict() | {"fc.weight": torch.rand(1000, 512), "fc.bias": torch.rand(1000)}
+
+
+def test_imagenet_stem_folded_to_one_channel_sees_what_the_rgb_stem_saw(tmp_path):
+    rgb, state = published()
+    torch.save(state, tmp_path / "r.pth")
+    grey = build_encoder("resnet18")
+    load_imagenet(grey, tmp_path / "r.pth")
+    image = torch.rand(1, 1, 64, 64)
+    mean, sd = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_SD))
+    rgb, grey = rgb.eval(), grey.eval()
+    with torch.no_grad():
+        expected = rgb.bn1(rgb.conv1((image.expand(1, 3, 64, 64) - mean) / sd))
+        found = grey.bn1(grey.conv1(image))
+    torch.testing.assert_close(
+        found[:, :, 2:-2, 2:-2], expected[:, :, 2:-2, 2:-2], atol=1e-4, rtol=0
+    )
+    assert torch.equal(grey.layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
+
+
+def test_imagenet_file_absent_or_of_another_network(tmp_path, monkeypatch):
+    net, file = build_encoder("resnet18"), tmp_path / "r.pth"
+    with pytest.raises(FileNotFoundError, match=r"r\.pth does not exist.*resnet18-f37072fd\.pth"):
+        load_imagenet(net, file)
+    file.write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"r\.pth: not a file of weights"):
+        load_imagenet(net, file)
+    _, state = published()
+    torch.save({k: v for k, v in state.items() if k != "layer2.0.bn1.bias"}, file)
+    with pytest.raises(ValueError, match=r"layer2\.0\.bn1\.bias is nothing, not \(128,\)"):
+        load_imagenet(net, file)
+
+    def refuse(*arguments, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr("pooch.retrieve", refuse)
+    with pytest.raises(FileNotFoundError, match=r"no route.*give its path as imagenet_file"):
+        load_imagenet(net)

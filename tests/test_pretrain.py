@@ -26,6 +26,10 @@ SETTINGS = {
     "image_size": 160,
     "precision": "no",
     "translate": 0.0,
+    "crop_area": 0.7,
+    "normalise": "row",
+    "convention": "k/(n-1)",
+    "severe_from": 0,
     "train_cohort": "radio",
     "data": "0123",
     "seed": 0,
@@ -37,7 +41,11 @@ SETTINGS = {
     [
         ("method", "wps"),
         ("backbone", "vgg"),
+        ("method", "imagenet"),  # of a TinyNet
         ("norm", "layer"),
+        ("normalise", "rows"),
+        ("convention", "k"),
+        ("crop_area", 0.0),
         ("precision", "fp8"),
         ("sigma", 0.0),
         ("sigma", float("nan")),
@@ -72,10 +80,12 @@ def test_collapse_line_and_verdict():
 
 def test_health_of_collapsed_and_of_uniform_embeddings():
     same = torch.ones(32, 8)
-    values = pretrain.health(same, 5 * same)  # scale does not matter
-    assert values == pytest.approx({"alignment": 0, "uniformity": 0, "embedding_sd": 0}, abs=1e-6)
+    values = pretrain.health(same, 5 * same, torch.cat([same, same]))  # scale does not matter
+    zeros = dict.fromkeys(["alignment", "uniformity", "embedding_sd", "feature_sd"], 0)
+    assert values == pytest.approx(zeros, abs=1e-6)
     points = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
-    values = pretrain.health(points, -points)
+    values = pretrain.health(points, -points, 7 * points)
+    assert values["feature_sd"] == pytest.approx((math.pi / 2) ** 0.5, abs=0.01)  # SD / mean |x|
     assert values["alignment"] == pytest.approx(4)
     assert values["embedding_sd"] == pytest.approx(1, abs=0.01)
     # t = 2 on the sphere S^15: E exp(-2 (2 - 2u)) = e^-4 E e^{4u}, by the Bessel series of E e^{4u}
@@ -84,6 +94,43 @@ def test_health_of_collapsed_and_of_uniform_embeddings():
         for k in range(20)
     )
     assert values["uniformity"] == pytest.approx(-4 + math.log(expected), abs=0.01)
+
+
+def test_verdict_of_byol_looks_at_the_spread_not_at_the_loss():
+    flat = [{"loss": 0.0, "embedding_sd": 0.01}] * 20
+    spread = [{"loss": 0.0, "embedding_sd": 0.5}] * 20
+    assert pretrain.verdict("byol", flat, 64) == "COLLAPSED"
+    assert pretrain.verdict("byol", spread, 64) == "healthy"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in spread], 64) == "COLLAPSED"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.7} for row in flat], 64) == "healthy"
+    assert pretrain.verdict("random", [], 64) == "untrained"
+
+
+def test_byol_momentum_goes_from_start_to_one():
+    values = [pretrain.byol_momentum(step, 100) for step in (0, 50, 100)]
+    assert values == pytest.approx([0.996, 0.998, 1.0])
+
+
+def test_run_names_are_plain():
+    assert pretrain.run_name("wsp_sigma0.3", "tiny", 2) == "wsp_sigma0.3-tiny-seed2"
+    for name in ("", "a-b", "../a", "a b"):
+        with pytest.raises(ValueError, match="letters, digits"):
+            pretrain.run_name(name, "tiny", 0)
+
+
+def test_weak_labels_and_positions_as_released():
+    table = pd.DataFrame({"weak_label": [0, 1, 2, 3, np.nan]})
+    assert pretrain.weak_labels(table).tolist() == [0, 1, 2, 3, -1]
+    assert pretrain.weak_labels(table, severe_from=3).tolist() == [0, 0, 0, 1, -1]
+    kept = {"position": [0, 1 / 3, 2 / 3, 1, 0.5], "n_kept": [4, 4, 4, 4, 1]}
+    table, ours, theirs = pd.DataFrame(kept), "k/(n-1)", "k/n"
+    assert pretrain.slice_positions(table, ours, ours).tolist() == pytest.approx(kept["position"])
+    released = pretrain.slice_positions(table, ours, theirs)
+    assert released.tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 0])  # FACTS, ledger D1
+    back = table.assign(position=released.numpy())[:4]
+    assert pretrain.slice_positions(back, theirs, ours).tolist() == pytest.approx(
+        [0, 1 / 3, 2 / 3, 1]
+    )
 
 
 def make_parts(seed: int):

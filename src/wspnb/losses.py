@@ -1,10 +1,10 @@
-"""The one contrastive loss of all methods; what differs between them is the kernel."""
+"""The one contrastive loss of all methods, whose kernels differ; BYOL's, which has no negatives."""
 
 import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from wspnb.kernels import pair_weights
 
@@ -63,6 +63,42 @@ def contrastive_loss(
             log_sum = _logsumexp_without_each(without_self if denominator == "others" else logits)
         # Self pairs have weight 0 and a finite logit here: no 0 * inf.
         return -(weights * (logits - log_sum)).sum() / (2 * n)
+
+
+def byol_loss(
+    prediction_1: Tensor, prediction_2: Tensor, target_1: Tensor, target_2: Tensor
+) -> Tensor:
+    r"""Distance of each view's prediction to the other view's target (BYOL, equations 2 and 3).
+
+    .. math::
+        L = \frac{1}{n} \sum_t \|\bar q_{1t} - \bar z_{2t}\|^2 + \|\bar q_{2t} - \bar z_{1t}\|^2
+
+    symmetrised, all vectors on the unit sphere. 0 when all are equal: its value does not show a
+    collapse.
+
+    Args:
+        prediction_1: predictor's output for the first views, ``(n, dim)``, any scale.
+        prediction_2: the same for the second views.
+        target_1: projections of the first views by the moving average, ``(n, dim)``; no gradient
+            flows into them.
+        target_2: the same for the second views.
+
+    Returns:
+        Scalar in float32 (float64 for such input), between 0 and 8.
+
+    Raises:
+        ValueError: if shapes differ.
+    """
+    if not prediction_1.shape == prediction_2.shape == target_1.shape == target_2.shape:
+        shapes = [tuple(x.shape) for x in (prediction_1, prediction_2, target_1, target_2)]
+        raise ValueError(f"predictions and targets of shapes {shapes}: expected four equal")
+
+    def distance(prediction: Tensor, target: Tensor) -> Tensor:
+        kind = torch.promote_types(prediction.dtype, torch.float32)
+        return 2 - 2 * cosine_similarity(prediction.to(kind), target.detach().to(kind)).mean()
+
+    with torch.autocast(prediction_1.device.type, enabled=False):
+        return distance(prediction_1, target_2) + distance(prediction_2, target_1)
 
 
 def _logsumexp_without_each(logits: Tensor) -> Tensor:

@@ -1,12 +1,22 @@
-"""TinyNet, ResNet-18 and their projection heads."""
+"""TinyNet, ResNet-18 and their projection heads; BYOL's pair; ImageNet weights."""
 
+import copy
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from wspnb.losses import byol_loss
+
 # features, hidden, latent
 HEADS = {"tiny": (256, 128, 64), "tiny_padded": (256, 128, 64), "resnet18": (512, 256, 128)}
+
+# torchvision's published file; the grey values of its training images (RGB, in [0, 1]).
+IMAGENET_FILE = "resnet18-f37072fd.pth"
+IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
+IMAGENET_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TinyNet(nn.Module):
@@ -151,6 +161,95 @@ def build_head(backbone: str, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed + 1_000_003)  # not the encoder's numbers again
         return projection_head(backbone)
+
+
+class Byol(nn.Module):
+    """Predictor and slowly following target of BYOL (Grill et al. 2020); the encoder and head that
+    are trained stay outside.
+
+    Args:
+        encoder: network that is trained; copied.
+        head: its projection head; copied.
+        backbone: name of the encoder, for the size of the predictor: latent-hidden-latent with a
+            ReLU between, like the head (*paper silent*; BYOL's own has a batch norm).
+        seed: of the predictor's weights.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, backbone: str, seed: int = 0):
+        super().__init__()
+        _, hidden, latent = HEADS[_known(backbone)]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed + 2_000_003)
+            self.predictor = nn.Sequential(
+                nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, latent)
+            )
+        self.target = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(head))
+        self.target.requires_grad_(False)
+
+    def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor) -> Tensor:
+        """Loss of the projections ``(n, dim)`` of both views; ``views`` are their images,
+        ``(2n, c, h, w)``."""
+        with torch.no_grad():
+            target_1, target_2 = self.target(views).chunk(2)
+        return byol_loss(self.predictor(view_1), self.predictor(view_2), target_1, target_2)
+
+    @torch.no_grad()
+    def follow(self, encoder: nn.Module, head: nn.Module, momentum: float) -> None:
+        """Move the target's weights: momentum x old + (1 - momentum) x trained."""
+        trained = [*encoder.parameters(), *head.parameters()]
+        for old, new in zip(self.target.parameters(), trained, strict=True):
+            old.lerp_(new, 1 - momentum)
+
+
+def load_imagenet(encoder: ResNet18, file: str | Path | None = None) -> None:
+    r"""Give a one-channel ResNet-18 the ImageNet weights that torchvision publishes.
+
+    The RGB stem is folded to one channel: a grey image x shown as RGB and normalised by ImageNet's
+    mean :math:`\mu` and SD :math:`s` gives the convolution :math:`\sum_c w_c (x - \mu_c) / s_c`, so
+    the folded filter is :math:`\sum_c w_c / s_c` and the constant goes into the running mean of the
+    batch norm after it. Exact but within 3 pixels of the border, where air is padded instead of
+    ImageNet's mean.
+
+    Args:
+        encoder: network to fill, in place.
+        file: a copy of ``resnet18-f37072fd.pth``; None downloads it once (45 MB, checksum known).
+
+    Raises:
+        FileNotFoundError: if the file is absent and cannot be downloaded; says where to get it.
+        ValueError: if it does not hold torchvision's keys and shapes; names the first that differs.
+    """
+    path = Path(file).expanduser() if file else _download_imagenet()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: get {IMAGENET_URL} and name it there")
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    except Exception as error:
+        raise ValueError(f"{path}: not a file of weights ({error}); get {IMAGENET_URL}") from None
+    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    expected = {k: tuple(v.shape) for k, v in encoder.state_dict().items()}
+    expected["conv1.weight"] = (64, 3, 7, 7)
+    for key in [*expected, *state]:
+        found = tuple(state[key].shape) if key in state else "nothing"
+        if found != expected.get(key, "nothing"):
+            raise ValueError(f"{path}: {key} is {found}, not {expected.get(key)}: no ResNet-18")
+    filters = state["conv1.weight"] / torch.tensor(IMAGENET_SD)[:, None, None]  # (64, 3, 7, 7)
+    offset = (filters * torch.tensor(IMAGENET_MEAN)[:, None, None]).sum((1, 2, 3))  # (64,)
+    state["conv1.weight"] = filters.sum(1, keepdim=True)
+    state["bn1.running_mean"] = state["bn1.running_mean"] + offset
+    encoder.load_state_dict(state)
+
+
+def _download_imagenet() -> Path:
+    import pooch
+
+    try:
+        return Path(pooch.retrieve(IMAGENET_URL, f"sha256:{IMAGENET_SHA256}", IMAGENET_FILE))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{IMAGENET_FILE} could not be downloaded ({error}): get {IMAGENET_URL} by other means "
+            "and give its path as imagenet_file"
+        ) from None
 
 
 def _known(backbone: str) -> str:

@@ -9,8 +9,11 @@ from matplotlib.figure import Figure
 
 # Okabe-Ito colours: told apart by colour-blind readers (Okabe & Ito 2008).
 PALETTE = {
+    "supervised": "#000000",
     "random": "#999999",
+    "imagenet": "#666666",
     "simclr": "#56B4E9",
+    "byol": "#CC79A7",
     "supcon": "#E69F00",
     "depth_aware": "#009E73",
     "wsp": "#D55E00",

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from torch import Tensor
 from wspnb.kernels import KERNELS
 from wspnb.models import HEADS
 
-UNTRAINED = ("random",)
+UNTRAINED = ("random", "imagenet")  # no step is taken
+METHODS = (*UNTRAINED, "byol", *KERNELS)
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,22 @@ class Config:
     image_size: int
     precision: str
     translate: float
+    crop_area: float
+    normalise: str
+    convention: str
+    severe_from: int
     train_cohort: str
     data: str  # checksum of the preprocessed cohort
     seed: int
 
     def __post_init__(self):
         choices = {
-            "method": (*KERNELS, *UNTRAINED),
+            "method": METHODS,
             "backbone": tuple(HEADS),
             "norm": ("batch", "none"),
             "precision": ("auto", "no", "bf16", "fp16"),
+            "normalise": ("row", "column"),
+            "convention": ("k/(n-1)", "k/n"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -62,19 +70,62 @@ class Config:
             "n_steps",
             "learning_rate",
             "image_size",
+            "crop_area",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
-        for name in ("warmup_steps", "weight_decay", "translate", "seed"):
+        for name in ("warmup_steps", "weight_decay", "translate", "severe_from", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.batch_size < 2:
             raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
+        if self.method == "imagenet" and self.backbone != "resnet18":
+            raise ValueError(f"method=imagenet exists for resnet18, not for {self.backbone}")
 
 
-def run_name(method: str, backbone: str, seed: int) -> str:
-    """Folder name of one run, the same in every notebook, e.g. ``wsp-tiny-seed0``."""
-    return f"{method}-{backbone}-seed{seed}"
+def run_name(name: str, backbone: str, seed: int) -> str:
+    """Folder of one run, the same in every notebook, e.g. ``wsp-tiny-seed0``.
+
+    Args:
+        name: the method, or the name of a variant of it, e.g. ``wsp_sigma0.3``.
+        backbone: of the encoder.
+        seed: of the pretraining.
+
+    Raises:
+        ValueError: if the name is no plain file name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
+        raise ValueError(f"name={name!r}: letters, digits, point and underscore only")
+    return f"{name}-{backbone}-seed{seed}"
+
+
+def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
+    """Weak label of each slice, ``(n,)``; -1 where it is unknown.
+
+    Args:
+        table: slices with a column ``weak_label``.
+        severe_from: 0 keeps all stages apart (paper); k makes two classes, stage k and above
+            against the rest (released code: severe, 3).
+    """
+    stage = table.weak_label.fillna(-1).to_numpy(int)
+    return torch.tensor(np.where(stage < 0, -1, stage >= severe_from) if severe_from else stage)
+
+
+def slice_positions(table: pd.DataFrame, stored: str, wanted: str) -> Tensor:
+    """Position of each slice, ``(n,)`` float32, in the wanted convention.
+
+    Args:
+        table: slices with ``position`` and ``n_kept``, the slices kept of the volume.
+        stored: convention of the store, "k/(n-1)" (paper: the last slice is 1) or "k/n" (released
+            code).
+        wanted: convention to give.
+    """
+    n = table.n_kept.to_numpy(float)
+    steps = {"k/(n-1)": np.maximum(n - 1, 1), "k/n": n}
+    position = table.position.to_numpy(float)
+    if stored != wanted:
+        position = np.round(position * steps[stored]) / steps[wanted]
+    return torch.tensor(position, dtype=torch.float32)
 
 
 def pick_precision(precision: str) -> str:
@@ -103,6 +154,12 @@ def learning_rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))
 
 
+def byol_momentum(step: int, n_steps: int, start: float = 0.996) -> float:
+    """Share that BYOL's target keeps at a step (0-based): from ``start`` to 1 as a cosine
+    (paper)."""
+    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
 def collapse_loss(batch_size: int) -> float:
     """Loss of B slices when all embeddings are equal: ``log(2B - 1)``, whatever the kernel."""
     return math.log(2 * batch_size - 1)
@@ -114,27 +171,47 @@ def is_collapsed(losses, batch_size: int) -> bool:
     return not sum(tail) / len(tail) < collapse_loss(batch_size) - 0.05
 
 
+def verdict(method: str, log: list[dict], batch_size: int) -> str:
+    """ "untrained", "healthy" or "COLLAPSED" by the last tenth of the log.
+
+    Methods with negatives by their loss, see :func:`is_collapsed`; BYOL, whose loss is 0 when
+    collapsed, by an ``embedding_sd`` under 0.05 (*paper silent*).
+    """
+    if not log:
+        return "untrained"
+    if method == "byol":
+        tail = [row["embedding_sd"] for row in log[-max(1, len(log) // 10) :]]
+        collapsed = not sum(tail) / len(tail) >= 0.05
+    else:
+        collapsed = is_collapsed([row["loss"] for row in log], batch_size)
+    return "COLLAPSED" if collapsed else "healthy"
+
+
 @torch.no_grad()
-def health(view_1: Tensor, view_2: Tensor) -> dict[str, float]:
+def health(view_1: Tensor, view_2: Tensor, features: Tensor) -> dict[str, float]:
     """Alignment, uniformity and spread of a batch of embeddings (Wang and Isola 2020, alpha = t =
     2).
 
     Args:
         view_1: embeddings ``(n, dim)``, any scale.
         view_2: embeddings of the other views, ``(n, dim)``.
+        features: what the encoder gave for the same images, ``(2n, d)``.
 
     Returns:
         ``alignment`` mean squared distance of the two views of a slice (0 = equal), ``uniformity``
         log of the mean Gaussian potential between different slices (0 = collapsed, lower = spread),
         ``embedding_sd`` mean standard deviation of a coordinate over the batch, times sqrt(dim) (0
-        = collapsed, 1 = uniform on the sphere).
+        = collapsed, 1 = uniform on the sphere), ``feature_sd`` the mean standard deviation of a
+        feature over its mean absolute value (0 = all images alike).
     """
+    features = features.float()
     a = torch.nn.functional.normalize(view_1.float(), dim=1)
     b = torch.nn.functional.normalize(view_2.float(), dim=1)
     return {
         "alignment": float((a - b).pow(2).sum(1).mean()),
         "uniformity": float(torch.pdist(a).pow(2).mul(-2).exp().mean().log()),
         "embedding_sd": float(a.std(0).mean() * a.shape[1] ** 0.5),
+        "feature_sd": float(features.std(0).mean() / features.abs().mean().clamp_min(1e-12)),
     }
 
 

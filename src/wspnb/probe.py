@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -155,7 +155,28 @@ def cross_validate(
         ValueError: if a patient has two labels or a class has fewer patients than folds.
     """
     features, labels, patients = np.asarray(features), np.asarray(labels), np.asarray(patients)
-    slices = pd.DataFrame({"patient": patients, "label": labels.astype(int)})
+    people = patient_folds(labels, patients, n_folds, seed)
+    people["score"] = held_out_scores(features, labels, patients, people, C)
+    folds = people.groupby("fold")[["label", "score"]]
+    return Probe(people, folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy())
+
+
+def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Stratified folds over patients; they depend on patients, labels and seed only.
+
+    Args:
+        labels: class of each slice's patient, 0 or 1, ``(n_slices,)``.
+        patients: patient of each slice, ``(n_slices,)``.
+        n_folds: number of folds.
+        seed: of the shuffling.
+
+    Returns:
+        One row per patient, sorted: patient, label, fold.
+
+    Raises:
+        ValueError: if a patient has two labels or a class has fewer patients than folds.
+    """
+    slices = pd.DataFrame({"patient": patients, "label": np.asarray(labels).astype(int)})
     mixed = slices.groupby("patient").label.nunique()
     if (mixed > 1).any():
         raise ValueError(
@@ -168,19 +189,80 @@ def cross_validate(
             f"{n_folds} folds need {n_folds} patients of each class, found {dict(counts)}"
         )
 
-    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed).split(people, people.label)
-    people["fold"], people["score"] = -1, np.nan
-    for fold, (_, test) in enumerate(folds):
-        held_out = slices.patient.isin(people.patient.iloc[test]).to_numpy()
-        model = classifier(C).fit(features[~held_out], labels[~held_out].astype(int))
-        probability = pd.Series(model.predict_proba(features[held_out])[:, 1])
-        score = probability.groupby(slices.patient[held_out].to_numpy()).mean()
+    people["fold"] = -1
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    for fold, (_, test) in enumerate(splitter.split(people, people.label)):
         people.loc[people.index[test], "fold"] = fold
-        people.loc[people.index[test], "score"] = people.patient.iloc[test].map(score).to_numpy()
-    fold_auc = people.groupby("fold")[["label", "score"]].apply(
-        lambda p: roc_auc_score(p.label, p.score)
-    )
-    return Probe(people, fold_auc.to_numpy())
+    return people
+
+
+def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) -> np.ndarray:
+    """Score of each patient from a classifier that was fitted without their fold.
+
+    Args:
+        features: ``(n_slices, d)``.
+        labels: class of each slice's patient, ``(n_slices,)``.
+        patients: patient of each slice, ``(n_slices,)``.
+        people: patients and folds as :func:`patient_folds` gives them.
+        C: inverse strength of the L2 penalty.
+
+    Returns:
+        Mean slice probability of each row of ``people``.
+    """
+    fold_of_slice = pd.Series(patients).map(people.set_index("patient").fold).to_numpy()
+    scores = []
+    for fold in people.fold.unique():
+        test = fold_of_slice == fold
+        model = classifier(C).fit(features[~test], labels[~test].astype(int))
+        probability = pd.Series(model.predict_proba(features[test])[:, 1])
+        scores.append(probability.groupby(patients[test]).mean())
+    return people.patient.map(pd.concat(scores)).to_numpy()
+
+
+def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float = 0.01, seed=0):
+    """Threshold for each fold from the patients outside it: Youden's, on inner held-out scores.
+
+    How the paper's thresholds were chosen is *paper silent*. An inner cross-validation (as many
+    folds, fewer if a class is smaller) scores the training patients, as a classifier separates the
+    patients it was fitted on too well for a threshold.
+
+    Args:
+        features, labels, patients, C: as :func:`cross_validate`.
+        people: scores of :func:`cross_validate`, for its folds.
+        seed: of the inner folds.
+
+    Returns:
+        Threshold of each row of ``people``, ``(n_patients,)``.
+    """
+    features, labels, patients = np.asarray(features), np.asarray(labels), np.asarray(patients)
+    thresholds = {}
+    for fold, training in ((fold, people[people.fold != fold]) for fold in people.fold.unique()):
+        part = np.isin(patients, training.patient)
+        n_folds = min(people.fold.nunique(), training.label.value_counts().min())
+        inner = patient_folds(labels[part], patients[part], n_folds, seed)
+        scores = held_out_scores(features[part], labels[part], patients[part], inner, C)
+        thresholds[fold] = youden(inner.label, scores)
+    return people.fold.map(thresholds).to_numpy()
+
+
+def youden(labels, scores) -> float:
+    """Threshold of the largest sensitivity + specificity (Youden 1950), halfway to the next lower
+    score; who is at or above it is called positive."""
+    false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
+    thresholds[0] = thresholds[1]  # scikit-learn's first is infinite: nobody positive
+    best = int(np.argmax(true_positive - false_positive))
+    return float(thresholds[best : best + 2].mean())
+
+
+def fold_balanced_accuracy(people: pd.DataFrame) -> np.ndarray:
+    """Balanced accuracy of each fold at its threshold, ``(n_folds,)``.
+
+    Args:
+        people: one row per patient with label, fold, score and threshold.
+    """
+    called = people.assign(decision=(people.score >= people.threshold).astype(int))
+    folds = called.groupby("fold")[["label", "decision"]]
+    return folds.apply(lambda p: balanced_accuracy_score(p.label, p.decision)).to_numpy()
 
 
 def bootstrap_interval(
@@ -277,18 +359,22 @@ def plane_quality(
     }
 
 
-def save_probe(
-    folder: Path, features: np.ndarray, slices: pd.DataFrame, scores: pd.DataFrame, run: dict
-) -> None:
-    """Write ``features.npy``, ``slices.csv`` (row-aligned), ``scores.csv`` and, last,
+def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, slices=None) -> None:
+    """Write ``features.npy`` and ``slices.csv`` (row-aligned, if given), ``scores.csv`` and, last,
     ``results.json``.
 
     Each file appears whole or not at all; a folder with ``results.json`` is complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {
-        "features.npy": lambda file: np.save(file, features.astype(np.float32)),
-        "slices.csv": lambda file: slices.to_csv(file, index=False),
+    writers = (
+        {}
+        if features is None
+        else {
+            "features.npy": lambda file: np.save(file, features.astype(np.float32)),
+            "slices.csv": lambda file: slices.to_csv(file, index=False),
+        }
+    )
+    writers |= {
         "scores.csv": lambda file: scores.to_csv(file, index=False),
         "results.json": lambda file: file.write_text(json.dumps(run, indent=1)),
     }
