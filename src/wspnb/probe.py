@@ -21,7 +21,8 @@ from wspnb.models import build_encoder
 
 # Settings of the pretraining that runs in one table must share.
 EQUAL_SETTINGS = ("n_steps", "warmup_steps", "batch_size", "learning_rate", "weight_decay")
-EQUAL_SETTINGS += ("sigma", "temperature", "norm", "image_size", "translate", "train_cohort")
+EQUAL_SETTINGS += ("sigma", "temperature", "norm", "image_size", "translate", "crop_area")
+EQUAL_SETTINGS += ("normalise", "convention", "severe_from", "train_cohort")
 
 
 class Probe(NamedTuple):
@@ -357,6 +358,14 @@ def plane_quality(
         "depth_r2": float(r2_score(positions, depth)),
         "class_auc": float(np.mean(aucs)),
     }
+
+
+def write_csv(file: Path, table: pd.DataFrame) -> None:
+    """Write a table that appears whole or not at all; the folder is made if missing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.tmp")
+    table.to_csv(temporary, index=False)
+    temporary.replace(file)
 
 
 def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, slices=None) -> None:
