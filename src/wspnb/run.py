@@ -134,7 +134,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             progress_bar=False,
             kernel_name="python3",
             coalesce_streams=True,
-            extra_arguments=["--log-level=ERROR"],  # of the kernel: no note about its transport
+            extra_arguments=["--log-level=CRITICAL"],  # of the kernel: no notes about its transport
         )
     except BaseException:
         if temporary.exists():
