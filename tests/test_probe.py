@@ -95,42 +95,6 @@ def test_bad_labels_are_refused():
         probe.cross_validate(*(a[:40] for a in make_slices()))
 
 
-def test_pairwise_wins_mean_is_the_auc_with_ties():
-    rng = np.random.default_rng(0)
-    labels, scores = rng.integers(0, 2, 50), rng.integers(0, 6, 50) / 5
-    assert probe.pairwise_wins(labels, scores).mean() == pytest.approx(
-        roc_auc_score(labels, scores)
-    )
-
-
-def test_bootstrap_interval_against_a_plain_loop():
-    scores = probe.cross_validate(*make_slices(strength=0.6)).scores
-    rng = np.random.default_rng(1)
-    means = []
-    for _ in range(2000):
-        folds = []
-        for _, fold in scores.groupby("fold"):
-            drawn = [
-                rng.choice(fold.score[fold.label == k], (fold.label == k).sum()) for k in (0, 1)
-            ]
-            folds.append(np.mean(drawn[1][:, None] > drawn[0]))  # no ties here
-        means.append(np.mean(folds))
-    expected = np.quantile(means, [0.025, 0.975])
-    assert probe.bootstrap_interval([scores], n=4000) == pytest.approx(expected, abs=0.015)
-
-
-def test_bootstrap_over_seeds_narrows_only_if_the_seeds_differ():
-    runs = []
-    for seed in range(6):
-        features, labels, patients = make_slices(strength=0.6, seed=seed)
-        runs.append(probe.cross_validate(features, labels, patients).scores)
-    one, same, several = (probe.bootstrap_interval(r) for r in (runs[:1], runs[:1] * 6, runs))
-    assert same == pytest.approx(one, abs=1e-12)
-    assert several[1] - several[0] < 0.8 * (one[1] - one[0])
-    with pytest.raises(ValueError, match="other patients or folds"):
-        probe.bootstrap_interval([runs[0], runs[1].assign(fold=0)])
-
-
 def test_plane_quality_reads_what_is_there():
     rng = np.random.default_rng(0)
     _, labels, patients = make_slices(n_patients=50, per_patient=10)

@@ -1,4 +1,4 @@
-"""Judging a frozen encoder: features, patient-level cross-validation, intervals."""
+"""Judging a frozen encoder: features and patient-level cross-validation."""
 
 import json
 from pathlib import Path
@@ -264,56 +264,6 @@ def fold_balanced_accuracy(people: pd.DataFrame) -> np.ndarray:
     called = people.assign(decision=(people.score >= people.threshold).astype(int))
     folds = called.groupby("fold")[["label", "decision"]]
     return folds.apply(lambda p: balanced_accuracy_score(p.label, p.decision)).to_numpy()
-
-
-def bootstrap_interval(
-    runs: list[pd.DataFrame], n: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean of the fold AUCs, resampling patients within fold and class.
-
-    It is the uncertainty from the finite number of test patients, given the trained encoders and
-    probes; the spread over training seeds is another thing and is reported beside it.
-
-    Args:
-        runs: score tables of :class:`Probe`, one per training seed, of the same patients in the
-            same folds; the AUC is averaged over them within each resample.
-        n: number of resamples.
-        level: coverage.
-        seed: of the resampling.
-
-    Returns:
-        Lower and upper end.
-
-    Raises:
-        ValueError: if the runs have other patients or folds than the first.
-    """
-    rng = np.random.default_rng(seed)
-    keys = ["patient", "label", "fold"]
-    for other in runs[1:]:
-        if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
-            raise ValueError(
-                "the runs were probed on other patients or folds: probe them with one fold_seed"
-            )
-    total = np.zeros(n)
-    folds = runs[0].fold.unique()
-    for fold in folds:
-        parts = [run[run.fold == fold] for run in runs]
-        wins = np.mean([pairwise_wins(part.label, part.score) for part in parts], axis=0)
-        positives = rng.integers(wins.shape[0], size=(n, wins.shape[0], 1))
-        negatives = rng.integers(wins.shape[1], size=(n, 1, wins.shape[1]))
-        total += wins[positives, negatives].mean((1, 2))
-    low, high = np.quantile(total / len(folds), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def pairwise_wins(labels, scores) -> np.ndarray:
-    """Whether each positive patient scores above each negative one, ``(n_positive, n_negative)``;
-    its mean is the AUC.
-
-    Ties count one half (Mann and Whitney 1947).
-    """
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    return np.sign(scores[labels == 1][:, None] - scores[labels == 0]) / 2 + 0.5
 
 
 def plane_quality(

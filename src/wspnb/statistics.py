@@ -1,0 +1,241 @@
+"""What an AUC of few patients can bear: intervals, paired differences, null distributions."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from wspnb.probe import cross_validate
+
+
+class Difference(NamedTuple):
+    """Mean difference of two methods' fold-mean AUC, with one interval per source of chance."""
+
+    mean: float
+    low: float  # from the test patients
+    high: float
+    per_seed: np.ndarray  # (n_seeds,)
+    seed_sd: float  # from the training seeds; this and all below NaN for one seed
+    seed_low: float
+    seed_high: float
+    low_both: float  # from patients and seeds together
+    high_both: float
+
+
+def pairwise_wins(labels, scores) -> np.ndarray:
+    """Whether each positive patient scores above each negative one, ``(n_positive, n_negative)``;
+    its mean is the AUC. Ties count one half (Mann and Whitney 1947)."""
+    labels, scores = np.asarray(labels), np.asarray(scores, float)
+    return np.sign(scores[labels == 1][:, None] - scores[labels == 0]) / 2 + 0.5
+
+
+def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
+    """:func:`pairwise_wins` of every run, one array ``(n_runs, n_positive, n_negative)`` per fold.
+
+    Raises:
+        ValueError: if the runs have other patients or folds than the first.
+    """
+    keys = ["patient", "label", "fold"]
+    for other in runs[1:]:
+        if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
+            raise ValueError(
+                "the runs were probed on other patients or folds: probe them with one fold_seed"
+            )
+    parts = [[run[run.fold == fold] for run in runs] for fold in runs[0].fold.unique()]
+    return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]
+
+
+def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
+    """Fold-mean AUC of each run under ``n`` resamples of the patients, ``(n, n_runs)``.
+
+    Positives and negatives of a fold are drawn apart, the same for all runs, and one fewer than
+    there are: as many as there are would take a third off the variance of a class of three (Rao
+    and Wu 1988).
+    """
+    total = np.zeros((n, wins[0].shape[0]))
+    for fold in wins:
+        weights = []
+        for size in fold.shape[1:]:
+            drawn = rng.integers(size, size=(n, max(size - 1, 1), 1))
+            weights.append((drawn == np.arange(size)).mean(1))  # (n, size)
+        total += np.einsum("np,kpq,nq->nk", weights[0], fold, weights[1], optimize=True)
+    return total / len(wins)
+
+
+def bootstrap_interval(
+    runs: list[pd.DataFrame], n: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of the fold AUCs, resampling patients within fold and class.
+
+    It is the uncertainty from the finite number of test patients, given the trained encoders and
+    probes; the spread over training seeds is another thing and is reported beside it.
+
+    Args:
+        runs: score tables of :class:`wspnb.probe.Probe`, one per training seed, of the same
+            patients in the same folds; the AUC is averaged over them within each resample.
+        n: number of resamples.
+        level: coverage.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if the runs have other patients or folds than the first.
+    """
+    wins = [fold.mean(0, keepdims=True) for fold in wins_by_fold(runs)]
+    return _ends(resample_patients(wins, n, np.random.default_rng(seed)), level)
+
+
+def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    runs_a: list[pd.DataFrame],
+    runs_b: list[pd.DataFrame],
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Difference:
+    """AUC of method a minus method b on the same patients, folds and training seeds.
+
+    ``low`` to ``high`` resamples patients, the same for both methods and all seeds. ``seed_low`` to
+    ``seed_high`` is Student's interval over the seeds. In ``low_both`` to ``high_both`` each
+    resample of the patients also draws the mean over seeds from its t distribution: three seeds
+    are too few to draw from. What seed and patients do together counts twice, so it errs wide.
+
+    Args:
+        runs_a: score tables as in :func:`bootstrap_interval`, one per training seed.
+        runs_b: of the other method, seed by seed.
+        n: number of resamples.
+        level: coverage.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if the numbers of seeds, the patients or the folds differ.
+    """
+    if len(runs_a) != len(runs_b) or not runs_a:
+        raise ValueError(f"{len(runs_a)} and {len(runs_b)} runs: give one per seed of each method")
+    k, rng = len(runs_a), np.random.default_rng(seed)
+    wins = [fold[:k] - fold[k:] for fold in wins_by_fold([*runs_a, *runs_b])]
+    per_seed = np.mean([fold.mean((1, 2)) for fold in wins], axis=0)
+    mean, draws = float(per_seed.mean()), resample_patients(wins, n, rng).mean(1)
+    if k == 1:
+        return Difference(mean, *_ends(draws, level), per_seed, *[np.nan] * 5)
+    sd, half = float(per_seed.std(ddof=1)), stats.t.ppf((1 + level) / 2, k - 1) / k**0.5
+    both = draws + rng.standard_t(k - 1, n) * sd / k**0.5
+    spread = (sd, mean - half * sd, mean + half * sd)
+    return Difference(mean, *_ends(draws, level), per_seed, *spread, *_ends(both, level))
+
+
+def delong(run_a: pd.DataFrame, run_b: pd.DataFrame) -> tuple[float, float]:
+    """Standard error of the difference of two fold-mean AUCs, and its two-sided p (DeLong 1988).
+
+    Within folds, as the AUC is: scores of different folds come from different probes. The p is NaN
+    where the methods order every pair alike.
+    """
+    wins = [a - b for a, b in wins_by_fold([run_a, run_b])]
+    parts = [d.mean(axis).var(ddof=1) / d.shape[1 - axis] for d in wins for axis in (0, 1)]
+    error = float(np.sum(parts) ** 0.5 / len(wins))
+    z = np.mean([d.mean() for d in wins]) / error if error else np.nan
+    return error, float(2 * stats.norm.sf(abs(z)))
+
+
+def hanley_mcneil(auc, n_positive: int, n_negative: int):
+    """Standard error of an AUC from its value and the class counts (Hanley and McNeil 1982)."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
+    return (variance / (n_positive * n_negative)) ** 0.5
+
+
+def stratified_auc(labels, scores, strata, folds=None) -> dict[str, float]:
+    """AUC of all pairs of patients, of pairs within one data set, and of pairs across.
+
+    Args:
+        labels: class, ``(n,)``.
+        scores: ``(n,)``.
+        strata: data set of each patient, ``(n,)``.
+        folds: if given, only pairs of patients in the same fold count.
+
+    Returns:
+        ``pooled``, ``within``, ``between``; NaN where there is no such pair.
+    """
+    labels, strata = np.asarray(labels), np.asarray(strata)
+    folds = np.zeros(len(labels)) if folds is None else np.asarray(folds)
+    positive, negative = labels == 1, labels == 0
+    wins = pairwise_wins(labels, scores)
+    counted = folds[positive][:, None] == folds[negative]
+    same = strata[positive][:, None] == strata[negative]
+    pairs = {"pooled": counted, "within": counted & same, "between": counted & ~same}
+    return {k: float(wins[p].mean()) if p.any() else np.nan for k, p in pairs.items()}
+
+
+def null_of_fold_mean(
+    n_positive: int, n_negative: int, n_folds: int, n: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Mean of the fold AUCs of ``n`` sets of scores that know nothing, ``(n,)``.
+
+    Classes are dealt evenly to the folds; folds count as independent.
+    """
+    total = np.zeros(n)
+    for fold in range(n_folds):
+        p, q = ((size + n_folds - 1 - fold) // n_folds for size in (n_positive, n_negative))
+        ranks = rng.random((n, p + q)).argsort(1)[:, :p]
+        total += (ranks.sum(1) - p * (p - 1) / 2) / (p * q)
+    return total / n_folds
+
+
+def permutation_null(
+    features,
+    labels,
+    patients,
+    n: int,
+    rng: np.random.Generator,
+    strata=None,
+    C: float = 0.01,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> tuple[float, np.ndarray, float]:
+    """The probe's AUC, what it reaches when the patients' labels are shuffled, and p.
+
+    Args:
+        features: ``(n_slices, d)``; labels and patients as in :func:`cross_validate`.
+        labels: ``(n_slices,)``.
+        patients: ``(n_slices,)``.
+        n: number of shuffles.
+        rng: of the shuffles.
+        strata: data set of each slice; labels are then shuffled within it, which keeps what the
+            data set alone tells.
+        C, n_folds, seed: as in :func:`cross_validate`; labels decide the folds with the seed.
+
+    Returns:
+        AUC, ``(n,)`` shuffled AUCs, and (1 + number of them that reach it) / (1 + n).
+    """
+    auc = cross_validate(features, labels, patients, C, n_folds, seed).mean
+    table = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)})
+    people = table.assign(strata=0 if strata is None else np.asarray(strata))
+    people = people.groupby("patient").first()
+    null = np.zeros(n)
+    for number in range(n):
+        shuffled = people.groupby("strata").label.transform(rng.permutation)
+        mixed = table.patient.map(shuffled)
+        null[number] = cross_validate(features, mixed, patients, C, n_folds, seed).mean
+    return auc, null, float((1 + (null >= auc).sum()) / (1 + n))
+
+
+def variance_split(table: pd.DataFrame) -> dict[str, float]:
+    """Spread of an AUC over training seeds, over repeats of the folds, and over folds.
+
+    Args:
+        table: one AUC per row, columns seed, fold_seed, fold, auc.
+
+    Returns:
+        ``seeds`` and ``repeats``: SD of the means of each seed and of each fold_seed, NaN where
+        there is one; ``folds``: SD over the folds of one cross-validation, root mean square.
+    """
+    found = {
+        name: float(table.groupby(column).auc.mean().std())
+        for name, column in (("seeds", "seed"), ("repeats", "fold_seed"))
+    }
+    within = table.groupby(["seed", "fold_seed"]).auc.var()
+    return found | {"folds": float(within.mean() ** 0.5)}
