@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -40,7 +41,7 @@ def test_network_is_drawn_with_its_own_sizes(axis, image_size, sizes):
     assert [row.size for row in rows] == [image_size, *sizes, 0, 0, 0]
     widths = [1, 16, 32, 64, 128, 256]
     assert [row.channels for row in rows] == [*widths, 256, 128, 64]
-    convolutions = [25 * a * b + b for a, b in zip(widths, widths[1:], strict=False)]
+    convolutions = [25 * a * b + b for a, b in pairwise(widths)]
     dense = [256 * 128 + 128, 128 * 64 + 64]
     assert [row.parameters for row in rows] == [0, *convolutions, 0, *dense]
     assert (sum(convolutions), sum(dense)) == (1_088_896, 41_152)
@@ -50,7 +51,7 @@ def test_network_is_drawn_with_its_own_sizes(axis, image_size, sizes):
         assert f"{width} × {size}²" in drawn
     for number, count in enumerate(convolutions, 1):
         assert f"block {number}\n{count:,}\n5x5 conv\npool 2\nReLU" in drawn
-    assert f"dense 1\n{dense[0]:,}\nReLU" in drawn and f"dense 2\n{dense[1]:,}\n" in drawn
+    assert f"dense 1\n{dense[0]:,}\nReLU" in drawn and f"dense 2\n{dense[1]:,}" in drawn
     total = "encoder 1,088,896 + head 41,152 = 1,130,048 parameters"
     assert axis.get_title() == f"{image_size} px: {total}"
 

@@ -66,17 +66,18 @@ def layer_table(encoder: nn.Module, head: nn.Sequential, image_size: int) -> lis
     """
     if not hasattr(encoder, "blocks"):
         raise ValueError(f"{type(encoder).__name__} has no blocks: only TinyNet can be drawn")
-    groups = [[module] for module in [*encoder.blocks, encoder]]
+    groups = [(f"block {number}", [block]) for number, block in enumerate(encoder.blocks, 1)]
+    groups += [("average", [encoder])]
     for module in head:
         if isinstance(module, nn.Linear):
-            groups.append([])
-        groups[-1].append(module)
+            groups.append((f"dense {len(groups) - len(encoder.blocks)}", []))
+        groups[-1][1].append(module)
     channels = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d)).in_channels
     image = torch.zeros(1, channels, max(image_size, 0), max(image_size, 0))
     shapes, training = {}, encoder.training
     hooks = [
-        group[0].register_forward_hook(lambda m, _, out: shapes.update({m: tuple(out.shape[1:])}))
-        for group in groups
+        modules[0].register_forward_hook(lambda m, _, out: shapes.update({m: out.shape[1:]}))
+        for _, modules in groups
     ]
     try:
         with torch.no_grad():
@@ -85,17 +86,14 @@ def layer_table(encoder: nn.Module, head: nn.Sequential, image_size: int) -> lis
         encoder.train(training)
         for hook in hooks:
             hook.remove()
-    rows, n_blocks = [Layer("image", "", channels, image_size, 0)], len(encoder.blocks)
-    for number, group in enumerate(groups, 1):
-        first, dense = shapes[group[0]], number - n_blocks - 1
-        size = first[1] if len(first) > 1 else 0
-        if dense == 0:
-            rows.append(Layer("average", "", first[0], size, 0))
-            continue
-        name = f"block {number}" if dense < 0 else f"dense {dense}"
-        leaves = [m for module in group for m in module.modules() if not list(m.children())]
+    rows = [Layer("image", "", channels, image_size, 0)]
+    for name, modules in groups:
+        shape = shapes[modules[0]]
+        own = [] if name == "average" else modules  # the encoder's layers have their own rows
+        leaves = [m for module in own for m in module.modules() if not list(m.children())]
         steps = ", ".join(filter(None, map(step_name, leaves)))
-        rows.append(Layer(name, steps, first[0], size, sum(map(count_parameters, group))))
+        size = shape[1] if len(shape) > 1 else 0
+        rows.append(Layer(name, steps, shape[0], size, sum(map(count_parameters, own))))
     return rows
 
 
@@ -114,7 +112,9 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def draw_network(axis: Axes, encoder: nn.Module, head: nn.Sequential, image_size: int):
+def draw_network(
+    axis: Axes, encoder: nn.Module, head: nn.Sequential, image_size: int
+) -> list[Layer]:
     """Encoder and head as slabs: height by the root of the map's side, width by the channels' log.
 
     Args:
@@ -133,7 +133,7 @@ def draw_network(axis: Axes, encoder: nn.Module, head: nn.Sequential, image_size
         maps = f"{row.channels} × {row.size}²" if row.size else f"{row.channels}"
         axis.text(x, half + 0.2, maps, ha="center", va="bottom", fontsize=9)
         count = [f"{row.parameters:,}"] if row.parameters else []
-        below = "\n".join([row.name, *count, *row.steps.split(", ")])
+        below = "\n".join([row.name, *count, *filter(None, row.steps.split(", "))])
         axis.text(x, -0.8, below, ha="center", va="top", fontsize=8)
         if place:
             arrow(axis, (end + 0.12, 0), (x - width / 2 - 0.04, 0))
