@@ -2,13 +2,14 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ADRENAL ?=
+IMAGENET ?=
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce tables smoke test check lab unlock clean
+.PHONY: help reproduce plan tables smoke test check lab unlock clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Large pages take a quarter off a training step on a CPU (read by torch).
 export THP_MEM_ALLOC_ENABLE := 1
@@ -29,8 +30,11 @@ $(STAMP): requirements.lock pyproject.toml
 reproduce: $(STAMP)  ## the paper's experiment on the synthetic cohort, one seed -> runs/laptop/report.html
 	$(FLOW) report
 
-tables: $(STAMP)  ## three seeds, and AdrenalMNIST3D (277 KB download, or ADRENAL=file) -> figures/
-	$(FLOW) tables --config seeds=0,1,2 publish=figures adrenal="$(ADRENAL)"
+plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
+	$(FLOW) plan --config sweep=workflow/tables.yaml
+
+tables: $(STAMP)  ## all rows and seeds of workflow/tables.yaml (AdrenalMNIST3D: 277 KB download, or ADRENAL=file) -> figures/
+	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$(ADRENAL)" imagenet="$(IMAGENET)"
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke

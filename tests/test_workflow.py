@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
+
+from wspnb.results import ROWS
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,7 +20,7 @@ def plan(target: str, *config: str) -> dict[str, int]:
     command += ["--dry-run", "--forceall", "--cores", "2", target]
     command += ["--config", *config] if config else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr + done.stdout
     return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
 
 
@@ -25,12 +29,62 @@ def test_plan_of_the_default_run():
     jobs = plan("report")
     assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 4, 5)
     assert (jobs["representations"], jobs["results"], jobs["html_report"]) == (1, 1, 1)
+    assert (jobs["audit"], jobs["alone"]) == (1, 3)
+    assert "supervised" not in jobs
 
 
 @pytest.mark.slow
-def test_plan_of_three_seeds_and_another_profile():
-    jobs = plan("report", "seeds=0,1,2", "profile=smoke")
-    assert (jobs["pretrain"], jobs["linear_probe"], jobs["representations"]) == (12, 15, 1)
+def test_plan_of_a_product_of_methods_backbones_seeds_and_sigmas():
+    product = (
+        "methods=supervised,random,wsp",
+        "backbones=tiny,resnet18",
+        "seeds=0,1",
+        "sigmas=0.3",
+    )
+    jobs = plan("report", *product, "profile=smoke")
+    assert (jobs["pretrain"], jobs["linear_probe"], jobs["supervised"]) == (8, 12, 4)
+    assert jobs["representations"] == 1
+
+
+@pytest.mark.slow
+def test_plan_of_the_tables_has_every_row_of_the_paper():
+    sweep = yaml.safe_load((ROOT / "workflow" / "tables.yaml").read_text())
+    runs = [
+        (profile, name, backbone, seed)
+        for profile, blocks in sweep.items()
+        for block in blocks
+        for name in block["names"]
+        for backbone in block["backbones"]
+        for seed in block["seeds"]
+    ]
+    assert len(runs) == len(set(runs))
+    jobs = plan("report", "sweep=workflow/tables.yaml")
+    trained = [run for run in runs if run[1] not in ("random", "supervised")]
+    assert jobs["pretrain"] == len(trained)
+    assert jobs["linear_probe"] == len([run for run in runs if run[1] != "supervised"])
+    assert jobs["results"] == len(sweep)
+    printed = pd.read_csv(ROOT / "figures" / "paper" / "table1_auc.csv")
+    for backbone, label in (("tiny", "TinyNet"), ("resnet18", "ResNet-18")):
+        rows = {ROWS[r[1]] for r in runs if r[0] == "laptop" and r[2] == backbone and r[1] in ROWS}
+        missing = set(printed[printed.backbone == label].method) - rows
+        assert missing <= {"ImageNet"}, missing  # needs torchvision's file: methods=imagenet
+    sigmas = pd.read_csv(ROOT / "figures" / "paper" / "table3_sigma.csv").sigma
+    here = {run[1] for run in runs}
+    assert {f"wsp_sigma{sigma}" for sigma in sigmas} - {"wsp_sigma0.1"} <= here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("seed=3", "--config knows no seed"),
+        ("profile=none", "there is no params/none.yaml"),
+        ("methods=wpsi", "no method of"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(config, message):
+    with pytest.raises(AssertionError, match=message):
+        plan("report", config)
 
 
 def test_profiles_name_only_parameters_that_exist():

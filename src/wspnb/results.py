@@ -105,6 +105,21 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Some columns of an :func:`auc_table` and its cells as text: "mean (SD over folds) ±SD over
+    seeds [interval over patients]"; collapsed seeds are named in the column before."""
+    shown = table[columns].copy()
+    shown["n_seeds"] = shown.n_seeds.astype(str)
+    shown["n_seeds"] += table.collapsed.map(lambda n: f" ({n:.0f} collapsed)" if n else "")
+    for tag in [name.removeprefix("auc_") for name in table if name.startswith("auc_")]:
+        parts = [table[f"{kind}_{tag}"] for kind in ("auc", "sd", "seed_sd", "low", "high")]
+        text = (
+            "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]".format(*v) for v in zip(*parts, strict=True)
+        )
+        shown[tag] = [cell.replace(" ±nan", "") for cell in text]
+    return shown.rename(columns={"n_seeds": "seeds"})
+
+
 def accuracy_table(runs: list[dict], cohort: str) -> pd.DataFrame:
     """Table 2 of the runs: balanced accuracy on one cohort, one row per name.
 
