@@ -19,7 +19,9 @@ def test_torchvision_never_enters():
 
 
 def test_notebooks_are_there():
-    assert [p.name[:2] for p in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05"]
+    found = {p.name.split("_")[0] for p in NOTEBOOKS}
+    assert {"00", "01", "02", "03", "04", "05", "06"} <= found
+    assert len(found) == len(NOTEBOOKS), "two notebooks with one number"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
