@@ -160,7 +160,7 @@ def test_delong_against_structural_components_in_loops():
         ]
         for components in ([np.mean(r) for r in psi], [np.mean(c) for c in zip(*psi, strict=True)]):
             variance += np.var(components, ddof=1) / len(components) / 25
-    error, p = statistics.delong(a, b)
+    error, p = statistics.delong([a], [b])
     assert error == pytest.approx(variance**0.5)
     z = (fold_mean(a) - fold_mean(b)) / variance**0.5
     assert p == pytest.approx(2 * stats.norm.cdf(-abs(z)))
@@ -168,8 +168,11 @@ def test_delong_against_structural_components_in_loops():
         [w[:1] - w[1:] for w in statistics.wins_by_fold([a, b])], 4000, np.random.default_rng(0)
     )
     assert draws.std() == pytest.approx(error, rel=0.1)
-    assert statistics.delong(a, a)[0] == 0
-    assert np.isnan(statistics.delong(a, a)[1])
+    assert statistics.delong([a, a], [b, b]) == pytest.approx((error, p))
+    assert statistics.delong([a], [a])[0] == 0
+    assert np.isnan(statistics.delong([a], [a])[1])
+    few = [make_run(5, 10, seed=s) for s in (0, 1)]  # one positive per fold
+    assert np.isnan(statistics.delong(few[:1], few[1:])).all()
 
 
 @pytest.mark.parametrize(

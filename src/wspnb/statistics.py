@@ -128,13 +128,17 @@ def paired_difference(
     return Difference(mean, *_ends(draws, level), per_seed, *spread, *_ends(both, level))
 
 
-def delong(run_a: pd.DataFrame, run_b: pd.DataFrame) -> tuple[float, float]:
-    """Standard error of the difference of two fold-mean AUCs, and its two-sided p (DeLong 1988).
+def delong(runs_a: list[pd.DataFrame], runs_b: list[pd.DataFrame]) -> tuple[float, float]:
+    """Standard error and two-sided p of :func:`paired_difference` for the patients, without
+    resampling (DeLong, DeLong and Clarke-Pearson 1988).
 
-    Within folds, as the AUC is: scores of different folds come from different probes. The p is NaN
-    where the methods order every pair alike.
+    Within folds, as the AUC is: scores of different folds come from different probes. NaN where a
+    fold has one patient of a class; the p also where the methods order every pair alike.
     """
-    wins = [a - b for a, b in wins_by_fold([run_a, run_b])]
+    k = len(runs_a)
+    wins = [f[:k].mean(0) - f[k:].mean(0) for f in wins_by_fold([*runs_a, *runs_b])]
+    if min(min(d.shape) for d in wins) < 2:
+        return np.nan, np.nan
     parts = [d.mean(axis).var(ddof=1) / d.shape[1 - axis] for d in wins for axis in (0, 1)]
     error = float(np.sum(parts) ** 0.5 / len(wins))
     z = np.mean([d.mean() for d in wins]) / error if error else np.nan
