@@ -34,7 +34,7 @@ def write_probe(folder, method, seed, strength, name=None, cohorts=COHORTS, cach
         results.append({"cohort": cohort, "auc": found.mean})
     run = {"method": method, "backbone": "tiny", "seed": seed, **SETTINGS, "results": results}
     where = folder / "probe" / f"{name or method}-tiny-seed{seed}"
-    save_probe(where, features, slices, pd.concat(scores), run | ({"name": name} if name else {}))
+    save_probe(where, pd.concat(scores), run | {"name": name or method}, features, slices)
     if not cached:
         (where / "features.npy").unlink()
         (where / "slices.csv").unlink()
@@ -52,22 +52,22 @@ def folder(tmp_path):
 
 
 def test_only_plain_runs_and_sigmas_of_the_reference_are_read(folder):
-    probes, scores = audit.read_probes(folder / "probe", "tiny", [], "wsp", SETTINGS)
+    probes, scores = audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
     names = {name for name, _ in probes}
     assert names == {"wsp", "random", "wsp_sigma0.3", "supervised"}
     assert list(scores) == list(COHORTS)
     assert len(scores["d1+d2"]["wsp", 1]) == 40
-    assert set(audit.read_probes(folder / "probe", "tiny", [1], "wsp", SETTINGS)[0]) == {
+    assert set(audit.read_probes(folder, "tiny", [1], "wsp", SETTINGS)[0]) == {
         (name, 1) for name in names - {"supervised"}
     }
     with pytest.raises(FileNotFoundError, match="run 03_linear_probe for 'byol'"):
-        audit.read_probes(folder / "probe", "tiny", [], "byol", SETTINGS)
+        audit.read_probes(folder, "tiny", [], "byol", SETTINGS)
     with pytest.raises(ValueError, match=r"says {'C': 0\.01}, asked for {'C': 1\.0"):
-        audit.read_probes(folder / "probe", "tiny", [], "wsp", SETTINGS | {"C": 1.0})
+        audit.read_probes(folder, "tiny", [], "wsp", SETTINGS | {"C": 1.0})
 
 
 def test_differences_use_the_seeds_that_both_have(folder):
-    _, scores = audit.read_probes(folder / "probe", "tiny", [], "wsp", SETTINGS)
+    _, scores = audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
     table = audit.differences(scores).set_index(["cohort", "better", "worse"])
     assert len(table) == 3 * 4 * 3
     row = table.loc["d1", "wsp", "random"]
@@ -95,13 +95,13 @@ def test_correlation_of_two_aucs_is_that_of_the_resampled_ones():
 
 
 def test_repeated_folds_start_with_the_first_deal_and_differ(folder):
-    probes, _ = audit.read_probes(folder / "probe", "tiny", [0], "wsp", SETTINGS)
+    probes, _ = audit.read_probes(folder, "tiny", [0], "wsp", SETTINGS)
     table = audit.repeat_folds(probes, ["d1"], range(3), 0.01, 5)
     assert set(table.method) == {"wsp", "random", "wsp_sigma0.3"}  # supervised has no features
     assert len(table) == 3 * 3 * 5
     means = table.groupby(["method", "fold_seed"]).auc.mean()
     for name in ("wsp", "random"):
-        assert means[name, 0] == pytest.approx(probes[name, 0]["results"][0]["auc"], abs=1e-12)
+        assert means[name, 0] == pytest.approx(probes[name, 0]["results"]["d1"]["auc"], abs=1e-12)
     assert means["random"].nunique() > 1
 
 

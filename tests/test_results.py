@@ -38,7 +38,7 @@ def test_auc_table_has_the_rows_of_the_paper_in_its_order(tmp_path):
     for seed in (0, 1, 2):
         save(tmp_path, "wsp", seed=seed)
     save(tmp_path, "supcon", collapsed=True)
-    save(tmp_path, "supervised", training=None, C=None)
+    save(tmp_path, "supervised", training=None)
     save(tmp_path, "wsp", backbone="resnet18")
     save(tmp_path, "wsp_sigma0.3", training=TRAINING | {"sigma": 0.3})
     runs = results.read_runs(tmp_path)

@@ -1,6 +1,5 @@
 """What notebook 06 needs tested: reading the runs, differences of all pairs, verdicts on claims."""
 
-import json
 from itertools import permutations
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from wspnb import plots, statistics
+from wspnb import plots, results, statistics
 from wspnb.probe import cross_validate
 
 
@@ -18,14 +17,14 @@ def read_probes(
     """Finished probes of the plain methods, and of the reference's variants by sigma.
 
     Args:
-        folder: ``probe`` of a run; a run whose name is not its method is a variant.
-        backbone: tiny or resnet18.
+        folder: of the run; a probe whose name is not its method is a variant.
+        backbone: of the probes.
         seeds: pretraining seeds to keep, empty for all.
         reference: method that must be there; ``<reference>_sigma...`` are its variants.
         settings: what every probe must have been made with (C, n_folds, fold_seed).
 
     Returns:
-        ``{(name, seed): results.json with its folder}`` and
+        ``{(name, seed): run as wspnb.results.read_runs gives it}`` and
         ``{cohort: {(name, seed): score table}}``.
 
     Raises:
@@ -33,20 +32,17 @@ def read_probes(
         ValueError: if a probe was made with other settings.
     """
     probes, scores = {}, {}
-    for file in sorted(folder.glob(f"*-{backbone}-seed*/results.json")):
-        run = json.loads(file.read_text())
-        name, seed = run.get("name", run["method"]), run["seed"]
-        plain = name == run["method"] or name.startswith(f"{reference}_sigma")
-        if not plain or (seeds and seed not in seeds):
-            continue
-        other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
-        if other:
-            raise ValueError(
-                f"{file} says {other}, asked for {settings}: use the same in 03 and 06"
-            )
-        probes[name, seed] = run | {"folder": file.parent}
-        for cohort, part in pd.read_csv(file.parent / "scores.csv").groupby("cohort", sort=False):
-            scores.setdefault(cohort, {})[name, seed] = part.reset_index(drop=True)
+    for run in results.read_runs(folder, seeds, [backbone]):
+        name, seed = run["name"], run["seed"]
+        if name == run["method"] or name.startswith(f"{reference}_sigma"):
+            other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
+            if other:
+                raise ValueError(
+                    f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
+                )
+            probes[name, seed] = run
+            for cohort in run["results"]:
+                scores.setdefault(cohort, {})[name, seed] = results.cohort_scores(run, cohort)
     found = sorted({name for name, _ in probes})
     if reference not in found or len(found) < 2:
         raise FileNotFoundError(

@@ -196,18 +196,19 @@ def check_alike(runs: list[dict], data: str) -> None:
     Raises:
         ValueError: names the run that differs and in what.
     """
-    first = next((run for run in runs if run["training"]), runs[0])
+    first = next((run for run in runs if "C" in run), runs[0])
+    trained = next((run for run in runs if run["training"]), None)
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
             raise ValueError(f"{name} was probed on other data: use another run_dir")
-        for key in ("n_folds", "fold_seed", "norm", *(["C"] if run["C"] else [])):
+        for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
             if run[key] != first[key]:
                 raise ValueError(f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}")
         if list(run["results"]) != list(first["results"]):
             raise ValueError(f"{name} was judged on {list(run['results'])}, not as the others")
-        if run["name"] in ROWS and run["training"] and run["training"] != first["training"]:
-            raise ValueError(f"{name}: trained with {run['training']}, not {first['training']}")
+        if run["name"] in ROWS and run["training"] and run["training"] != trained["training"]:
+            raise ValueError(f"{name}: trained with {run['training']}, not {trained['training']}")
         for cohort, result in run["results"].items():
             scores = cohort_scores(run, cohort)
             if abs(fold_balanced_accuracy(scores).mean() - result["bacc"]) > 1e-6:
