@@ -158,15 +158,15 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
         write_probe(tmp_path, "random", seed, 0.0, cohorts=cohorts)
         write_probe(tmp_path, "supervised", seed, 0.5, cohorts=cohorts, cached=False)
     values = {"run_dir": tmp_path, "n_repeats": 2, "n_permutations": 3}
-    values |= {"publish_dir": tmp_path / "published", "table_name": "table1_test"}
+    values |= {"publish_dir": tmp_path / "published", "suffix": "_test"}
     options = [word for k, v in values.items() for word in ("-p", k, str(v))]
     notebook, out = ROOT / "notebooks" / "06_audit.ipynb", tmp_path / "out.ipynb"
     smoke = str(ROOT / "params" / "smoke.yaml")
     assert main([str(notebook), str(out), "-f", smoke, *options]) == 0
-    table = pd.read_csv(tmp_path / "published" / "table1_test_differences.csv")
+    table = pd.read_csv(tmp_path / "published" / "audit_differences_test.csv")
     assert len(table) == 2 * len(cohorts)
     assert table.low_both.isna().all() == (len(cohorts) == 1)
-    claims = pd.read_csv(tmp_path / "figures" / "claims.csv").set_index(["claim", "cohort"])
+    claims = pd.read_csv(tmp_path / "figures" / "audit_claims.csv").set_index(["claim", "cohort"])
     best = claims.loc["WSP beats every other method", cohorts[-1]]
     ends = table.low_both.fillna(table.low)[table.cohort == cohorts[-1]]
     assert best.run == ("supported" if (ends > 0).all() else "cannot be told")
