@@ -53,6 +53,11 @@ def plan(
     return jobs
 
 
+def point_name(changes: dict) -> str:
+    """Name of a point in the table: what differs from the base, e.g. ``shift=2.0``, or base."""
+    return " ".join(f"{name}={value}" for name, value in changes.items()) or "base"
+
+
 def run_missing(
     path: Path,
     jobs: Sequence[dict],
@@ -163,3 +168,38 @@ def paired_difference(first: pd.Series, second: pd.Series, level: float = 0.95) 
     half = student.ppf(0.5 + level / 2, len(gap) - 1) * gap.std(ddof=1) / max(len(gap), 1) ** 0.5
     mean = gap.mean()
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(gap)}
+
+
+def last_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The judgement at the end of each run."""
+    return table[table.step == table.groupby(KEYS).step.transform("max")]
+
+
+def differences(
+    table: pd.DataFrame,
+    first: str = "wsp",
+    others: Sequence[str] = ("supcon", "depth_aware", "simclr"),
+    value: str = "auc_d1",
+) -> pd.DataFrame:
+    """``first`` minus each other method at the end of training, paired by seed.
+
+    Where a point has no run of a method because it could not differ (see :func:`plan`), the base's
+    runs stand for it.
+
+    Returns:
+        A row per level, point and other method: mean, low, high, n (see :func:`paired_difference`)
+        and collapsed, the number of pairs in which either run has collapsed.
+    """
+    runs = last_rows(table).set_index(["level", "point", "method", "seed"]).sort_index()
+    rows = []
+    for level, point in dict.fromkeys(zip(table.level, table.point, strict=True)):
+        for other in others:
+            pair = [
+                runs.loc[level, point if (level, point, method) in runs.index else "base", method]
+                for method in (first, other)
+            ]
+            found = paired_difference(pair[0][value], pair[1][value])
+            joined = pair[0].join(pair[1], how="inner", rsuffix="_other")
+            bad = int((joined.collapsed.astype(bool) | joined.collapsed_other.astype(bool)).sum())
+            rows.append({"level": level, "point": point, "other": other, **found, "collapsed": bad})
+    return pd.DataFrame(rows)
