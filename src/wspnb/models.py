@@ -247,8 +247,8 @@ def _download_imagenet() -> Path:
         return Path(pooch.retrieve(IMAGENET_URL, f"sha256:{IMAGENET_SHA256}", IMAGENET_FILE))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{IMAGENET_FILE} could not be downloaded ({type(error).__name__}): get {IMAGENET_URL} by other means "
-            "and give its path as imagenet_file"
+            f"{IMAGENET_FILE} could not be downloaded ({type(error).__name__}): get {IMAGENET_URL} "
+            "by other means and give its path as imagenet_file"
         ) from None
 
 
