@@ -37,7 +37,7 @@ tables: $(STAMP)  ## all rows and seeds of workflow/tables.yaml (AdrenalMNIST3D:
 	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$(ADRENAL)" imagenet="$(IMAGENET)"
 
 smoke: $(STAMP)  ## every notebook, tiny
-	$(FLOW) report --config profile=smoke
+	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest

@@ -43,7 +43,7 @@ def test_auc_table_has_the_rows_of_the_paper_in_its_order(tmp_path):
     save(tmp_path, "wsp_sigma0.3", training=TRAINING | {"sigma": 0.3})
     runs = results.read_runs(tmp_path)
     table = results.auc_table(runs)
-    tiny = ["Supervised", "SupCon", "WSP", "wsp_sigma0.3"]
+    tiny = ["Supervised", "SupCon", "WSP", "WSP, sigma 0.3"]
     assert table.method.tolist() == [*tiny, "WSP"]
     assert table.backbone.tolist() == ["TinyNet"] * 4 + ["ResNet-18"]
     assert table.n_seeds.tolist() == [1, 1, 3, 1, 1]
@@ -130,6 +130,13 @@ def test_scores_that_were_edited_are_found(tmp_path):
     scores.to_csv(file, index=False)
     with pytest.raises(ValueError, match="disagree"):
         results.check_alike(results.read_runs(tmp_path), "abc")
+
+
+def test_names_of_rows():
+    assert results.row_label("depth_aware_crop_area0.25") == "depth-Aware, crop_area 0.25"
+    assert results.row_label("wsp_sigmainf") == "WSP, sigma inf"
+    assert results.row_label("as_released") == "WSP, as released"
+    assert results.row_label("ours") == "ours"
 
 
 def test_missing_or_broken_probes_are_named(tmp_path):

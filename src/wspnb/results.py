@@ -1,6 +1,7 @@
 """From finished probes to the paper's tables."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
     """
     records = []
     for (backbone, name), own in grouped(runs).items():
-        record = {"backbone": BACKBONES[backbone], "method": ROWS.get(name, name)}
+        record = {"backbone": BACKBONES[backbone], "method": row_label(name)}
         for cohort in own[0]["results"]:
             tag, results = short(cohort), [run["results"][cohort] for run in own]
             auc = [result["auc"] for result in results]
@@ -132,7 +133,7 @@ def accuracy_table(runs: list[dict], cohort: str) -> pd.DataFrame:
         bacc = [run["results"][cohort]["bacc"] for run in own]
         sd = np.mean([run["results"][cohort]["bacc_sd"] for run in own])
         label = BACKBONES[backbone]
-        record = records.setdefault(name, {"method": ROWS.get(name, name), "bacc": -1.0})
+        record = records.setdefault(name, {"method": row_label(name), "bacc": -1.0})
         record |= {f"bacc_{label}": np.mean(bacc), f"n_seeds_{label}": len(own)}
         record[f"seed_sd_{label}"] = np.std(bacc, ddof=1) if len(bacc) > 1 else np.nan
         record["run"] = " ".join(filter(None, [record.get("run"), _sources(own)["run"]]))
@@ -213,6 +214,14 @@ def check_alike(runs: list[dict], data: str) -> None:
             scores = cohort_scores(run, cohort)
             if abs(fold_balanced_accuracy(scores).mean() - result["bacc"]) > 1e-6:
                 raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
+
+
+def row_label(name: str) -> str:
+    """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
+    if name == "as_released":
+        return "WSP, as released"
+    changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
+    return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}" if changed else ROWS.get(name, name)
 
 
 def short(cohort: str) -> str:
