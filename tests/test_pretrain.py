@@ -101,7 +101,11 @@ def test_verdict_of_byol_looks_at_the_spread_not_at_the_loss():
     spread = [{"loss": 0.0, "embedding_sd": 0.5}] * 20
     assert pretrain.verdict("byol", flat, 64) == "COLLAPSED"
     assert pretrain.verdict("byol", spread, 64) == "healthy"
-    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in spread], 64) == "COLLAPSED"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in spread], 64) == "at the line"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in flat], 64) == "COLLAPSED"
+    broken = {"loss": float("nan"), "embedding_sd": float("nan")}
+    assert pretrain.verdict("wsp", [broken], 64) == pretrain.verdict("byol", [broken], 64)
+    assert pretrain.verdict("wsp", [broken], 64) == "COLLAPSED"
     assert pretrain.verdict("wsp", [row | {"loss": 4.7} for row in flat], 64) == "healthy"
     assert pretrain.verdict("random", [], 64) == "untrained"
 
