@@ -183,8 +183,8 @@ def differences(
 ) -> pd.DataFrame:
     """``first`` minus each other method at the end of training, paired by seed.
 
-    Where a point has no run of a method because it could not differ (see :func:`plan`), the base's
-    runs stand for it.
+    The base's runs of a method without sigma stand for every sigma. A point that ``first`` has not
+    reached yet is left out.
 
     Returns:
         A row per level, point and other method: mean, low, high, n (see :func:`paired_difference`)
@@ -192,11 +192,15 @@ def differences(
     """
     runs = last_rows(table).set_index(["level", "point", "method", "seed"]).sort_index()
     rows = []
+    have = set(runs.index.droplevel("seed"))
     for level, point in dict.fromkeys(zip(table.level, table.point, strict=True)):
+        if (level, point, first) not in have or (level, "base", first) not in have:
+            continue  # a study that was stopped
         for other in others:
+            alone = point.startswith("sigma=") and other not in WITH_SIGMA
             pair = [
-                runs.loc[level, point if (level, point, method) in runs.index else "base", method]
-                for method in (first, other)
+                runs.loc[level, point, first],
+                runs.loc[level, "base" if alone else point, other],
             ]
             found = paired_difference(pair[0][value], pair[1][value])
             joined = pair[0].join(pair[1], how="inner", rsuffix="_other")
