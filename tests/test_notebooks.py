@@ -1,12 +1,18 @@
-"""Notebooks on data that are not the phantom: no masks, no labels, a broken file."""
+"""Notebooks on data that are not the phantom, interrupted, and with methods that differ."""
 
+import json
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from wspnb.data.slices import open_slices
+from wspnb.data.phantom import Phantom, make_phantom
+from wspnb.data.slices import open_slices, write_slices
+from wspnb.models import resnet18
 from wspnb.run import main
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -55,3 +61,48 @@ def test_own_ct_without_masks_and_labels(folder, capfd):
 
     assert run("03_linear_probe", folder, "methods=[depth_aware]", "evaluate=[ours]") == 1
     assert "no label in cohort ['ours']" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory) -> Path:
+    """A preprocessed phantom of 32 px, 53 labelled patients."""
+    folder = tmp_path_factory.mktemp("small")
+    phantom = Phantom(image_size=32, spacing_mm=20)
+    table = make_phantom(folder / "source", phantom, 0.005, 0.34, workers=1, progress=False)
+    write_slices(table, folder / "cohort", image_size=32, workers=1, progress=False)
+    return folder
+
+
+def test_supervised_keeps_finished_folds_when_interrupted(small_store, capfd):
+    small = ("backbone=tiny_padded", "supervised_steps=2", "n_folds=2", "evaluate=[d1]")
+    probe = small_store / "run" / "probe" / "supervised-tiny_padded-seed0"
+    (probe / "scores.csv").mkdir(parents=True)  # in the way of the last cell
+    assert run("03b_supervised", small_store, *small) == 1
+    parts = sorted(probe.glob("fit-*.csv"))
+    assert [part.stem.split("-")[2:] for part in parts] == [["d1", "0"], ["d1", "1"]]
+    kept = pd.read_csv(parts[0], dtype={"patient": str})
+    kept.assign(score=0.123).to_csv(parts[0], index=False)
+    (probe / "scores.csv").rmdir()
+    assert run("03b_supervised", small_store, *small) == 0
+    scores = pd.read_csv(probe / "scores.csv")
+    assert (scores.score[scores.fold == 0] == 0.123).all()  # taken as it was, not trained again
+    assert (scores.score[scores.fold == 1] - 0.5).abs().max() < 0.1  # barely trained
+    assert not list(probe.glob("fit-*"))
+    assert sorted(p.name for p in probe.iterdir()) == ["results.json", "scores.csv"]
+
+
+@pytest.mark.parametrize("method", ["byol", "imagenet"])
+def test_methods_without_a_kernel(small_store, method, tmp_path, capfd):
+    weights = resnet18(in_channels=3).state_dict()
+    torch.save(weights | {"fc.weight": torch.zeros(1000, 512)}, tmp_path / "resnet18.pth")
+    few = ("backbone=resnet18", "batch_size=4", "n_steps=2", "warmup_steps=1", "log_every=1")
+    few += ("image_size=32", f"method={method}", f"imagenet_file={tmp_path / 'resnet18.pth'}")
+    assert run("02_pretrain", small_store, *few, "checkpoint_every=1", "name=mine") == 0
+    folder = small_store / "run" / "pretrain" / "mine-resnet18-seed0"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["verdict"] == ("untrained" if method == "imagenet" else config["verdict"])
+    saved = load_file(folder / "encoder.safetensors")
+    if method == "imagenet":
+        assert torch.equal(saved["layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"])
+    else:
+        assert len(pd.read_csv(folder / "log.csv")) == 2
