@@ -203,7 +203,9 @@ def differences(
                 runs.loc[level, "base" if alone else point, other],
             ]
             found = paired_difference(pair[0][value], pair[1][value])
-            joined = pair[0].join(pair[1], how="inner", rsuffix="_other")
+            joined = pair[0].merge(
+                pair[1], left_index=True, right_index=True, suffixes=("", "_other")
+            )
             bad = int((joined.collapsed.astype(bool) | joined.collapsed_other.astype(bool)).sum())
             rows.append({"level": level, "point": point, "other": other, **found, "collapsed": bad})
     return pd.DataFrame(rows)
