@@ -43,7 +43,9 @@ def test_plan_of_a_product_of_methods_backbones_seeds_and_sigmas():
     )
     jobs = plan("report", *product, "profile=smoke")
     assert (jobs["pretrain"], jobs["linear_probe"], jobs["supervised"]) == (8, 12, 4)
-    assert jobs["representations"] == 1
+    assert (jobs["representations"], jobs["audit"]) == (1, 2)  # each backbone has its audit
+    jobs = plan("report", "methods=supervised", "profile=smoke")
+    assert "audit" not in jobs and "representations" not in jobs  # nothing to compare or draw
 
 
 @pytest.mark.slow
