@@ -51,10 +51,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_only_plain_runs_and_sigmas_of_the_reference_are_read(folder):
+def test_all_runs_of_the_seeds_are_read(folder):
     probes, scores = audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
     names = {name for name, _ in probes}
-    assert names == {"wsp", "random", "wsp_sigma0.3", "supervised"}
+    assert names == {"wsp", "random", "wsp_sigma0.3", "as_released", "supervised"}
     assert list(scores) == list(COHORTS)
     assert len(scores["d1+d2"]["wsp", 1]) == 40
     assert set(audit.read_probes(folder, "tiny", [1], "wsp", SETTINGS)[0]) == {
@@ -68,8 +68,10 @@ def test_only_plain_runs_and_sigmas_of_the_reference_are_read(folder):
 
 def test_differences_use_the_seeds_that_both_have(folder):
     _, scores = audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
-    table = audit.differences(scores).set_index(["cohort", "better", "worse"])
-    assert len(table) == 3 * 4 * 3
+    pairs = [("wsp", "random"), ("random", "wsp"), ("wsp", "supervised"), ("wsp_sigma0.3", "wsp")]
+    left_out = [("wsp", "wsp"), ("wsp", "byol"), ("wsp", "random")]
+    table = audit.differences(scores, pairs + left_out).set_index(["cohort", "better", "worse"])
+    assert len(table) == 3 * 4
     row = table.loc["d1", "wsp", "random"]
     sides = [[scores["d1"][name, seed] for seed in (0, 1)] for name in ("wsp", "random")]
     expected = statistics.paired_difference(*sides)
@@ -87,7 +89,7 @@ def test_correlation_of_two_aucs_is_that_of_the_resampled_ones():
     runs = {
         (name, 0): base.assign(score=label + shared + 0.6 * rng.normal(size=200)) for name in "ab"
     }
-    row = audit.differences({"d1": runs}).iloc[0]
+    row = audit.differences({"d1": runs}, [("a", "b")]).iloc[0]
     wins = [fold for fold in statistics.wins_by_fold(list(runs.values()))]
     draws = statistics.resample_patients(wins, 4000, np.random.default_rng(1))
     assert row.r == pytest.approx(np.corrcoef(draws.T)[0, 1], abs=0.04)
@@ -97,8 +99,8 @@ def test_correlation_of_two_aucs_is_that_of_the_resampled_ones():
 def test_repeated_folds_start_with_the_first_deal_and_differ(folder):
     probes, _ = audit.read_probes(folder, "tiny", [0], "wsp", SETTINGS)
     table = audit.repeat_folds(probes, ["d1"], range(3), 0.01, 5)
-    assert set(table.method) == {"wsp", "random", "wsp_sigma0.3"}  # supervised has no features
-    assert len(table) == 3 * 3 * 5
+    assert set(table.method) == {"wsp", "random", "wsp_sigma0.3", "as_released"}  # with features
+    assert len(table) == 4 * 3 * 5
     means = table.groupby(["method", "fold_seed"]).auc.mean()
     for name in ("wsp", "random"):
         assert means[name, 0] == pytest.approx(probes[name, 0]["results"]["d1"]["auc"], abs=1e-12)
@@ -169,7 +171,8 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
     claims = pd.read_csv(tmp_path / "figures" / "audit_claims.csv").set_index(["claim", "cohort"])
     best = claims.loc["WSP beats every other method", cohorts[-1]]
     ends = table.low_both.fillna(table.low)[table.cohort == cohorts[-1]]
-    assert best.run == ("supported" if (ends > 0).all() else "cannot be told")
+    words = "supported" if len(cohorts) > 1 else "supported (1 seed)"
+    assert best.run == (words if (ends > 0).all() else "cannot be told")
     assert best["run evidence"].startswith("WSP − Supervised = +0.")
     text = str([cell.get("outputs") for cell in json.loads(out.read_text())["cells"]])
     assert ("no joined cohort" in text) == (len(cohorts) == 1)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from wspnb.losses import byol_loss
 from wspnb.models import (
     IMAGENET_MEAN,
     IMAGENET_SD,
@@ -146,6 +147,13 @@ def test_byol_target_starts_equal_follows_slowly_and_gets_no_gradient():
     byol(*head(encoder(views)).chunk(2), views).backward()
     assert all(p.grad is None for p in byol.target.parameters())
     assert all(p.grad is not None for p in byol.predictor.parameters())
+    with torch.no_grad():  # a target that differs: each view predicts the other view's target
+        next(byol.target.parameters()).add_(0.5)
+        z, t = head(encoder(views)), byol.target(views)
+        expected = byol_loss(*byol.predictor(z).chunk(2), *t.chunk(2))
+        torch.testing.assert_close(byol(*z.chunk(2), views), expected)
+        assert (expected - byol_loss(*byol.predictor(z).chunk(2), *z.chunk(2))).abs() > 1e-4
+        next(byol.target.parameters()).sub_(0.5)
     first = next(encoder.parameters())
     before = first.detach().clone()
     with torch.no_grad():

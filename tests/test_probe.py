@@ -167,3 +167,35 @@ def test_an_encoder_is_not_judged_on_what_it_saw_or_on_other_sizes():
         probe.check_unseen(trained, store, ["d1", "radio"])
     with pytest.raises(ValueError, match="512 px slices, these have 160 px"):
         probe.check_unseen(trained | {"image_size": 512}, store, ["d1"])
+
+
+def test_youden_is_the_best_threshold_of_all():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        labels = np.r_[0, 1, rng.integers(2, size=20)]
+        scores = rng.normal(size=22).round(1) + labels * rng.uniform(0, 2)
+        chosen = probe.youden(labels, scores)
+        called = np.r_[chosen, scores, np.inf][:, None] <= scores  # (n_thresholds, n_patients)
+        index = called[:, labels == 1].mean(1) - called[:, labels == 0].mean(1)
+        assert index[0] == index.max()
+
+
+def test_thresholds_never_see_the_fold_they_judge():
+    features, labels, patients = make_slices()
+    clean = probe.cross_validate(features, labels, patients).scores
+    before = probe.fold_thresholds(features, labels, patients, clean)
+    assert len(set(before)) == 5
+    tested = np.isin(patients, clean.patient[clean.fold == 0])
+    ruined = np.where(tested[:, None], 1e3, features)
+    after = probe.fold_thresholds(ruined, labels, patients, clean)
+    first = (clean.fold == 0).to_numpy()
+    assert np.array_equal(after[first], before[first])
+    assert not np.isclose(after[~first], before[~first]).all()
+
+
+def test_balanced_accuracy_of_folds_by_hand():
+    people = pd.DataFrame({"label": [1, 1, 0, 0, 0, 1, 0], "fold": [0, 0, 0, 0, 0, 1, 1]})
+    people["score"] = [0.9, 0.2, 0.1, 0.2, 0.8, 0.5, 0.4]
+    people["threshold"] = [0.5] * 5 + [0.5] * 2
+    found = probe.fold_balanced_accuracy(people)
+    assert found.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 1])

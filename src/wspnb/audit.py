@@ -14,13 +14,13 @@ from wspnb.probe import cross_validate
 def read_probes(
     folder: Path, backbone: str, seeds: list, reference: str, settings: dict
 ) -> tuple[dict, dict]:
-    """Finished probes of the plain methods, and of the reference's variants by sigma.
+    """Finished probes of the methods and of their variants.
 
     Args:
         folder: of the run; a probe whose name is not its method is a variant.
         backbone: of the probes.
         seeds: pretraining seeds to keep, empty for all.
-        reference: method that must be there; ``<reference>_sigma...`` are its variants.
+        reference: method that must be there.
         settings: what every probe must have been made with (C, n_folds, fold_seed).
 
     Returns:
@@ -33,16 +33,15 @@ def read_probes(
     """
     probes, scores = {}, {}
     for run in results.read_runs(folder, seeds, [backbone]):
-        name, seed = run["name"], run["seed"]
-        if name == run["method"] or name.startswith(f"{reference}_sigma"):
-            other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
-            if other:
-                raise ValueError(
-                    f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
-                )
-            probes[name, seed] = run
-            for cohort in run["results"]:
-                scores.setdefault(cohort, {})[name, seed] = results.cohort_scores(run, cohort)
+        other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
+        if other:
+            raise ValueError(
+                f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
+            )
+        probes[run["name"], run["seed"]] = run
+        for cohort in run["results"]:
+            part = results.cohort_scores(run, cohort)
+            scores.setdefault(cohort, {})[run["name"], run["seed"]] = part
     found = sorted({name for name, _ in probes})
     if reference not in found or len(found) < 2:
         raise FileNotFoundError(
@@ -52,22 +51,24 @@ def read_probes(
     return probes, scores
 
 
-def differences(scores: dict) -> pd.DataFrame:
-    """:func:`wspnb.statistics.paired_difference` of all ordered pairs, over the seeds both have.
+def differences(scores: dict, pairs) -> pd.DataFrame:
+    """:func:`wspnb.statistics.paired_difference` of pairs of runs, over the seeds both have.
 
     Args:
         scores: ``{cohort: {(name, seed): score table}}``.
+        pairs: ``(name, name)`` of the one that should be better and the other; pairs without a
+            common seed, or of a name with itself, are left out.
 
     Returns:
-        One row per cohort and pair: cohort, better, worse, seeds, the fields of
+        A row per cohort and pair: cohort, better, worse, seeds, the fields of
         :class:`wspnb.statistics.Difference`, and by DeLong's formula p (of the patients) and r, the
         correlation of the two AUCs over draws of the patients.
     """
     rows = []
     for cohort, found in scores.items():
-        for a, b in permutations(dict.fromkeys(name for name, _ in found), 2):
+        for a, b in dict.fromkeys(pairs):
             common = [seed for name, seed in found if name == a and (b, seed) in found]
-            if common:
+            if common and a != b:
                 sides = [[found[name, seed] for seed in common] for name in (a, b)]
                 row = {"cohort": cohort, "better": a, "worse": b, "seeds": len(common)}
                 row |= statistics.paired_difference(*sides)._asdict()
@@ -133,7 +134,7 @@ def repeat_folds(probes: dict, cohorts, fold_seeds, C: float, n_folds: int) -> p
 def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Cached features ``(n_slices, d)`` of a cohort and the row-aligned slices."""
     columns = ["patient", "label", "cohort"]
-    slices = pd.read_csv(folder / "slices.csv", usecols=columns)
+    slices = pd.read_csv(folder / "slices.csv", usecols=columns, dtype={"patient": str})
     keep = slices.cohort.isin(cohort.split("+")).to_numpy()
     return np.load(folder / "features.npy")[keep], slices[keep]
 

@@ -166,13 +166,15 @@ def collapse_loss(batch_size: int) -> float:
 
 
 def is_collapsed(losses, batch_size: int) -> bool:
-    """Whether the mean of the last tenth of the losses is within 0.05 of the collapsed solution."""
-    tail = list(losses)[-max(1, len(losses) // 10) :]
+    """Whether the mean of the last tenth of the losses (five of them at least) is within 0.05 of
+    the collapsed solution."""
+    tail = list(losses)[-max(5, len(losses) // 10) :]
     return not sum(tail) / len(tail) < collapse_loss(batch_size) - 0.05
 
 
 def verdict(method: str, log: list[dict], batch_size: int) -> str:
-    """ "untrained", "healthy", "at the line" or "COLLAPSED", by the last tenth of the log.
+    """ "untrained", "healthy", "at the line" or "COLLAPSED", by the log's last tenth (five rows at
+    least).
 
     Collapsed is a contrastive loss at that of equal embeddings, see :func:`is_collapsed`, and an
     ``embedding_sd`` under 0.1 (*paper silent*). The loss alone does not tell: a label that is too
@@ -181,7 +183,7 @@ def verdict(method: str, log: list[dict], batch_size: int) -> str:
     """
     if not log:
         return "untrained"
-    tail = [row["embedding_sd"] for row in log[-max(1, len(log) // 10) :]]
+    tail = [row["embedding_sd"] for row in log[-max(5, len(log) // 10) :]]
     flat = not sum(tail) / len(tail) >= 0.1  # also when NaN
     if method != "byol" and not is_collapsed([row["loss"] for row in log], batch_size):
         return "healthy"

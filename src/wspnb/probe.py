@@ -22,7 +22,7 @@ from wspnb.models import build_encoder
 # Settings of the pretraining that runs in one table must share.
 EQUAL_SETTINGS = ("n_steps", "warmup_steps", "batch_size", "learning_rate", "weight_decay")
 EQUAL_SETTINGS += ("sigma", "temperature", "norm", "image_size", "translate", "crop_area")
-EQUAL_SETTINGS += ("normalise", "convention", "severe_from", "train_cohort")
+EQUAL_SETTINGS += ("normalise", "convention", "severe_from", "train_cohort", "data", "precision")
 
 
 class Probe(NamedTuple):
@@ -175,7 +175,8 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
         One row per patient, sorted: patient, label, fold.
 
     Raises:
-        ValueError: if a patient has two labels or a class has fewer patients than folds.
+        ValueError: if a patient has two labels or a class has fewer patients than folds (at least
+            two).
     """
     slices = pd.DataFrame({"patient": patients, "label": np.asarray(labels).astype(int)})
     mixed = slices.groupby("patient").label.nunique()
@@ -185,7 +186,7 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
         )
     people = slices.groupby("patient", sort=True).label.first().reset_index()
     counts = people.label.value_counts().reindex([0, 1], fill_value=0)
-    if counts.min() < n_folds:
+    if counts.min() < max(n_folds, 2):
         raise ValueError(
             f"{n_folds} folds need {n_folds} patients of each class, found {dict(counts)}"
         )
@@ -239,7 +240,7 @@ def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float =
     thresholds = {}
     for fold, training in ((fold, people[people.fold != fold]) for fold in people.fold.unique()):
         part = np.isin(patients, training.patient)
-        n_folds = min(people.fold.nunique(), training.label.value_counts().min())
+        n_folds = max(2, min(people.fold.nunique(), training.label.value_counts().min()))
         inner = patient_folds(labels[part], patients[part], n_folds, seed)
         scores = held_out_scores(features[part], labels[part], patients[part], inner, C)
         thresholds[fold] = youden(inner.label, scores)

@@ -153,7 +153,8 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]]
     for _, part in keys.groupby(["fold", "label"]):
         values = mean[part.index]
-        total += values[rng.integers(len(values), size=(n, len(values)))].mean(1) / 2
+        drawn = rng.integers(len(values), size=(n, max(len(values) - 1, 1)))
+        total += values[drawn].mean(1) / 2
     low, high = np.quantile(total / keys.fold.nunique(), [0.025, 0.975])
     return float(low), float(high)
 
@@ -170,7 +171,8 @@ def sigma_table(runs: list[dict], run_dir: Path, backbone: str = "tiny") -> pd.D
             row = auc_table(own).drop(columns=["backbone", "method"]).iloc[0].to_dict()
             sigma = float(own[0]["training"]["sigma"])
             records.append({"sigma": sigma, "effective_positives": used} | row)
-    return pd.DataFrame(records).sort_values("sigma", ignore_index=True)
+    table = pd.DataFrame(records)
+    return table.sort_values("sigma", ignore_index=True) if len(table) else table
 
 
 def reader_accuracy(table: pd.DataFrame, cohort: str, seed: int = 0) -> tuple[float, float, float]:
@@ -198,7 +200,9 @@ def check_alike(runs: list[dict], data: str) -> None:
         ValueError: names the run that differs and in what.
     """
     first = next((run for run in runs if "C" in run), runs[0])
-    trained = next((run for run in runs if run["training"]), None)
+    plain = [run for run in runs if run["name"] in ROWS]
+    trained = next((run for run in plain + runs if run.get("training")), None)
+    supervised = next((run for run in runs if run.get("supervised")), None)
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
@@ -208,8 +212,9 @@ def check_alike(runs: list[dict], data: str) -> None:
                 raise ValueError(f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}")
         if list(run["results"]) != list(first["results"]):
             raise ValueError(f"{name} was judged on {list(run['results'])}, not as the others")
-        if run["name"] in ROWS and run["training"] and run["training"] != trained["training"]:
-            raise ValueError(f"{name}: trained with {run['training']}, not {trained['training']}")
+        for kind, other in (("training", trained), ("supervised", supervised)):
+            if run.get(kind) and _but_changed(run, run[kind]) != _but_changed(run, other[kind]):
+                raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}")
         for cohort, result in run["results"].items():
             scores = cohort_scores(run, cohort)
             if abs(fold_balanced_accuracy(scores).mean() - result["bacc"]) > 1e-6:
@@ -227,6 +232,15 @@ def row_label(name: str) -> str:
 def short(cohort: str) -> str:
     """Name of a cohort in column names: ``d1+d2`` is ``d12``."""
     return cohort.replace("d1+d2", "d12").replace("+", "_")
+
+
+def _but_changed(run: dict, settings: dict) -> dict:
+    """Settings without those that the run's name says it changed."""
+    if run["name"] == "as_released":
+        changed = {"sigma", "normalise", "convention", "severe_from", "translate"}
+    else:
+        changed = {key for key in settings if f"_{key}" in run["name"]}
+    return {key: value for key, value in settings.items() if key not in changed}
 
 
 def _sources(own: list[dict]) -> dict:
