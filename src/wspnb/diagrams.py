@@ -176,7 +176,8 @@ def draw_flow(axis: Axes) -> None:
     frame = {"facecolor": "none", "edgecolor": "grey", "ls": ":", "zorder": 0}
     axis.add_patch(FancyBboxPatch((0.6, -2.1), 7.2, 2.1, boxstyle="round,pad=0", **frame))
     axis.plot([4.2, 4.2], [0, 1 - height / 2], ls=":", color="grey", lw=1)
-    note = "one step of notebook 02:\ncontrastive methods differ\nin the kernel alone,\nthe head is thrown away"
+    note = "one step of notebook 02:\ncontrastive methods differ\nin the kernel alone,\n"
+    note += "the head is thrown away"
     axis.text(8.1, -1.05, note, ha="left", va="center", fontsize=8, style="italic")
     axis.set(xlim=(-0.7, 11.9), ylim=(-2.2, 1.5), aspect="equal")
     axis.axis("off")
