@@ -1,6 +1,7 @@
 """The strict runner: what papermill lets pass must fail here, before anything is run or written."""
 
 import json
+import os
 from pathlib import Path
 
 import nbformat
@@ -9,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from wspnb import run
 
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PARAMETERS = """steps: int = 3  # number
 rate: float = 0.1  # rate
 name: str = "a"  # name
@@ -101,9 +103,29 @@ def test_exit_codes_and_files(notebook, tmp_path, capfd):
     assert "".join(text).startswith("4 0.1 a True []")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has TCP only")
+def test_kernels_share_no_port(notebook, tmp_path):
+    content = nbformat.read(notebook, as_version=4)
+    asked = "from ipykernel.connect import get_connection_info\nprint(get_connection_info())"
+    content.cells.append(new_code_cell(asked))
+    nbformat.write(content, notebook)
+    run.run(notebook, tmp_path / "out.ipynb", {})
+    text = json.loads((tmp_path / "out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"]
+    connection = json.loads("".join(text))
+    assert connection["transport"] == "ipc"
+    assert not Path(connection["ip"]).parent.exists()  # the folder of the sockets went with it
+
+
 def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
     monkeypatch.chdir(notebook.parent)
     assert run.project_path("runs/x") == tmp_path / "runs" / "x"
     monkeypatch.chdir(tmp_path)
     assert run.project_path("runs/x") == tmp_path / "runs" / "x"
     assert run.project_path("/abs/x") == Path("/abs/x")
+
+
+def test_no_notebook_waits_for_an_output_widget():
+    """`interact` and `Output` make the runner write to the kernel's shell channel while it waits
+    for the reply there, and now and then it never sees it."""
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        assert "interact" not in path.read_text() and "Output(" not in path.read_text(), path.name

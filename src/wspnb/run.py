@@ -11,6 +11,7 @@ import contextlib
 import glob
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -116,6 +117,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
         Seconds taken.
     """
     import papermill
+    from traitlets.config import Config
 
     out.parent.mkdir(parents=True, exist_ok=True)
     # Large pages take a quarter off TinyNet's step on a CPU (Linux; read when torch starts).
@@ -126,16 +128,22 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     failed = out.with_name(f"{out.stem}.failed.ipynb")
     start = time.monotonic()
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(temporary),
-            parameters,
-            cwd=str(notebook.parent),
-            progress_bar=False,
-            kernel_name="python3",
-            coalesce_streams=True,
-            extra_arguments=["--log-level=CRITICAL"],  # of the kernel: no notes about its transport
-        )
+        with tempfile.TemporaryDirectory(prefix="wspnb-") as folder:
+            # Kernels that start at the same moment may be given the same TCP port; sockets in a
+            # folder of their own cannot meet. (Windows has none; a path of theirs has 107 bytes.)
+            own = os.name == "posix" and len(os.fsencode(folder)) < 90
+            sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if own else {}
+            papermill.execute_notebook(
+                str(notebook),
+                str(temporary),
+                parameters,
+                cwd=str(notebook.parent),
+                progress_bar=False,
+                kernel_name="python3",
+                coalesce_streams=True,
+                config=Config(KernelManager=sockets),
+                extra_arguments=["--log-level=CRITICAL"],  # of the kernel: not about transport
+            )
     except BaseException:
         if temporary.exists():
             temporary.replace(failed)
