@@ -1,6 +1,7 @@
 """Notebooks on data that are not the phantom, interrupted, and with methods that differ."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -89,6 +90,25 @@ def test_supervised_keeps_finished_folds_when_interrupted(small_store, capfd):
     assert (scores.score[scores.fold == 1] - 0.5).abs().max() < 0.1  # barely trained
     assert not list(probe.glob("fit-*"))
     assert sorted(p.name for p in probe.iterdir()) == ["results.json", "scores.csv"]
+
+
+def test_supervised_network_depends_on_its_training_patients_alone(small_store, tmp_path):
+    shutil.copytree(small_store / "cohort", tmp_path / "cohort")
+    small = ("backbone=tiny_padded", "supervised_steps=3", "n_folds=2", "evaluate=[d1]")
+    probe, scores = tmp_path / "run" / "probe" / "supervised-tiny_padded-seed0", []
+    for _ in range(2):
+        assert run("03b_supervised", tmp_path, *small) == 0
+        scores.append(pd.read_csv(probe / "scores.csv").set_index("patient"))
+        held_out = scores[0].index[scores[0].fold == 0]
+        table = open_slices(tmp_path / "cohort").table
+        noise = table.patient.isin(held_out[1:]).to_numpy()  # all but one of fold 0
+        images = np.load(tmp_path / "cohort" / "slices.npy", mmap_mode="r+")
+        images[noise] = np.random.default_rng(0).integers(0, 256, images[noise].shape)
+        images.flush()
+    before, after = (table.score.loc[scores[0].index] for table in scores)
+    assert before[held_out[0]] == after[held_out[0]]  # its network never saw the noise
+    assert (before != after)[scores[0].fold == 1].all()  # this network learnt from it
+    assert (before != after)[held_out[1:]].all()
 
 
 @pytest.mark.parametrize("method", ["byol", "imagenet"])
