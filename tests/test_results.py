@@ -87,6 +87,21 @@ def test_accuracy_interval_by_hand():
     assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.006)
 
 
+def test_accuracy_interval_covers_the_truth_as_often_as_it_says():
+    """D1's classes in five folds, sensitivity .7, specificity .6: the truth is .65."""
+    hits, label = 0, np.repeat([0, 1], [28, 78])
+    fold = np.r_[np.arange(28) % 5, np.arange(78) % 5]
+    for seed in range(300):
+        right = np.random.default_rng(seed).random(106) < np.where(label == 1, 0.7, 0.6)
+        columns = {"label": label, "fold": fold, "score": right == label, "threshold": 0.5}
+        run = pd.DataFrame(columns)
+            {"label": label, "fold": fold, "score": right == label, "threshold": 0.5}
+        )
+        low, high = results.accuracy_interval([run.astype(float)], n=400, seed=seed)
+        hits += low <= 0.65 <= high
+    assert 0.92 <= hits / 300 <= 0.98  # standard error .013
+
+
 def test_sigma_table_is_sorted_and_counts_positives(tmp_path):
     for name, sigma in (("wsp_sigmainf", np.inf), ("wsp", 0.1), ("wsp_sigma0.01", 0.01)):
         folder = save(tmp_path, name, training=TRAINING | {"sigma": sigma})
