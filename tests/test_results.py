@@ -95,8 +95,6 @@ def test_accuracy_interval_covers_the_truth_as_often_as_it_says():
         right = np.random.default_rng(seed).random(106) < np.where(label == 1, 0.7, 0.6)
         columns = {"label": label, "fold": fold, "score": right == label, "threshold": 0.5}
         run = pd.DataFrame(columns)
-            {"label": label, "fold": fold, "score": right == label, "threshold": 0.5}
-        )
         low, high = results.accuracy_interval([run.astype(float)], n=400, seed=seed)
         hits += low <= 0.65 <= high
     assert 0.92 <= hits / 300 <= 0.98  # standard error .013
