@@ -2,6 +2,7 @@
 
 A kernel is an ``(n, n)`` matrix of degrees >= 0 over the n slices of a batch, 1 on its diagonal.
 The product of two kernels is plain ``*``; WSP is that of the same label and the Gaussian of height.
+Where a batch is too large for the whole matrix, ``rows`` asks for some of its rows alone.
 """
 
 from collections.abc import Sequence
@@ -10,26 +11,35 @@ import torch
 from torch import Tensor
 
 
-def same_label(labels: Tensor) -> Tensor:
+def same_label(labels: Tensor, rows: Tensor | None = None) -> Tensor:
     r"""Degree of positiveness of two slices by class: :math:`[y_t = y_i]` (SupCon, eq. 2).
 
     Args:
         labels: class of each slice, ``(n,)``; NaN or -1 = unknown, positive with nothing but
             itself.
+        rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
 
     Returns:
-        ``(n, n)`` float32 of 0 and 1, symmetric, 1 on the diagonal.
+        ``(m, n)`` float32 of 0 and 1; all rows are symmetric, 1 on the diagonal.
 
     Raises:
         ValueError: if ``labels`` is not one-dimensional.
     """
     labels = _one_per_slice(labels, "labels")
     known = (labels == labels) & (labels != -1)
-    equal = (labels[:, None] == labels[None, :]) & known[:, None] & known[None, :]
-    return (equal | torch.eye(len(labels), dtype=torch.bool, device=labels.device)).float()
+    own = slice(None) if rows is None else rows
+    equal = (labels[own, None] == labels[None, :]) & known[own, None] & known[None, :]
+    return (equal | same_slice(labels, rows).bool()).float()
 
 
-def gaussian(positions: Tensor, sigma: float) -> Tensor:
+def same_slice(values: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Positive with nothing but itself (SimCLR): ``(m, n)`` rows of the identity, as above."""
+    numbers = torch.arange(len(values), device=values.device)
+    own = numbers if rows is None else rows
+    return (own[:, None] == numbers[None, :]).float()
+
+
+def gaussian(positions: Tensor, sigma: float, rows: Tensor | None = None) -> Tensor:
     r"""Degree of positiveness of two slices by their height (WSP, section 2).
 
     .. math:: k_{ti} = \exp(-(d_t - d_i)^2 / 2\sigma^2)
@@ -37,14 +47,15 @@ def gaussian(positions: Tensor, sigma: float) -> Tensor:
     Args:
         positions: normalised height of each slice, ``(n,)``, 0 = first slice kept, 1 = last.
         sigma: kernel width in the unit of ``positions``; ``inf`` ignores the position.
+        rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
 
     Returns:
-        ``(n, n)``, symmetric, 1 on the diagonal.
+        ``(m, n)``; all rows are symmetric, 1 on the diagonal.
 
     Raises:
         ValueError: if ``sigma`` is not positive or ``positions`` is not one-dimensional.
     """
-    return torch.exp(-0.5 * _scaled_distances(positions, sigma, "sigma") ** 2)
+    return torch.exp(-0.5 * _scaled_distances(positions, sigma, "sigma", rows) ** 2)
 
 
 def laplace(positions: Tensor, sigma: float) -> Tensor:
@@ -120,18 +131,19 @@ def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 # Methods of the paper by the kernel of their positives; all share one loss (WSP, section 2).
 KERNELS = {
-    "wsp": lambda labels, positions, sigma: same_label(labels) * gaussian(positions, sigma),
-    "depth_aware": lambda labels, positions, sigma: gaussian(positions, sigma),
-    "supcon": lambda labels, positions, sigma: same_label(labels),
-    "simclr": lambda labels, positions, sigma: torch.eye(
-        len(positions if labels is None else labels),
-        device=(positions if labels is None else labels).device,
-    ),
+    "wsp": lambda y, d, sigma, rows: same_label(y, rows) * gaussian(d, sigma, rows),
+    "depth_aware": lambda y, d, sigma, rows: gaussian(d, sigma, rows),
+    "supcon": lambda y, d, sigma, rows: same_label(y, rows),
+    "simclr": lambda y, d, sigma, rows: same_slice(d if y is None else y, rows),
 }
 
 
 def pair_kernel(
-    method: str, labels: Tensor | None, positions: Tensor | None, sigma: float = 0.1
+    method: str,
+    labels: Tensor | None,
+    positions: Tensor | None,
+    sigma: float = 0.1,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Kernel of a method for one batch of slices, looked up in ``KERNELS``.
 
@@ -140,9 +152,10 @@ def pair_kernel(
         labels: class of each slice, ``(n,)``; None where the method does not use it.
         positions: normalised height of each slice, ``(n,)``; None where the method does not use it.
         sigma: Gaussian width in the unit of ``positions``.
+        rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
 
     Returns:
-        ``(n, n)`` degrees of positiveness.
+        ``(m, n)`` degrees of positiveness.
 
     Raises:
         ValueError: if the method is unknown, or what it needs is missing or of another length.
@@ -155,7 +168,7 @@ def pair_kernel(
         raise ValueError(f"method={method!r}: labels or positions of the slices are missing")
     if labels is not None and positions is not None and len(labels) != len(positions):
         raise ValueError(f"{len(labels)} labels for {len(positions)} positions: give one per slice")
-    return KERNELS[method](labels, positions, sigma)
+    return KERNELS[method](labels, positions, sigma, rows)
 
 
 def pair_weights(kernel: Tensor, normalise: str = "row") -> Tensor:
@@ -198,13 +211,14 @@ def effective_positives(kernel: Tensor) -> Tensor:
     return torch.where(squares > 0, 1 / squares, squares)
 
 
-def _scaled_distances(positions: Tensor, scale: float, name: str) -> Tensor:
+def _scaled_distances(positions: Tensor, scale: float, name: str, rows=None) -> Tensor:
     """Distances of all pairs of slices in units of ``scale``, at least float32."""
     if not scale > 0:
         raise ValueError(f"{name}={scale}: must be positive (inf ignores the position)")
     positions = _one_per_slice(positions, "positions")
     positions = positions if positions.dtype == torch.float64 else positions.float()
-    return (positions[:, None] - positions[None, :]).abs() / scale
+    own = positions if rows is None else positions[rows]
+    return (own[:, None] - positions[None, :]).abs() / scale
 
 
 def _one_per_slice(values: Tensor, name: str) -> Tensor:

@@ -1,23 +1,29 @@
 """The one contrastive loss of all methods, whose kernels differ; BYOL's, which has no negatives."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from wspnb.blockwise import blockwise_loss
 from wspnb.kernels import pair_weights
 
 DENOMINATORS = ("all", "others", "printed")
+BLOCKWISE_ABOVE = (
+    128  # slices: the same numbers to rounding, faster and in less memory from here on
+)
 
 
 def contrastive_loss(
     view_1: Tensor,
     view_2: Tensor,
-    kernel: Tensor,
+    kernel: Tensor | Callable[[Tensor], Tensor],
     temperature: float = 0.1,
     denominator: str = "all",
     normalise: str = "row",
+    anchors: Tensor | None = None,
 ) -> Tensor:
     r"""Kernel-weighted contrastive loss of a batch seen twice (WSP, equation 1).
 
@@ -34,13 +40,17 @@ def contrastive_loss(
     Args:
         view_1: embeddings of the n slices, ``(n, dim)``, any scale, any float dtype.
         view_2: embeddings of their second views, ``(n, dim)``.
-        kernel: degrees of positiveness of the n slices, ``(n, n)``, >= 0.
+        kernel: degrees of positiveness of the n slices, ``(n, n)``, >= 0; or, for batches whose
+            matrix would not fit, a function from the numbers of m slices ``(m,)`` to their rows
+            ``(m, n)``, such as ``partial(pair_kernel, "wsp", labels, positions, sigma)``.
         temperature: tau, *paper silent*; 0.1 in the released code.
         denominator: "all" D = {j != t} (SupCon, y-Aware, released code); "others"
             D = {j not in {i, t}} (the positive left out as well); "printed" D = {j != i} (the
             paper's sign read literally: keeps j = t).
         normalise: "row" sum of w over P(t) is 1 (paper); "column" as released, see
             :func:`~wspnb.kernels.pair_weights`.
+        anchors: numbers of the slices whose two views are anchors t, ``(m,)``; the mean is then
+            over these 2m (the share of one device); None for all. Only with "all".
 
     Returns:
         Scalar, float64 for float64 embeddings, else float32 (computed in it, also under autocast).
@@ -49,10 +59,13 @@ def contrastive_loss(
     Raises:
         ValueError: if shapes do not match, an option is unknown or the temperature is not positive.
     """
-    n = _check(view_1, view_2, kernel, temperature, denominator)
+    n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors)
     with torch.autocast(view_1.device.type, enabled=False):
         views = torch.cat([view_1, view_2])  # (2n, dim)
         views = normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
+        whole = isinstance(kernel, Tensor) and anchors is None
+        if denominator == "all" and (n > BLOCKWISE_ABOVE or not whole):
+            return blockwise_loss(views, kernel, temperature, normalise, anchors)
         logits = views @ views.T / temperature  # (2n, 2n)
         weights = pair_weights(kernel.to(logits), normalise)
         itself = torch.eye(2 * n, dtype=torch.bool, device=logits.device)
@@ -115,15 +128,14 @@ def _logsumexp_without_each(logits: Tensor) -> Tensor:
     return torch.where(is_largest, without_largest, log_sum + torch.log1p(-share))
 
 
-def _check(
-    view_1: Tensor, view_2: Tensor, kernel: Tensor, temperature: float, denominator: str
-) -> int:
+def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors) -> int:
     """Number of slices of a valid call."""
     if view_1.ndim != 2 or view_1.shape != view_2.shape:
         shapes = f"view_1 {tuple(view_1.shape)}, view_2 {tuple(view_2.shape)}"
         raise ValueError(f"{shapes}: expected two equal (n, dim)")
     n = len(view_1)
-    if kernel.shape != (n, n):
+    whole = isinstance(kernel, Tensor)
+    if whole and kernel.shape != (n, n):
         raise ValueError(
             f"kernel {tuple(kernel.shape)}: expected {(n, n)}, one row per slice (not per view)"
         )
@@ -131,6 +143,10 @@ def _check(
         raise ValueError(f"temperature={temperature}: must be positive")
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator={denominator!r}: choose one of {', '.join(DENOMINATORS)}")
+    if normalise not in ("row", "column"):
+        raise ValueError(f"normalise={normalise!r}: choose 'row' or 'column' (as released)")
+    if denominator != "all" and (not whole or anchors is not None):
+        raise ValueError(f"denominator={denominator!r} needs the whole kernel and all anchors")
     if n < (2 if denominator == "others" else 1):
         raise ValueError(f"{n} slices: too few for a contrast with denominator={denominator!r}")
     return n

@@ -1,0 +1,103 @@
+"""The contrastive loss of large batches, in blocks of anchors: memory grows with the batch alone.
+
+The plain version holds some ten ``(2n, 2n)`` matrices, this one a few rows of one. Loss and gradient
+come from one sweep, so nothing is computed twice and nothing of size n x n is kept.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK_BYTES = 4 << 20  # of the logits of a block: about a core's share of the cache
+
+
+def blockwise_loss(
+    views: Tensor,
+    kernel: Tensor | Callable[[Tensor], Tensor],
+    temperature: float,
+    normalise: str = "row",
+    anchors: Tensor | None = None,
+) -> Tensor:
+    r"""Mean loss of anchors, as :func:`wspnb.losses.contrastive_loss` with denominator "all".
+
+    With :math:`p_{tj}` the softmax of the logits of anchor t and :math:`W_t = \sum_i w_{ti}`,
+
+    .. math::
+        L_t = W_t \log \sum_{j \neq t} e^{s_{tj}} - \sum_i w_{ti} s_{ti}, \qquad
+        \partial L_t / \partial s_{tj} = W_t p_{tj} - w_{tj}
+
+    Args:
+        views: embeddings on the unit sphere, ``(2n, dim)``, all first views, then all second ones.
+        kernel: degrees of positiveness ``(n, n)``, or a function from the numbers of m slices
+            ``(m,)`` to their rows ``(m, n)``, so that the matrix never exists.
+        temperature: tau.
+        normalise: "row" or "column".
+        anchors: numbers of the slices whose two views are anchors, ``(m,)``; None for all n.
+
+    Returns:
+        Scalar, differentiable once, in the views' type.
+    """
+    n = len(views) // 2
+    anchors = torch.arange(n, device=views.device) if anchors is None else anchors
+    rows = (lambda own: kernel[own]) if isinstance(kernel, Tensor) else kernel
+    size = max(1, BLOCK_BYTES // (2 * n * views.element_size()))
+    blocks = anchors.split(size)
+    totals = None
+    if normalise == "column":  # the sum of row i divides column i
+        totals = torch.cat(
+            [
+                _totals(rows(own).to(views), own)
+                for own in torch.arange(n, device=views.device).split(size)
+            ]
+        )
+    return _Blockwise.apply(views, rows, blocks, temperature, totals)
+
+
+class _Blockwise(torch.autograd.Function):
+    """Loss and, in the same sweep, its gradient with respect to the views."""
+
+    @staticmethod
+    def forward(ctx, views, rows, blocks, temperature, totals):
+        n, loss = len(views) // 2, views.new_zeros((), dtype=torch.float64)
+        gradient = torch.zeros_like(views) if ctx.needs_input_grad[0] else None
+        n_anchors = 2 * sum(map(len, blocks))
+        for own in blocks:
+            weights = rows(own).to(views)  # (b, n), the same for both views
+            if weights.shape != (len(own), n):
+                raise ValueError(
+                    f"kernel gave rows of shape {tuple(weights.shape)}, expected {(len(own), n)}"
+                )
+            weights = weights / (_totals(weights, own)[:, None] if totals is None else totals)
+            to_self = weights.gather(1, own[:, None])[:, 0]
+            share = 2 * weights.sum(1) - to_self
+            for anchor in (own, own + n):
+                itself = (torch.arange(len(own), device=own.device), anchor)
+                logits = views[anchor] @ (views.T / temperature)  # (b, 2n)
+                pull = torch.einsum("bn,bvn->b", weights, logits.view(-1, 2, n))
+                pull -= to_self * logits[itself]
+                logits[itself] = -torch.inf
+                log_sum = logits.logsumexp(1)
+                loss += (share * log_sum - pull).sum()
+                if gradient is None:
+                    continue
+                slope = logits.sub_(log_sum[:, None]).exp_().mul_(share[:, None])
+                slope.view(-1, 2, n).sub_(weights[:, None])
+                slope[itself] = 0
+                gradient.index_add_(0, anchor, slope @ views)
+                gradient.addmm_(slope.T, views[anchor])
+        if gradient is not None:
+            ctx.save_for_backward(gradient.div_(temperature * n_anchors))
+        return (loss / n_anchors).to(views)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        return upstream * ctx.saved_tensors[0], None, None, None, None
+
+
+def _totals(rows: Tensor, own: Tensor) -> Tensor:
+    """Sum of degrees over the positives of each slice: all views but itself; 1 if there is none."""
+    totals = 2 * rows.sum(1) - rows.gather(1, own[:, None])[:, 0]
+    return totals.where(totals > 0, 1)
