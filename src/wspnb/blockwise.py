@@ -1,7 +1,7 @@
 """The contrastive loss of large batches, in blocks of anchors: memory grows with the batch alone.
 
-The plain version holds some ten ``(2n, 2n)`` matrices, this one a few rows of one. Loss and gradient
-come from one sweep, so nothing is computed twice and nothing of size n x n is kept.
+The plain version holds some ten ``(2n, 2n)`` matrices, this one a few rows of one. Loss and
+gradient come from one sweep, so nothing is computed twice and nothing of size n x n is kept.
 """
 
 from collections.abc import Callable
