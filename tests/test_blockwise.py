@@ -104,7 +104,7 @@ def test_half_precision_is_computed_in_float32():
 
 
 def test_errors_say_what_to_do():
-    views, _, positions = batch(8, 3)
+    views = batch(8, 3)[0]
     with pytest.raises(ValueError, match=r"shape \(8, 7\), expected \(8, 8\)"):
         contrastive_loss(*views, lambda rows: torch.ones(len(rows), 7))
     with pytest.raises(ValueError, match="'others' needs the whole kernel"):
@@ -131,7 +131,7 @@ print(step(4000) - step(200))
 
 @pytest.mark.slow
 def test_memory_holds_no_square_matrix():
-    """One (2n, 2n) float32 matrix of 4,000 slices is 256 MB, and the plain version needs several."""
+    """One (2n, 2n) float32 matrix of 4,000 slices is 256 MB; the plain version needs several."""
     found = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     assert float(found.stdout) < 100  # MB

@@ -284,7 +284,7 @@ def test_byol_loss_by_hand_and_without_gradient_into_the_targets():
     for q, z in ((q1, z2), (q2, z1)):
         for a, b in zip(q, z, strict=True):
             by_hand += float((a / a.norm() - b / b.norm()).detach().pow(2).sum()) / 5
-    assert float(loss) == pytest.approx(by_hand, rel=1e-12)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-12)
     loss.backward()
     assert z1.grad is None and z2.grad is None
     assert q1.grad.abs().sum() > 0 and q2.grad.abs().sum() > 0

@@ -46,12 +46,8 @@ def blockwise_loss(
     blocks = anchors.split(size)
     totals = None
     if normalise == "column":  # the sum of row i divides column i
-        totals = torch.cat(
-            [
-                _totals(rows(own).to(views), own)
-                for own in torch.arange(n, device=views.device).split(size)
-            ]
-        )
+        everyone = torch.arange(n, device=views.device).split(size)
+        totals = torch.cat([_totals(rows(own).to(views), own) for own in everyone])
     return _Blockwise.apply(views, rows, blocks, temperature, totals)
 
 
