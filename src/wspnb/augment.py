@@ -81,7 +81,13 @@ def sample_affine(
     return torch.cat([linear, offset[:, :, None]], 2)
 
 
-def augment(images: Tensor, generator: torch.Generator | None = None, **ranges) -> Tensor:
+def augment(
+    images: Tensor,
+    generator: torch.Generator | None = None,
+    share: Tensor | None = None,
+    batch_size: int = 0,
+    **ranges,
+) -> Tensor:
     """One random view of each image, by a single bilinear interpolation; air (0) outside.
 
     One composed map instead of a pass per step: no repeated blur, and what a rotation brings in
@@ -90,6 +96,10 @@ def augment(images: Tensor, generator: torch.Generator | None = None, **ranges) 
     Args:
         images: ``(b, c, h, w)``, uint8 or float in [0, 1] (window already applied: 0 = air).
         generator: source of randomness, best on the CPU: views are then equal on every device.
+        share: places of these images in a batch of ``batch_size``, of which other devices hold the
+            rest, ``(b,)``: maps are drawn for the whole batch, so that it looks alike on any number
+            of devices. None: the images are the batch.
+        batch_size: images in the whole batch.
         ranges: as :func:`sample_affine`, e.g. ``degrees=15``.
 
     Returns:
@@ -100,7 +110,9 @@ def augment(images: Tensor, generator: torch.Generator | None = None, **ranges) 
     """
     if images.ndim != 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: expected (b, c, h, w)")
-    affine = sample_affine(len(images), *images.shape[2:], generator, **ranges)
+    n = len(images) if share is None else batch_size
+    affine = sample_affine(n, *images.shape[2:], generator, **ranges)
+    affine = affine if share is None else affine[share]
     with torch.autocast(images.device.type, enabled=False):
         views = to_unit(images)
         if not torch.equal(affine, torch.eye(2, 3, device=affine.device).expand_as(affine)):

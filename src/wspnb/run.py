@@ -163,6 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
         "-p", "--parameter", action="append", nargs=2, default=[], metavar=("NAME", "VALUE")
     )
     options = parser.parse_args(arguments)
+    if rank := int(os.environ.get("RANK", 0)):  # one of torchrun's further processes
+        options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:
         parameters = gather(options.notebook, options.file, options.parameter)
     except (ValueError, OSError, yaml.YAMLError) as error:

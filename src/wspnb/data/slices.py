@@ -15,7 +15,7 @@ import threading
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -248,6 +248,34 @@ def open_slices(folder: str | Path) -> Slices:
             f" says {shape}: the files do not belong together; preprocess the cohort again"
         )
     return Slices(images, table, settings, failed)
+
+
+def reader(
+    images: np.ndarray, device: torch.device, hold: bool | None = None
+) -> Callable[[np.ndarray], torch.Tensor]:
+    """Function from row numbers ``(b,)`` to their images ``(b, 1, h, w)``, uint8 on the device.
+
+    A GPU with room takes the whole store once, so that no later step waits for the disk; otherwise
+    the rows are read from the memory map and copied without waiting.
+
+    Args:
+        images: ``(n, h, w)`` uint8, :attr:`Slices.images`.
+        device: where the images are wanted.
+        hold: whether to put all there; None: if they fill less than half of a GPU's free memory.
+    """
+    if hold is None:
+        hold = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    if hold:
+        held = torch.empty(images.shape, dtype=torch.uint8, device=device)
+        for first in range(0, len(images), 1024):
+            held[first : first + 1024] = torch.from_numpy(np.array(images[first : first + 1024]))
+        return lambda rows: held[torch.from_numpy(np.asarray(rows)).to(device)][:, None]
+
+    def read(rows: np.ndarray) -> torch.Tensor:
+        batch = torch.from_numpy(images[rows])[:, None]
+        return batch if device.type == "cpu" else batch.pin_memory().to(device, non_blocking=True)
+
+    return read
 
 
 class SliceDataset(Dataset):

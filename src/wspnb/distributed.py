@@ -1,0 +1,64 @@
+"""One batch on several devices: each holds its share of the patients, the loss sees all of them.
+
+Started by ``torchrun``, every process runs notebook 02; without it all of this does nothing.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from wspnb.pretrain import pick_precision
+
+
+def start(precision: str) -> Accelerator:
+    """This process' device in one of accelerate's precisions, or "auto"; under torchrun it joins
+    the others, on CPUs too."""
+    on_cpus = "RANK" in os.environ and not torch.cuda.is_available()
+    return Accelerator(cpu=on_cpus, mixed_precision=pick_precision(precision))
+
+
+def share(batch_size: int, rank: int, n_devices: int) -> Tensor:
+    """Places of the batch that one device holds, ``(batch_size / n_devices,)``.
+
+    The batch is drawn once, equal on all devices, so no patient stands on two of them.
+
+    Raises:
+        ValueError: if the batch cannot be divided equally.
+    """
+    if batch_size % n_devices:
+        raise ValueError(f"batch_size={batch_size}: must be a multiple of the {n_devices} devices")
+    return torch.arange(batch_size).chunk(n_devices)[rank]
+
+
+def gather(embeddings: Tensor) -> Tensor:
+    """Embeddings of the whole batch from those of each device, in the order of the devices.
+
+    The gradient flows back to the device that an embedding came from, summed over the losses of all
+    devices. Where each device's loss is the mean over its share of the anchors, the average over
+    devices, which DistributedDataParallel takes, is the gradient of the whole batch's loss.
+
+    Args:
+        embeddings: ``(b, dim)``, equally many on each device.
+
+    Returns:
+        ``(n_devices * b, dim)``; the same tensor where there is one device.
+    """
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return embeddings if alone else _Gather.apply(embeddings)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings):
+        parts = [torch.empty_like(embeddings) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, embeddings.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
