@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables smoke test check lab unlock clean
+.PHONY: help reproduce plan tables smoke test bench check lab unlock clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Large pages take a quarter off a training step on a CPU (read by torch).
 export THP_MEM_ALLOC_ENABLE := 1
@@ -41,6 +41,9 @@ smoke: $(STAMP)  ## every notebook, tiny
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
+	$(BIN)/python benchmarks/bench.py
 
 check: $(STAMP)  ## lint, stripped notebooks, unit tests: under a minute
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -4,7 +4,6 @@ import gzip
 import json
 import multiprocessing
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -17,14 +16,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from wspnb.data import slices as module
 from wspnb.data.slices import (
     WITHOUT_MASK,
-    SliceDataset,
     open_slices,
     prepare_volume,
+    reader,
     write_slices,
 )
 
@@ -337,30 +335,17 @@ def test_checksum_is_of_images_and_table(tmp_path):
     assert settings["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-def test_dataset_batches_equal_single_items(tmp_path):
+@pytest.mark.parametrize("hold", [None, True])
+@pytest.mark.parametrize("mapped", [True, False])
+def test_reader_gives_the_rows_asked_for(tmp_path, hold, mapped):
     store = open_slices(write(make_cohort(tmp_path / "source"), tmp_path / "store"))
-    rows = np.flatnonzero(store.table.cohort == "radio")
-    dataset = SliceDataset(store.images, rows)
-    assert len(dataset) == len(rows) == 8 + 8 + 12
-    wanted = [5, 0, 27, 5]
-    batch = dataset.__getitems__(wanted)
-    assert [index for _, index in batch] == wanted
-    for image, index in batch:
-        assert image.dtype == torch.uint8 and image.shape == (1, SIZE, SIZE)
-        np.testing.assert_array_equal(image[0], store.images[rows[index]])
-        assert torch.equal(dataset[index][0], image) and dataset[index][1] == index
-    images, indices = next(iter(DataLoader(dataset, batch_sampler=[wanted])))
-    assert images.shape == (4, 1, SIZE, SIZE) and indices.tolist() == wanted
-    assert len(SliceDataset(store.images)) == 52
-
-
-def test_dataset_travels_to_workers_without_its_images(tmp_path):
-    store = open_slices(write(make_cohort(tmp_path / "source"), tmp_path / "store"))
-    rows = np.array([3, 1])
-    packed = pickle.dumps(SliceDataset(store.images, rows))
-    assert len(packed) < 2000 < store.images.nbytes
-    copy = pickle.loads(packed)
-    assert isinstance(copy.images, np.memmap)
-    np.testing.assert_array_equal(copy[0][0][0], store.images[3])
-    part = pickle.loads(pickle.dumps(SliceDataset(store.images[5:7])))  # a view is no whole file
-    np.testing.assert_array_equal(part[1][0][0], store.images[6])
+    images = store.images if mapped else np.array(store.images)
+    read = reader(images, torch.device("cpu"), hold)
+    rows = np.array([5, 0, 27, 5, len(images) - 1])
+    batch = read(rows)
+    assert batch.dtype == torch.uint8 and batch.shape == (5, 1, SIZE, SIZE)
+    np.testing.assert_array_equal(batch[:, 0], store.images[rows])
+    if mapped and hold is None:
+        os.truncate(store.images.filename, 1000)  # cut off behind our back
+        with pytest.raises(OSError, match="slice 5 cannot be read"):
+            read(rows)
