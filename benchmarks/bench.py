@@ -214,6 +214,27 @@ print(seconds, int(own.split()[1]) / 1024)
     yield {"what": what, "ours_s": seconds, "peak_mb": peak, "note": f"{n * size**2 / 1e9:.1f} GB"}
 
 
+def bench_devices(runs: int, quick: bool):
+    """One process against two, a thread or a card each: the same batch shared (strong scaling), and
+    twice the batch (weak)."""
+    size, n = (160, 4) if quick else (160, 64)
+
+    def seconds(processes: int, batch: int) -> float:
+        launch = f"-m torch.distributed.run --standalone --nproc-per-node {processes}"
+        work = [str(HERE / "devices.py"), "tiny", str(size), str(batch), str(runs)]
+        found = subprocess.run(
+            [sys.executable, *launch.split(), *work], capture_output=True, text=True, check=True
+        )
+        return float(found.stdout.split()[-1])
+
+    alone, strong, weak = seconds(1, n), seconds(2, n), seconds(2, 2 * n)
+    step = f"step, tiny, {size} px, two processes instead of one"
+    for what, after, work in (("same batch", strong, 1), ("twice the batch", weak, 2)):
+        ratio = work * alone / after
+        row = {"what": f"{step}, {what} ({work * n})", "plain_s": alone, "ours_s": after}
+        yield row | {"times_faster": ratio, "note": f"efficiency {ratio / 2:.0%}"}
+
+
 def read_batches(folder: str, n: int, size: int) -> None:
     """What a pretraining reads: 100 batches of 64 slices of a memory-mapped store."""
     images = np.load(f"{folder}/slices.npy", mmap_mode="r")

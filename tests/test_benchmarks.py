@@ -1,0 +1,32 @@
+"""The benchmarks run; what they measure is not judged here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "benchmarks" / "bench.py"
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_topic_gives_rows():
+    results = BENCH.with_name("results.csv")
+    before = results.read_bytes() if results.exists() else None
+    done = run("--quick", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    for what in ("augmentation", "n = 64", "by rows", "weights", "draws", "step, tiny", "read"):
+        assert what in done.stdout, what
+    assert "efficiency" in done.stdout
+    assert (
+        results.read_bytes() if results.exists() else None
+    ) == before  # tiny sizes are no result
+
+
+def test_unknown_topic_is_named():
+    done = run("speed")
+    assert done.returncode == 2 and "no topic speed; there are augment" in done.stderr
