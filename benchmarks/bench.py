@@ -90,8 +90,8 @@ def bench_loss(runs: int, quick: bool):
     n = 256 if quick else 16384
     code = f"""
 import resource, time, torch
-from wspnb.data.slices import reader
-from wspnb.kernels import pair_kernel, pair_weights
+from functools import partial
+from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
 views, n = torch.randn(2, {n}, 128, requires_grad=True), {n}
 kernel = partial(pair_kernel, "wsp", torch.arange(n) % 4, torch.rand(n), 0.1)
