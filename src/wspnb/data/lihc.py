@@ -93,11 +93,13 @@ def make_lihc(
     cohort = pd.DataFrame({"volume": used.file, "mask": [masks.get(n, "") for n in used.name]})
     cohort = cohort.assign(patient=used.patient, weak_label="", label=used.label, cohort="d2")
     _write(folder / "cohort.csv", cohort.assign(**used[["class", "date", "score"]]))
-    left = inventory.status[~inventory.status.isin(["used", "mask", "no CT"])].value_counts()
+    left = inventory.status[
+        ~inventory.status.isin(["used", "mask", "archive", "no CT"])
+    ].value_counts()
     if len(left):
         words = ", ".join(f"{status}: {n}" for status, n in left.items())
         warnings.warn(
-            f"{len(used)} patients are used; left out are {words}; see {folder / 'inventory.csv'}",
+            f"{len(used)} patients are used; not used: {words}; see {folder / 'inventory.csv'}",
             stacklevel=2,
         )
     return folder / "cohort.csv"
@@ -178,13 +180,14 @@ def read_labels(path: str | Path) -> pd.DataFrame:
 
 def list_files(paths) -> pd.DataFrame:
     """Each file with what its name says: ``file``, ``name`` (without ending), ``patient``, ``date``
-    (empty where there is none) and ``status``: "mask", "no CT" (another kind of file), or empty."""
+    (empty where there is none) and ``status``: "mask", "archive", "no CT" (other), or empty."""
     rows = []
     for path in sorted(map(Path, paths)):
         name = next((path.name[: -len(end)] for end in NIFTI if path.name.endswith(end)), "")
         barcode, date = BARCODE.search(name), DATE.search(name)
         kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
         kind = "no CT" if not name or name.startswith(".") else kind
+        kind = "archive" if path.name.lower().endswith(SUFFIXES) else kind
         row = {"file": str(path.absolute()), "name": name, "status": kind}
         row |= {"patient": barcode[0] if barcode else "", "date": date[0] if date else ""}
         rows.append(row)
@@ -195,7 +198,7 @@ def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """Files and labels together; nothing is lost, ``status`` says what became of each.
 
     Status: "used", "another scan is used" (of a patient: the oldest one that has a label is used),
-    "no label", "mask", "no CT", "no TCGA name", and for a row of the labels "no file".
+    "no label", "mask", "archive", "no CT", "no TCGA name"; for a row of the labels "no file".
 
     Raises:
         ValueError: if two volumes, or two masks, have one name.
