@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ADRENAL ?=
+LIHC   ?=
+LABELS ?=
 IMAGENET ?=
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 VENV   := .venv
@@ -9,7 +11,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables smoke test bench check lab unlock clean
+.PHONY: help reproduce plan tables lihc smoke test bench check lab unlock clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Large pages take a quarter off a training step on a CPU (read by torch).
 export THP_MEM_ALLOC_ENABLE := 1
@@ -35,6 +37,9 @@ plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
 
 tables: $(STAMP)  ## all rows and seeds of workflow/tables.yaml (AdrenalMNIST3D: 277 KB download, or ADRENAL=file) -> figures/
 	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$(ADRENAL)" imagenet="$(IMAGENET)"
+
+lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table): the untrained network judged on D2
+	$(FLOW) report --config profile=lihc methods=random lihc="$(LIHC)" labels="$(LABELS)"
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3

@@ -167,6 +167,8 @@ def test_an_encoder_is_not_judged_on_what_it_saw_or_on_other_sizes():
         probe.check_unseen(trained, store, ["d1", "radio"])
     with pytest.raises(ValueError, match="512 px slices, these have 160 px"):
         probe.check_unseen(trained | {"image_size": 512}, store, ["d1"])
+    imagenet = trained | {"method": "imagenet", "image_size": 512}  # has seen no CT
+    probe.check_unseen(imagenet, store, ["radio"])
 
 
 def test_youden_is_the_best_threshold_of_all():

@@ -109,6 +109,9 @@ def test_sigma_table_is_sorted_and_counts_positives(tmp_path):
     table = results.sigma_table(results.read_runs(tmp_path), tmp_path)
     assert table.sigma.tolist() == [0.01, 0.1, np.inf]
     assert table.effective_positives[:2].tolist() == pytest.approx([0.02, 0.2])
+    log.unlink()  # of sigma 0.01, as when the encoder comes from another run
+    table = results.sigma_table(results.read_runs(tmp_path), tmp_path)
+    assert np.isnan(table.effective_positives[0]) and table.effective_positives[1] > 0
 
 
 def test_reader_accuracy_of_a_known_table():

@@ -49,6 +49,28 @@ def test_plan_of_a_product_of_methods_backbones_seeds_and_sigmas():
 
 
 @pytest.mark.slow
+def test_plan_of_lihc_pretrains_nothing():
+    jobs = plan("report", "profile=lihc", "methods=random", "lihc=/a", "labels=/b.csv")
+    assert (jobs["preprocess"], jobs["linear_probe"], jobs["results"]) == (1, 1, 1)
+    assert not {"alone", "pretrain", "audit", "supervised"} & set(jobs)
+    imagenet = ("backbones=resnet18", "methods=random,imagenet", "imagenet=FILE")
+    assert plan("report", "profile=lihc", *imagenet)["pretrain"] == 1
+
+
+@pytest.mark.slow
+def test_plan_of_encoders_from_elsewhere(tmp_path):
+    for run in ("wsp-tiny-seed0", "wsp-tiny-seed1"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "encoder.safetensors").touch()
+    given = ("profile=lihc_160", "methods=random,wsp", f"encoders={tmp_path}")
+    jobs = plan("report", *given, "seeds=0,1")
+    assert (jobs["linear_probe"], jobs["audit"]) == (4, 1)
+    assert not {"alone", "pretrain"} & set(jobs)
+    with pytest.raises(AssertionError, match=r"wsp-tiny-seed2/encoder\.safetensors"):
+        plan("report", *given, "seeds=2")
+
+
+@pytest.mark.slow
 def test_plan_of_the_tables_has_every_row_of_the_paper():
     sweep = yaml.safe_load((ROOT / "workflow" / "tables.yaml").read_text())
     runs = [

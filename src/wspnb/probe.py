@@ -18,6 +18,7 @@ from torch import nn
 
 from wspnb.augment import to_unit
 from wspnb.models import build_encoder
+from wspnb.pretrain import UNTRAINED
 
 # Settings of the pretraining that runs in one table must share.
 EQUAL_SETTINGS = ("n_steps", "warmup_steps", "batch_size", "learning_rate", "weight_decay")
@@ -73,14 +74,14 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
     """Refuse to judge an encoder on what it was trained on, or on slices of another size.
 
     Args:
-        trained: config of the pretraining, empty when untrained.
+        trained: config of the pretraining, empty when untrained; ImageNet's is let pass.
         store: settings of the preprocessed cohort to judge on.
         cohorts: names of the cohorts to judge on.
 
     Raises:
         ValueError: if the pretraining saw one of the cohorts, or the image sizes differ.
     """
-    if not trained:
+    if not trained or trained.get("method") in UNTRAINED:  # has seen no CT
         return
     if trained["data"] == store["sha256"] and trained["train_cohort"] in cohorts:
         raise ValueError(

@@ -164,10 +164,10 @@ def sigma_table(runs: list[dict], run_dir: Path, backbone: str = "tiny") -> pd.D
     records = []
     for (_, name), own in grouped([r for r in runs if r["backbone"] == backbone]).items():
         if name == "wsp" or name.startswith("wsp_sigma"):
-            logs = [
-                pd.read_csv(run_dir / "pretrain" / run["folder"].name / "log.csv") for run in own
-            ]
-            used = np.mean([log.effective_positives.mean() for log in logs])
+            logs = [run_dir / "pretrain" / run["folder"].name / "log.csv" for run in own]
+            # Encoders pretrained on another cohort have theirs elsewhere.
+            used = [pd.read_csv(log).effective_positives.mean() for log in logs if log.exists()]
+            used = np.mean(used) if used else np.nan
             row = auc_table(own).drop(columns=["backbone", "method"]).iloc[0].to_dict()
             sigma = float(own[0]["training"]["sigma"])
             records.append({"sigma": sigma, "effective_positives": used} | row)
