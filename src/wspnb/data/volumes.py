@@ -19,6 +19,17 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 BODY_HU, BODY_SHARE = -300.0, 0.05
 
 
+class Scan(NamedTuple):
+    """A volume with the numbers of its file, on canonical axes; a plane costs memory, not all."""
+
+    voxels: np.ndarray  # (x, y, z), any strides, as stored
+    slope: float
+    intercept: float
+    spacing: np.ndarray  # (3,), mm
+    axes: str  # of the file, such as LPS
+    oblique: float  # largest angle between an axis and the body's nearest, degrees
+
+
 class _Header(NamedTuple):
     image: nib.spatialimages.SpatialImage
     shape: tuple[int, ...]  # canonical
@@ -43,8 +54,36 @@ def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if the file is unreadable or truncated, not one 3-D volume of plain numbers,
             without a valid affine, or has voxels that are not finite.
     """
+    scan = read_scan(path)
+    return scaled(scan.voxels, scan), scan.spacing
+
+
+def read_scan(path: str | Path) -> Scan:
+    """A CT volume as it is stored, turned to canonical axes; :func:`scaled` makes its values.
+
+    Args, Raises: as :func:`load_volume`, which holds all values as float32 at once.
+    """
     header = _open(path)
-    return _load(path, header), _spacing(header.affine)
+    proxy = header.image.dataobj
+    raw = hasattr(proxy, "get_unscaled")
+    cosines = header.affine[:3, :3] / _spacing(header.affine)
+    return Scan(
+        _load(path, header, raw=raw),
+        float(proxy.slope) if raw else 1.0,
+        float(proxy.inter) if raw else 0.0,
+        _spacing(header.affine),
+        "".join(nib.aff2axcodes(header.image.affine)),
+        round(float(np.degrees(np.arccos(np.clip(np.abs(np.diag(cosines)), 0, 1))).max()), 2),
+    )
+
+
+def scaled(voxels: np.ndarray, scan: Scan) -> np.ndarray:
+    """Voxels of a scan, any shape, with slope and intercept applied: float32."""
+    values = voxels.astype(np.float32)
+    if (scan.slope, scan.intercept) != (1, 0):
+        values *= np.float32(scan.slope)
+        values += np.float32(scan.intercept)
+    return values
 
 
 def load_mask(
@@ -69,7 +108,7 @@ def load_mask(
     header = _open(path)
     if volume is not None:
         _check_same_grid(path, header, volume, _open(volume))
-    labels = _load(path, header, dtype=None)
+    labels = _load(path, header)
     if labels.dtype.kind == "f":
         # Slice by slice: a mask must not cost more memory than its volume.
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
@@ -150,8 +189,12 @@ def body_slices(hu: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if no slice shows a body.
     """
-    share = np.array([(hu[:, :, z] > BODY_HU).mean() for z in range(hu.shape[2])])
-    inside = np.flatnonzero(share > BODY_SHARE)
+    return body_range([(hu[:, :, z] > BODY_HU).mean() for z in range(hu.shape[2])])
+
+
+def body_range(shares: list[float]) -> np.ndarray:
+    """:func:`body_slices` from each slice's share of pixels denser than fat and air."""
+    inside = np.flatnonzero(np.asarray(shares) > BODY_SHARE)
     if not len(inside):
         raise ValueError(
             f"no slice shows a body ({BODY_SHARE:.0%} above {BODY_HU:g} HU): are the voxels HU?"
@@ -272,27 +315,30 @@ def _open(path: str | Path) -> _Header:
     )
 
 
-def _load(path: str | Path, header: _Header, dtype: type | None = np.float32) -> np.ndarray:
-    """The voxels of an opened volume, canonical, all finite; dtype None keeps the file's."""
+def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
+    """The voxels of an opened volume, canonical, all finite; raw leaves slope and intercept out."""
+
+    def read(image):
+        return image.dataobj.get_unscaled() if raw else np.asanyarray(image.dataobj)
+
     try:
-        # Integers become float32 here, scaled by slope and intercept, without nibabel's cache.
         if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
-            with gzip.open(path) as stream:
-                image = type(header.image).from_stream(stream)
-                array = np.asanyarray(image.dataobj, dtype=dtype)
+            with gzip.open(path) as stream:  # once, without nibabel's cache
+                array = read(type(header.image).from_stream(stream))
                 while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
                     pass
         else:
-            array = np.asanyarray(header.image.dataobj, dtype=dtype)
+            array = read(header.image)
     except MemoryError:
         raise
     except Exception as error:  # truncated or damaged in any of several ways
         raise ValueError(
             f"{path}: damaged or truncated ({_first_line(error)}): copy it again"
         ) from error
-    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if bad:
-        raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
+    if array.dtype.kind == "f":  # plane by plane: a copy of all would double the memory
+        bad = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in array.T)
+        if bad:
+            raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
     return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
 
 
