@@ -108,6 +108,8 @@ def prepare_volume(
     if mask:  # before the volume, so that raw labels and volume are not in memory together
         try:
             inside = load_mask(mask, volume, mask_value)
+            if not inside.any():
+                raise ValueError(f"{mask}: the mask is empty: draw it or leave it out of the table")
             kept = central_slices(inside, fraction)
         except ValueError as error:  # the volume is described all the same
             problem = error

@@ -102,8 +102,9 @@ def load_mask(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: as :func:`load_volume`; if values are not whole numbers, or shape or place in
-            space differ from the volume's (by more than half a voxel at any corner).
+        ValueError: as :func:`load_volume`; if values are not whole numbers, none is ``value``, or
+            shape or place in space differ from the volume's (by more than half a voxel at any
+            corner).
     """
     header = _open(path)
     if volume is not None:
@@ -114,7 +115,13 @@ def load_mask(
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
             raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
         labels = np.rint(labels).astype(np.int32)
-    return labels != 0 if value is None else labels == value
+    if value is None:
+        return labels != 0
+    found = labels == value
+    if not found.any():
+        there = ", ".join(map(str, np.unique(labels)[:10]))
+        raise ValueError(f"{path}: no voxel has the value {value}, there are {there}: correct it")
+    return found
 
 
 def window(hu: np.ndarray, low: float = -100.0, high: float = 400.0) -> np.ndarray:
@@ -291,6 +298,8 @@ def _open(path: str | Path) -> _Header:
     if kind.fields is not None or kind.kind not in "iufb":
         raise ValueError(f"{path}: voxels of type {kind}, not plain numbers: convert it to HU")
     spacing = _spacing(affine) if affine.shape == (4, 4) else np.array([np.nan])
+    if isinstance(image, nib.Nifti1Image) and not image.header["sform_code"]:
+        spacing = np.where(_raw_zooms(image) > 0, spacing, 0)  # nibabel has made a 0 to 1 mm
     if (
         not np.isfinite(affine).all()
         or not (spacing > 0).all()
@@ -345,6 +354,14 @@ def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
 def _spacing(affine: np.ndarray) -> np.ndarray:
     """Voxel size in mm: the lengths of the affine's columns."""
     return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _raw_zooms(image: nib.Nifti1Image) -> np.ndarray:
+    """Voxel size as the file has it, ``(3,)``, before nibabel corrects it."""
+    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
+        "rb"
+    ) as file:
+        return np.abs(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4])
 
 
 def _check_same_grid(path, mask: _Header, volume_path, volume: _Header) -> None:
