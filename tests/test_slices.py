@@ -295,6 +295,14 @@ def test_bytes_of_no_known_coding_are_set_aside(tmp_path):
     assert inventory.coding.tolist() == ["HU", "unknown"] and inventory.n_kept.tolist() == [8, 0]
 
 
+def test_a_store_of_an_earlier_version_gets_its_inventory(tmp_path):
+    csv = make_cohort(tmp_path / "source", 3)
+    folder = write(csv, tmp_path / "store")
+    whole = contents(folder)
+    (folder / "inventory.csv").unlink()
+    assert contents(write(csv, folder)) == whole
+
+
 def test_a_second_writer_is_kept_out(tmp_path):
     fcntl = pytest.importorskip("fcntl")
     csv = make_cohort(tmp_path / "source", 1)

@@ -207,8 +207,9 @@ def write_slices(
             (folder / name).unlink(missing_ok=True)
     elif (folder / "slices.npy").exists():
         _check_same(folder, open_slices(folder).settings, {**settings, "inputs": _digest(stamps)})
-        (folder / "journal.jsonl").unlink(missing_ok=True)
-        return folder
+        if (folder / "inventory.csv").exists():  # else of an earlier version: done once more
+            (folder / "journal.jsonl").unlink(missing_ok=True)
+            return folder
 
     parts = (folder / "slices.npy.part", folder / "journal.jsonl")
     with open(parts[0], "a+b") as images, open(parts[1], "a+b") as journal:
