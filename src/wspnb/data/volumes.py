@@ -333,6 +333,7 @@ def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
     try:
         if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
             with gzip.open(path) as stream:  # once, without nibabel's cache
+                stream.readinto = lambda buffer: _fill(stream, buffer)
                 array = read(type(header.image).from_stream(stream))
                 while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
                     pass
@@ -349,6 +350,15 @@ def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
         if bad:
             raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
     return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
+
+
+def _fill(stream: gzip.GzipFile, buffer) -> int:
+    """readinto by pieces: GzipFile's own makes a second copy of all that it reads."""
+    view, filled = memoryview(buffer).cast("B"), 0
+    while piece := stream.read(min(1 << 20, len(view) - filled)):
+        view[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return filled
 
 
 def _spacing(affine: np.ndarray) -> np.ndarray:
