@@ -10,19 +10,26 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from sklearn.decomposition import PCA
 
+from wspnb.data.inventory import decide, decode, describe
 from wspnb.data.slices import WITHOUT_MASK, open_slices, prepare_volume, write_slices
 from wspnb.data.volumes import (
     body_slices,
     central_slices,
     load_mask,
     load_volume,
+    read_scan,
     resize,
     to_image,
     window,
 )
+from wspnb.models import TinyNet
+from wspnb.probe import extract_features
 
 CT = Path(__file__).parents[1].parent / "shared" / "data" / "ct"
 pytestmark = pytest.mark.skipif(not CT.is_dir(), reason=f"no real CT in {CT}")
@@ -190,3 +197,94 @@ def test_stored_orientation_does_not_change_the_store(tmp_path):
     assert all(store == stores["RAS"] for store in stores.values())
     original, _ = prepare_volume(*paths("ts_example_ct"))
     assert stores["PIR"][0] == original.tobytes()
+
+
+def sample(hu):
+    return hu[:, :, np.unique(np.linspace(0, hu.shape[2] - 1, 16).astype(int))]
+
+
+def judge(array):
+    return decide(array.astype(np.float32), array.min(), array.max(), str(array.dtype))
+
+
+def as_bytes(hu, low, high):
+    return np.rint((np.clip(hu, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_evidence_on_the_real_scans_in_twenty_codings(name):
+    hu = sample(load_volume(paths(name)[0])[0])
+    whole = hu.astype(np.int64)
+    resampled = name == "ts_example_ct"  # 3 mm: no comb left
+    right = {
+        "HU": [hu, np.clip(hu, -100, 400)],
+        "(HU+100)/2": [
+            np.clip(np.rint((hu + 100) / 2), 0, 255).astype(np.uint8),
+            np.clip((hu + 100) / 2, 0, 250).astype(np.uint8),
+        ],
+        "(HU+100)/2" if resampled else "window": [as_bytes(hu, -100, 400)],
+        "window 0..1": [((np.clip(hu, -100, 400) + 100) / 500)],
+    }
+    for coding, arrays in right.items():
+        for array in arrays:
+            found, evidence = judge(array)
+            assert found == coding, evidence
+            read = decode(array, found)
+            assert np.abs(np.clip(read, -100, 400) - np.clip(hu, -100, 400)).max() <= 10
+    for array in (whole.astype(np.uint8), np.clip(whole, -100, 400).astype(np.uint8)):
+        assert judge(array)[0] == "wrapped"
+    windows = [(-100, 300), (-160, 240), (-150, 250), (-50, 350), (-200, 300), (-1000, 1000)]
+    windows += [(-1024, 3071), (0, 400), (-200, 400), (-1000, 400), (-75, 175)]
+    unclear = [as_bytes(hu, *ends) for ends in [*windows, (hu.min(), hu.max())]]
+    unclear += [hu + 1024, hu - 1024, np.where(hu < -1024, -2000, hu + 1024)]
+    for array in [*unclear, (hu - hu.mean()) / hu.std()]:
+        found, evidence = judge(array)
+        assert found == "unknown", evidence
+
+
+def test_all_of_them_from_inventory_to_features(tmp_path):
+    """One cohort, as notebooks 01 and 03 treat it; a random encoder."""
+    lines = ["volume,mask,patient,weak_label,label,cohort"]
+    for number, name in enumerate(EXPECTED):
+        volume, mask = paths(name)
+        lines.append(f"{volume},{mask},{name},{number % 2},,invented")
+    (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folder = write_slices(tmp_path / "cohort.csv", tmp_path / "store", 160, workers=1)
+    store = open_slices(folder)
+    assert store.failed.empty and store.settings["not_hu"] == []
+    counts = store.table.groupby("patient").size().to_dict()
+    assert counts == {
+        "ts_example_ct": 31,
+        "ts_dicom20": 14,
+        "dcmqi_ct3": 3,
+        "cptac_pda_C3L-00189": 35,
+    }
+    found = pd.read_csv(folder / "inventory.csv").set_index("patient")
+    assert (found.coding == "HU").all() and (found.slope == 1).all()
+    assert found["axes"].to_dict() == {name: "LPS" for name in EXPECTED} | {"ts_example_ct": "RAS"}
+    padding = found.padding.fillna(0).to_dict()
+    assert padding == {
+        "ts_example_ct": 0,
+        "ts_dicom20": 0,
+        "dcmqi_ct3": -3024,
+        "cptac_pda_C3L-00189": -3024,
+    }
+    assert (found.oblique_deg == 0).all() and found.voxels.nunique() == 4
+    medians = found.mask_hu.dropna().to_dict()  # of the liver in the kept slices
+    assert medians == {"ts_example_ct": 44, "ts_dicom20": 93, "dcmqi_ct3": 45}
+
+    torch.manual_seed(0)
+    features = extract_features(TinyNet().eval(), store.images, range(83))
+    assert features.shape == (83, 256) and np.isfinite(features).all()
+    pca = PCA(2, random_state=0).fit(features)
+    plane = pca.transform(features)
+    scan = store.table.patient.to_numpy()
+    within = [plane[scan == name].var(axis=0).sum() for name in EXPECTED]
+    assert pca.explained_variance_ratio_.sum() > 0.4  # 0.52
+    assert np.mean(within) < 0.4 * plane.var(axis=0).sum()  # scans keep together: 0.16
+    whole = scan == "cptac_pda_C3L-00189"  # and run along their height: 0.96
+    assert abs(np.corrcoef(store.table.position[whole], plane[whole, 1])[0, 1]) > 0.8
+    again = describe(read_scan(paths("ts_dicom20")[0]))
+    assert again["voxels"] == found.voxels["ts_dicom20"]

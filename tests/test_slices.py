@@ -26,7 +26,7 @@ from wspnb.data.slices import (
     write_slices,
 )
 
-FILES = ("slices.npy", "slices.csv", "failed.csv", "store.json")
+FILES = ("slices.npy", "slices.csv", "failed.csv", "inventory.csv", "store.json")
 SIZE = 24
 
 
@@ -282,13 +282,23 @@ def test_no_usable_volume_is_an_error(tmp_path):
     assert len(open_slices(write(csv, tmp_path / "store")).images) == 8 + 12
 
 
-def test_coded_bytes_are_suspected(tmp_path):
-    csv = make_cohort(tmp_path / "source", 1)
-    coded = np.random.default_rng(0).integers(0, 250, (8, 8, 4)).astype(np.uint8)
-    nib.save(nib.Nifti1Image(coded, np.eye(4)), csv.parent / "v0.nii.gz")
-    with pytest.warns(UserWarning, match="only values from 0 to 255"):
-        folder = write(csv, tmp_path / "store")
-    assert open_slices(folder).settings["not_hu"] == ["v0.nii.gz"]
+def test_bytes_of_no_known_coding_are_set_aside(tmp_path):
+    csv = make_cohort(tmp_path / "source", 2)
+    coded = np.random.default_rng(0).integers(0, 200, (8, 8, 4)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(coded, np.eye(4)), csv.parent / "v1.nii.gz")
+    store = open_slices(write(csv, tmp_path / "store"))
+    assert store.failed.volume.tolist() == ["v1.nii.gz"]
+    assert "intensities unknown: values from 0 to 199" in store.failed.reason[0]
+    inventory = pd.read_csv(tmp_path / "store" / "inventory.csv")
+    assert inventory.coding.tolist() == ["HU", "unknown"] and inventory.n_kept.tolist() == [8, 0]
+
+
+def test_a_store_of_an_earlier_version_gets_its_inventory(tmp_path):
+    csv = make_cohort(tmp_path / "source", 3)
+    folder = write(csv, tmp_path / "store")
+    whole = contents(folder)
+    (folder / "inventory.csv").unlink()
+    assert contents(write(csv, folder)) == whole
 
 
 def test_a_second_writer_is_kept_out(tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from wspnb.data.inventory import CODINGS
+
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 EMPTY = {"", "nan", "na", "<na>", "none"}  # how tables write an unknown label
 
@@ -16,7 +18,8 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
 
     The file is comma-separated UTF-8 with the columns ``volume, mask, patient, weak_label, label,
     cohort`` and any others, which are kept. Paths are relative to the file's folder, or absolute;
-    ``mask``, ``weak_label`` and ``label`` may be empty.
+    ``mask``, ``weak_label`` and ``label`` may be empty. A further column ``coding`` says how a
+    volume's intensities are coded (:data:`wspnb.data.inventory.CODINGS`), empty to find out.
 
     Args:
         path: the CSV file.
@@ -53,7 +56,10 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         values = [pd.NA if v.lower() in EMPTY else int(float(v)) for v in table[column]]
         table[column] = pd.array(values, dtype="Int64")
     for column in names:
-        if column not in COLUMNS:  # numbers where all of a column are numbers, else text
+        if column not in (
+            *COLUMNS,
+            "coding",
+        ):  # numbers where all of a column are numbers, else text
             numbers = pd.to_numeric(table[column].where(table[column] != ""), errors="coerce")
             if numbers.notna().equals(table[column] != ""):
                 table[column] = numbers
@@ -89,6 +95,11 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
             problem = _label_problem(column, row[column])
             if problem:
                 found.append((line, problem))
+        coding = row.get("coding", "")
+        if coding and coding not in CODINGS:
+            found.append(
+                (line, f"coding {coding!r} is none of {', '.join(CODINGS)}: or leave it empty")
+            )
         for column in ("weak_label", "label", "cohort"):
             value = row[column]
             if not row["patient"] or value.lower() in EMPTY or _label_problem(column, value):

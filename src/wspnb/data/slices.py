@@ -1,10 +1,10 @@
 """The preprocessed cohort on disk: kept slices as bytes, memory-mapped, with one table row each.
 
 A store is a folder: ``slices.npy`` (n, size, size) uint8, ``slices.csv`` with a row per slice in
-the same order, ``failed.csv`` with the volumes that could not be used, and ``store.json`` with
-settings, counts, versions and a checksum. While it is written, ``slices.npy.part`` grows volume by
-volume beside ``journal.jsonl``, one line for each volume done; ``slices.npy`` appears last, when
-all is there.
+the same order, ``failed.csv`` with the volumes that could not be used, ``inventory.csv`` with what
+was found in every file, and ``store.json`` with settings, counts, versions and a checksum. While it
+is written, ``slices.npy.part`` grows volume by volume beside ``journal.jsonl``, one line for each
+volume done; ``slices.npy`` appears last, when all is there.
 """
 
 import hashlib
@@ -32,12 +32,15 @@ import torch
 from tqdm.auto import tqdm
 
 from wspnb.data.cohort import read_cohort
+from wspnb.data.inventory import CODINGS, SAY, decode, describe, duplicates, refuse
 from wspnb.data.volumes import (
-    body_slices,
+    BODY_HU,
+    body_range,
     central_slices,
     load_mask,
-    load_volume,
+    read_scan,
     resize,
+    scaled,
     slice_positions,
     to_image,
     window,
@@ -47,6 +50,8 @@ FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 SLICE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
 OWN_COLUMNS = (*SLICE_COLUMNS, "volume", "cohort", "weak_label", "label", "selection", "n_kept")
 WITHOUT_MASK = "all body slices (no mask)"
+TABLES = ("slices.csv", "failed.csv", "inventory.csv")
+ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,14 @@ def prepare_volume(
     low: float = -100.0,
     high: float = 400.0,
     mask_value: int | None = None,
+    coding: str = "",
+    row: dict[str, Any] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The kept slices of one CT volume as bytes, lowest first (WSP, section 3).
 
     Clipped to the window in HU, resized, then rounded to bytes: in this order padding and metal do
-    not bleed into their neighbours, and values are rounded once only. Paper silent.
+    not bleed into their neighbours, and values are rounded once only. Paper silent. The volume
+    stays as its file stores it; planes become float one at a time.
 
     Args:
         volume: NIfTI file of the CT.
@@ -82,30 +90,56 @@ def prepare_volume(
         convention: of the positions, "k/(n-1)" or "k/n".
         low, high: window, HU.
         mask_value: label of the organ in the mask, None for all that is not zero.
+        coding: of the intensities, see :data:`wspnb.data.inventory.CODINGS`; empty to decide by
+            evidence.
+        row: filled with what :func:`wspnb.data.inventory.describe` finds, also where an error is
+            raised after it.
 
     Returns:
         ``(n_kept, image_size, image_size)`` uint8, and a dict: ``z`` (slice numbers from the feet),
-        ``position``, ``spacing`` (mm), ``selection`` (in words) and ``hu_range``.
+        ``position``, ``spacing`` (mm) and ``selection`` (in words).
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_volume` and its neighbours.
+        FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_volume` and its neighbours;
+            if the intensities are no HU and cannot be decoded; if the mask lies on no organ.
     """
-    if mask:  # before the volume, so that one of them is in memory at a time
-        kept = central_slices(load_mask(mask, volume, mask_value), fraction)
+    inside, problem = None, None
+    if mask:  # before the volume, so that raw labels and volume are not in memory together
+        try:
+            inside = load_mask(mask, volume, mask_value)
+            if not inside.any():
+                raise ValueError(f"{mask}: the mask is empty: draw it or leave it out of the table")
+            kept = central_slices(inside, fraction)
+        except ValueError as error:  # the volume is described all the same
+            problem = error
+    scan = read_scan(volume)
+    row = {} if row is None else row
+    row.update(describe(scan, coding))
+    if problem:
+        raise problem
+    refuse(volume, row)
+
+    def plane(z):
+        return decode(scaled(scan.voxels[:, :, z], scan), row["coding"])
+
+    if mask:
+        _check_mask(mask, volume, row, [plane(z)[inside[:, :, z]] for z in kept])
         selection = f"central {100 * fraction:g} % of the mask"
-    hu, spacing = load_volume(volume)
-    if not mask:
-        kept, selection = body_slices(hu), WITHOUT_MASK
+    else:
+        # Bytes of the window hold air and fat as their 0, which is -100 HU.
+        above = -90 if CODINGS[row["coding"]][1] == -100 else BODY_HU
+        kept = body_range([(plane(z) > above).mean() for z in range(scan.voxels.shape[2])])
+        selection = WITHOUT_MASK
     images = np.empty((len(kept), image_size, image_size), dtype=np.uint8)
     for image, z in zip(images, kept, strict=True):
-        plane = np.clip(to_image(hu[:, :, z]), low, high)  # (h, w)
-        image[:] = window(resize(plane, image_size, (spacing[1], spacing[0]), low), low, high)
+        clipped = np.clip(to_image(plane(z)), low, high)  # (h, w)
+        pixel = (scan.spacing[1], scan.spacing[0])
+        image[:] = window(resize(clipped, image_size, pixel, low), low, high)
     return images, {
         "z": kept.tolist(),
         "position": slice_positions(len(kept), convention).tolist(),
-        "spacing": [round(float(s), 6) for s in spacing],
+        "spacing": [round(float(s), 6) for s in scan.spacing],
         "selection": selection,
-        "hu_range": [float(hu.min()), float(hu.max())],
     }
 
 
@@ -127,8 +161,11 @@ def write_slices(
     Volumes are prepared in parallel and appended in the cohort's order, so the bytes do not depend
     on the number of workers or on interruptions. Each worker holds one volume in memory. A volume
     that cannot be used is left out and listed with its reason in ``failed.csv`` (and
-    :attr:`Slices.failed`): look at it. A complete store of the same settings and inputs is left as
-    it is.
+    :attr:`Slices.failed`): look at it. So is a scan that is in the table twice: both rows where
+    they are of two patients, the later one where they are of one. What was found in each file is
+    in ``inventory.csv``; its decision on the intensities comes before they are used, and a column
+    ``coding`` of the table before the evidence. A complete store of the same settings and inputs is
+    left as it is.
 
     Args:
         cohort_csv: see :func:`wspnb.data.cohort.read_cohort`.
@@ -165,18 +202,23 @@ def write_slices(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for name in ("slices.npy", "slices.csv", "failed.csv", "store.json", "journal.jsonl"):
+        for name in ("slices.npy", *TABLES, "store.json", "journal.jsonl"):
             (folder / name).unlink(missing_ok=True)
     elif (folder / "slices.npy").exists():
         _check_same(folder, open_slices(folder).settings, {**settings, "inputs": _digest(stamps)})
-        (folder / "journal.jsonl").unlink(missing_ok=True)
-        return folder
+        if (folder / "inventory.csv").exists():  # else of an earlier version: done once more
+            (folder / "journal.jsonl").unlink(missing_ok=True)
+            return folder
 
     parts = (folder / "slices.npy.part", folder / "journal.jsonl")
     with open(parts[0], "a+b") as images, open(parts[1], "a+b") as journal:
         _lock(images, folder)
         done = _resume(folder, images, journal, settings, stamps)
-        jobs = [(row.path, row.mask_path, settings) for row in cohort.itertuples()][len(done) :]
+        codings = cohort.coding if "coding" in cohort else [""] * len(cohort)
+        jobs = [
+            (row.path, row.mask_path, settings, coding)
+            for row, coding in zip(cohort.itertuples(), codings, strict=True)
+        ][len(done) :]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = max(1, min(workers or cores or 1, len(jobs)))
         bar = tqdm(
@@ -291,14 +333,27 @@ def reader(
 # --- parallel work --------------------------------------------------------------------------------
 
 
-def _prepare(volume: str, mask: str, settings: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def _prepare(
+    volume: str, mask: str, settings: dict[str, Any], coding: str
+) -> tuple[bytes, dict[str, Any]]:
     """One job: the slices' bytes and the journal's entry, which is a reason for a bad volume."""
     names = ("image_size", "fraction", "convention", "low", "high", "mask_value")
+    options, row = {name: settings[name] for name in names}, {}
     try:
-        images, entry = prepare_volume(volume, mask, **{name: settings[name] for name in names})
-    except (ValueError, FileNotFoundError) as error:
-        return b"", {"z": [], "reason": str(error)}
-    return images.tobytes(), entry
+        images, entry = prepare_volume(volume, mask, **options, coding=coding, row=row)
+    except (ValueError, OSError) as error:
+        return b"", {"z": [], "reason": str(error), "inventory": row}
+    return images.tobytes(), entry | {"inventory": row}
+
+
+def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
+    """Refuse a mask that lies on air or bone: of another scan, or turned over."""
+    row["mask_hu"] = round(float(np.median(np.concatenate(values))), 1)
+    if not ORGAN_HU[0] <= row["mask_hu"] <= ORGAN_HU[1]:
+        raise ValueError(
+            f"{mask}: a median of {row['mask_hu']:g} HU under it in {volume}, no organ's: the mask"
+            " of another scan, or turned over? Look at both"
+        )
 
 
 def _in_order(jobs: list[tuple], workers: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -365,6 +420,8 @@ def _stamp(path: str) -> list:
     """What changes with a file's content: size and, in gzip, its checksum (8 bytes), else time."""
     if not path:
         return []
+    if not os.access(path, os.R_OK):  # is set aside with its reason when its turn comes
+        return ["not readable"]
     with open(path, "rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
         size = file.seek(0, os.SEEK_END)
@@ -454,10 +511,20 @@ def _resume(folder, images: BinaryIO, journal: BinaryIO, settings, stamps) -> li
 
 def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings) -> None:
     """Write the tables, complete the header and give all files their names, slices.npy last."""
-    n = sum(len(entry["z"]) for entry in done)
+    size = settings["image_size"]
+    rows = [entry.get("inventory", {}) for entry in done]
+    twice = duplicates(
+        [row.get("voxels", "") for row in rows], cohort.patient.tolist(), cohort.volume.tolist()
+    )
+    counts = [len(entry["z"]) for entry in done]  # in the file
+    used = [
+        {"z": [], "reason": twice[row]} if row in twice and entry["z"] else entry
+        for row, entry in enumerate(done)
+    ]
+    n = sum(len(entry["z"]) for entry in used)
     failures = [
         (row.volume, row.patient, entry["reason"])
-        for row, entry in zip(cohort.itertuples(), done, strict=True)
+        for row, entry in zip(cohort.itertuples(), used, strict=True)
         if "reason" in entry
     ]
     failed = pd.DataFrame(failures, columns=["volume", "patient", "reason"])
@@ -466,30 +533,26 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
         (folder / "journal.jsonl").unlink()
         Path(images.name).unlink()
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
-    table = _table(cohort, done)
-    size = settings["image_size"]
-    start, header = len(_header(0, size)), _header(n, size)
-    with open(images.name, "r+b") as file:
-        if len(header) != start or file.seek(0, os.SEEK_END) != start + n * size * size:
-            raise RuntimeError(f"{images.name}: length does not fit {n} slices: delete {folder}")
-        file.seek(0)
-        file.write(header)
+    table = _table(cohort, used)
+    whole = _close_up(Path(images.name), counts, used, size)
     _write(folder / "slices.csv", table.to_csv(index=False))
     _write(folder / "failed.csv", failed.to_csv(index=False))
+    _write(folder / "inventory.csv", _inventory(cohort, used, rows).to_csv(index=False))
     content = hashlib.sha256()
-    for name in (Path(images.name).name, "slices.csv"):
-        with open(folder / name, "rb") as file:
+    for path in (whole, folder / "slices.csv"):
+        with open(path, "rb") as file:
             while block := file.read(1 << 22):
                 content.update(block)
     suspects = [
         row.volume
-        for row, entry in zip(cohort.itertuples(), done, strict=True)
-        if "hu_range" in entry and entry["hu_range"][0] >= 0 and entry["hu_range"][1] <= 255
+        for row, entry, found in zip(cohort.itertuples(), used, rows, strict=True)
+        if entry["z"] and found.get("coding") != "HU" and not found["evidence"].startswith("said")
     ]
     if suspects:  # the released code reads files that hold (HU + 100) / 2
         warnings.warn(
-            f"{len(suspects)} volumes hold only values from 0 to 255, such as {suspects[0]}: coded"
-            " bytes, not HU? Then decode them first, or set low and high to their code",
+            f"{len(suspects)} volumes, such as {suspects[0]}, are no HU but bytes of the window by"
+            f" the evidence in {folder / 'inventory.csv'}, and were decoded: read it, and if you"
+            f" know better, {SAY}",
             stacklevel=3,
         )
     store = {
@@ -499,12 +562,49 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
         "n_volumes": len(done) - len(failed),
         "n_failed": len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
-        "not_hu": suspects,
+        "not_hu": suspects,  # decoded by evidence
         "sha256": content.hexdigest(),
         "versions": {name: version(name) for name in ("wspnb", "numpy", "nibabel", "torch")},
     }
     _write(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
-    os.replace(images.name, folder / "slices.npy")
+    os.replace(whole, folder / "slices.npy")
+    Path(images.name).unlink(missing_ok=True)
+
+
+def _close_up(part: Path, counts: list[int], used: list[dict[str, Any]], size: int) -> Path:
+    """Complete the header; if volumes are left out that were written, a copy without their gap.
+
+    The part itself keeps all that the journal lists, so that a kill in between loses nothing.
+    """
+    n, start = sum(len(entry["z"]) for entry in used), len(_header(0, size))
+    header = _header(n, size)
+    if len(header) != start or part.stat().st_size != start + sum(counts) * size * size:
+        raise RuntimeError(f"{part}: length does not fit {n} slices: delete {part.parent}")
+    if n == sum(counts):
+        with open(part, "r+b") as file:
+            file.write(header)
+        return part
+    whole = part.with_name("slices.npy.whole")
+    with open(part, "rb") as source, open(whole, "wb") as target:
+        source.seek(start)
+        target.write(header)
+        for count, entry in zip(counts, used, strict=True):
+            pixels = source.read(count * size * size)
+            target.write(pixels if entry["z"] else b"")
+    return whole
+
+
+def _inventory(cohort: pd.DataFrame, used: list[dict[str, Any]], rows) -> pd.DataFrame:
+    """One row per file of the cohort: what was found in it, and whether it is used."""
+    own = pd.DataFrame(
+        {
+            "volume": cohort.volume,
+            "patient": cohort.patient,
+            "n_kept": [len(entry["z"]) for entry in used],
+            "reason": [entry.get("reason", "") for entry in used],  # why it is left out
+        }
+    )
+    return pd.concat([own, pd.DataFrame(rows, index=own.index)], axis=1)
 
 
 def _table(cohort: pd.DataFrame, done: list[dict[str, Any]]) -> pd.DataFrame:

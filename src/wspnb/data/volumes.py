@@ -19,6 +19,17 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 BODY_HU, BODY_SHARE = -300.0, 0.05
 
 
+class Scan(NamedTuple):
+    """A volume with the numbers of its file, on canonical axes; a plane costs memory, not all."""
+
+    voxels: np.ndarray  # (x, y, z), any strides, as stored
+    slope: float
+    intercept: float
+    spacing: np.ndarray  # (3,), mm
+    axes: str  # of the file, such as LPS
+    oblique: float  # largest angle between an axis and the body's nearest, degrees
+
+
 class _Header(NamedTuple):
     image: nib.spatialimages.SpatialImage
     shape: tuple[int, ...]  # canonical
@@ -43,8 +54,36 @@ def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if the file is unreadable or truncated, not one 3-D volume of plain numbers,
             without a valid affine, or has voxels that are not finite.
     """
+    scan = read_scan(path)
+    return scaled(scan.voxels, scan), scan.spacing
+
+
+def read_scan(path: str | Path) -> Scan:
+    """A CT volume as it is stored, turned to canonical axes; :func:`scaled` makes its values.
+
+    Args, Raises: as :func:`load_volume`, which holds all values as float32 at once.
+    """
     header = _open(path)
-    return _load(path, header), _spacing(header.affine)
+    proxy = header.image.dataobj
+    raw = hasattr(proxy, "get_unscaled")
+    cosines = header.affine[:3, :3] / _spacing(header.affine)
+    return Scan(
+        _load(path, header, raw=raw),
+        float(proxy.slope) if raw else 1.0,
+        float(proxy.inter) if raw else 0.0,
+        _spacing(header.affine),
+        "".join(nib.aff2axcodes(header.image.affine)),
+        round(float(np.degrees(np.arccos(np.clip(np.abs(np.diag(cosines)), 0, 1))).max()), 2),
+    )
+
+
+def scaled(voxels: np.ndarray, scan: Scan) -> np.ndarray:
+    """Voxels of a scan, any shape, with slope and intercept applied: float32."""
+    values = voxels.astype(np.float32)
+    if (scan.slope, scan.intercept) != (1, 0):
+        values *= np.float32(scan.slope)
+        values += np.float32(scan.intercept)
+    return values
 
 
 def load_mask(
@@ -63,19 +102,26 @@ def load_mask(
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: as :func:`load_volume`; if values are not whole numbers, or shape or place in
-            space differ from the volume's (by more than half a voxel at any corner).
+        ValueError: as :func:`load_volume`; if values are not whole numbers, none is ``value``, or
+            shape or place in space differ from the volume's (by more than half a voxel at any
+            corner).
     """
     header = _open(path)
     if volume is not None:
         _check_same_grid(path, header, volume, _open(volume))
-    labels = _load(path, header, dtype=None)
+    labels = _load(path, header)
     if labels.dtype.kind == "f":
         # Slice by slice: a mask must not cost more memory than its volume.
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
             raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
         labels = np.rint(labels).astype(np.int32)
-    return labels != 0 if value is None else labels == value
+    if value is None:
+        return labels != 0
+    found = labels == value
+    if not found.any():
+        there = ", ".join(map(str, np.unique(labels)[:10]))
+        raise ValueError(f"{path}: no voxel has the value {value}, there are {there}: correct it")
+    return found
 
 
 def window(hu: np.ndarray, low: float = -100.0, high: float = 400.0) -> np.ndarray:
@@ -150,8 +196,12 @@ def body_slices(hu: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if no slice shows a body.
     """
-    share = np.array([(hu[:, :, z] > BODY_HU).mean() for z in range(hu.shape[2])])
-    inside = np.flatnonzero(share > BODY_SHARE)
+    return body_range([(hu[:, :, z] > BODY_HU).mean() for z in range(hu.shape[2])])
+
+
+def body_range(shares: list[float]) -> np.ndarray:
+    """:func:`body_slices` from each slice's share of pixels denser than fat and air."""
+    inside = np.flatnonzero(np.asarray(shares) > BODY_SHARE)
     if not len(inside):
         raise ValueError(
             f"no slice shows a body ({BODY_SHARE:.0%} above {BODY_HU:g} HU): are the voxels HU?"
@@ -248,6 +298,8 @@ def _open(path: str | Path) -> _Header:
     if kind.fields is not None or kind.kind not in "iufb":
         raise ValueError(f"{path}: voxels of type {kind}, not plain numbers: convert it to HU")
     spacing = _spacing(affine) if affine.shape == (4, 4) else np.array([np.nan])
+    if isinstance(image, nib.Nifti1Image) and not image.header["sform_code"]:
+        spacing = np.where(_raw_zooms(image) > 0, spacing, 0)  # nibabel has made a 0 to 1 mm
     if (
         not np.isfinite(affine).all()
         or not (spacing > 0).all()
@@ -272,33 +324,54 @@ def _open(path: str | Path) -> _Header:
     )
 
 
-def _load(path: str | Path, header: _Header, dtype: type | None = np.float32) -> np.ndarray:
-    """The voxels of an opened volume, canonical, all finite; dtype None keeps the file's."""
+def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
+    """The voxels of an opened volume, canonical, all finite; raw leaves slope and intercept out."""
+
+    def read(image):
+        return image.dataobj.get_unscaled() if raw else np.asanyarray(image.dataobj)
+
     try:
-        # Integers become float32 here, scaled by slope and intercept, without nibabel's cache.
         if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
-            with gzip.open(path) as stream:
-                image = type(header.image).from_stream(stream)
-                array = np.asanyarray(image.dataobj, dtype=dtype)
+            with gzip.open(path) as stream:  # once, without nibabel's cache
+                stream.readinto = lambda buffer: _fill(stream, buffer)
+                array = read(type(header.image).from_stream(stream))
                 while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
                     pass
         else:
-            array = np.asanyarray(header.image.dataobj, dtype=dtype)
+            array = read(header.image)
     except MemoryError:
         raise
     except Exception as error:  # truncated or damaged in any of several ways
         raise ValueError(
             f"{path}: damaged or truncated ({_first_line(error)}): copy it again"
         ) from error
-    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if bad:
-        raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
+    if array.dtype.kind == "f":  # plane by plane: a copy of all would double the memory
+        bad = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in array.T)
+        if bad:
+            raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
     return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
+
+
+def _fill(stream: gzip.GzipFile, buffer) -> int:
+    """readinto by pieces: GzipFile's own makes a second copy of all that it reads."""
+    view, filled = memoryview(buffer).cast("B"), 0
+    while piece := stream.read(min(1 << 20, len(view) - filled)):
+        view[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return filled
 
 
 def _spacing(affine: np.ndarray) -> np.ndarray:
     """Voxel size in mm: the lengths of the affine's columns."""
     return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _raw_zooms(image: nib.Nifti1Image) -> np.ndarray:
+    """Voxel size as the file has it, ``(3,)``, before nibabel corrects it."""
+    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
+        "rb"
+    ) as file:
+        return np.abs(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4])
 
 
 def _check_same_grid(path, mask: _Header, volume_path, volume: _Header) -> None:

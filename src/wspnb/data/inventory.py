@@ -1,0 +1,257 @@
+"""What is in a CT file, before it is used: numbers, place in space, and how intensities are coded.
+
+The byte codings of the window [-100, 400] are one family. The released code of the paper divides
+bytes by 250, which is right if they hold (HU + 100) / 2; the window as 0..255 holds 0.51 of
+HU + 100. The two differ by 2 %: 10 HU at 400 HU, 3 HU in a liver of 60 HU, at most 5 of 255 in a
+stored slice, less than the noise. Bytes that look like the family are read as (HU + 100) / 2 unless
+the histogram proves the other. Bytes of HU that wrapped around (400 becomes 144) and of other
+windows are refused: no formula brings them back, or it is not known which. What resampled bytes
+cannot show is a window that is a little narrower, such as [-100, 300]: it looks like more contrast.
+Who knows the coding says it in a column ``coding`` of cohort.csv, which goes before all evidence.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wspnb.data.volumes import Scan, read_scan, scaled
+
+# Coding: HU = factor x stored value + offset.
+CODINGS = {
+    "HU": (1.0, 0.0),
+    "(HU+100)/2": (2.0, -100.0),
+    "window": (500 / 255, -100.0),  # [-100, 400] HU as 0..255
+    "window 0..1": (500.0, -100.0),  # [-100, 400] HU as 0..1
+    "HU+1024": (1.0, -1024.0),
+}
+SAY = f"say which it is in a column 'coding' of cohort.csv: {', '.join(CODINGS)}"
+PLANES = 16  # axial planes, evenly spread, that percentiles and evidence are taken from
+
+
+def decode(array: np.ndarray, coding: str) -> np.ndarray:
+    """Stored values as Hounsfield units.
+
+    Args:
+        array: any shape, slope and intercept of the header applied.
+        coding: one of :data:`CODINGS`.
+
+    Returns:
+        The same shape, HU; float32 unless the coding is HU, which changes nothing.
+
+    Raises:
+        ValueError: if the coding is another.
+    """
+    if coding not in CODINGS:
+        raise ValueError(f"coding {coding!r}: choose one of {', '.join(CODINGS)}")
+    factor, offset = CODINGS[coding]
+    if (factor, offset) == (1, 0):
+        return array
+    return np.asarray(array, dtype=np.float32) * np.float32(factor) + np.float32(offset)
+
+
+def load_hu(path: str | Path, coding: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """As :func:`wspnb.data.volumes.load_volume`, decoded: HU, spacing and the inventory's row.
+
+    Raises:
+        FileNotFoundError, ValueError: as there; if the coding is not given and not clear.
+    """
+    scan = read_scan(path)
+    row = describe(scan, coding)
+    refuse(path, row)
+    return decode(scaled(scan.voxels, scan), row["coding"]), scan.spacing, row
+
+
+def refuse(path: str | Path, row: dict[str, Any]) -> None:
+    """Raise ValueError for a scan whose intensities cannot be read as HU."""
+    if row["coding"] not in CODINGS:
+        raise ValueError(f"{path}: intensities {row['coding']}: {row['evidence']}")
+
+
+def describe(scan: Scan, said: str = "") -> dict[str, Any]:
+    """The inventory's row of one scan.
+
+    Args:
+        scan: from :func:`wspnb.data.volumes.read_scan`.
+        said: coding as its owner says, or empty to decide by evidence.
+
+    Returns:
+        ``dtype, slope, intercept, shape, spacing_mm, axes, oblique_deg``; ``minimum, maximum`` of
+        all voxels and ``p0_5, p50, p99_5`` of up to 16 planes, header's scaling applied, not
+        decoded; ``padding`` (a value below -1024 that at least 0.1 % of the voxels hold, else
+        None); ``coding`` and ``evidence`` (a sentence); ``voxels``, a hash that is the same for
+        the same values however they are stored, turned or compressed.
+
+    Raises:
+        ValueError: if ``said`` is no coding.
+    """
+    if said and said not in CODINGS:
+        raise ValueError(f"coding {said!r}: choose one of {', '.join(CODINGS)}")
+    depth = scan.voxels.shape[2]
+    some = np.unique(np.linspace(0, depth - 1, PLANES).astype(int))
+    sample = np.stack([scaled(scan.voxels[:, :, z], scan) for z in some], axis=2)
+    ends = sorted(float(scaled(np.asarray(f()), scan)) for f in (scan.voxels.min, scan.voxels.max))
+    coding, evidence = decide(sample, *ends, str(scan.voxels.dtype))
+    if said:
+        told = f"said in the table; the voxels say {coding}: {evidence}"
+        coding, evidence = said, "said in the table" if coding == said else told
+    low, middle, high = np.percentile(sample, [0.5, 50, 99.5]).tolist()
+    return {
+        "dtype": str(scan.voxels.dtype),
+        "slope": scan.slope,
+        "intercept": scan.intercept,
+        "minimum": ends[0],
+        "p0_5": round(low, 3),
+        "p50": round(middle, 3),
+        "p99_5": round(high, 3),
+        "maximum": ends[1],
+        "shape": "x".join(map(str, scan.voxels.shape)),
+        "spacing_mm": "x".join(f"{s:.4g}" for s in scan.spacing),
+        "axes": scan.axes,
+        "oblique_deg": scan.oblique,
+        "padding": _padding(sample),
+        "coding": coding,
+        "evidence": evidence,
+        "voxels": voxel_hash(scan),
+    }
+
+
+def voxel_hash(scan: Scan) -> str:
+    """sha256 of shape and values on canonical axes: the same for the same scan."""
+    content = hashlib.sha256(str(scan.voxels.shape).encode())
+    for z in range(scan.voxels.shape[2]):
+        content.update(np.ascontiguousarray(scaled(scan.voxels[:, :, z], scan) + 0.0))  # no -0.0
+    return content.hexdigest()
+
+
+def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tuple[str, str]:
+    """How intensities are coded, by evidence.
+
+    Soft tissue of the body lies at 0 to 100 HU, so any abdominal CT in HU has many voxels there.
+
+    Args:
+        sample: ``(x, y, n)``, some axial planes.
+        low, high: of the whole volume.
+        dtype: of the file.
+
+    Returns:
+        A key of :data:`CODINGS`, ``"wrapped"`` or ``"unknown"``; and why, in a sentence.
+    """
+    span = f"values from {low:g} to {high:g}"
+    if dtype == "int8":
+        return "wrapped", "HU do not fit into int8: convert from the source again"
+    if low < 0:
+        soft = float(((sample >= 0) & (sample <= 100)).mean())
+        shifted = float(((sample >= 950) & (sample <= 1150)).mean())
+        if high - low < 200:
+            return "unknown", f"{span}, too few for HU (normalised?): convert from the source again"
+        if shifted > 0.05:
+            return "unknown", f"{span}, {shifted:.0%} at 950 to 1150: HU + 1024? If so, {SAY}"
+        if soft < 0.01 and len(kinds := np.unique(sample)) <= 8:
+            return "HU", f"{span}, {len(kinds)} values in all: drawn, not scanned"
+        if soft < 0.01:
+            return "unknown", f"{span}, only {soft:.1%} at 0 to 100 where soft tissue is: {SAY}"
+        return "HU", f"{span}, {soft:.0%} at 0 to 100 where soft tissue is"
+    if high <= 1:
+        coding, evidence = _bytes(np.rint(sample * 255).astype(np.uint8))
+        return ("window 0..1" if coding in CODINGS else coding), f"{span}; {evidence}"
+    if high <= 255:
+        coding, evidence = _bytes(np.rint(sample).astype(np.uint8))
+        return coding, f"{span}; {evidence}"
+    return "unknown", f"{span}, nothing below 0 HU, where air and fat are: {SAY}"
+
+
+def _bytes(sample: np.ndarray) -> tuple[str, str]:
+    """Coding of bytes ``(x, y, n)``.
+
+    In the family air and half of the fat are 0, the fat's other half lies at 1 to 15 and soft
+    tissue at 55 to 125. Thresholds from four real CT, each coded in twenty ways
+    (tests/test_inventory.py).
+    """
+    share = np.bincount(sample.ravel(), minlength=256) / sample.size
+    jumps = float((np.abs(np.diff(sample.astype(np.int16), axis=0)) > 200).mean())
+    if jumps > 0.01:
+        return "wrapped", (
+            f"{jumps:.1%} of neighbours differ by more than 200, as where HU were cast to bytes and"
+            " wrapped around: what was lost cannot be restored, convert from the source again"
+        )
+    peak = 40 + int(np.argmax(np.convolve(share, np.ones(5) / 5, "same")[40:230]))
+    fat = float(share[1:16].sum() / max(share[16:250].sum(), 1e-9))
+    words = (
+        f"{share[0]:.0%} are 0, soft tissue peaks at {peak},"
+        f" {fat:.2f} voxels at 1 to 15 for one at 16 to 249"
+    )
+    if not (0.4 < share[0] < 0.95 and 55 <= peak <= 125 and 0.1 <= fat <= 0.4):
+        return "unknown", f"{words}: not as in bytes of the window [-100, 400]; {SAY}"
+    comb = _comb(share * sample.size)
+    if comb == "other":
+        return "unknown", f"{words}, but a comb of another window in the histogram; {SAY}"
+    if comb == "window":
+        return "window", f"{words}, and the comb of 501 HU on 256 bytes"
+    if comb == "half":
+        return "(HU+100)/2", f"{words}, and the comb of halved and rounded HU"
+    if share[250] > 5 * share[249] and not share[251:].any():
+        return "(HU+100)/2", f"{words}, and many are 250 = 400 HU but none above"
+    return "(HU+100)/2", f"{words}; if it was the window as 0..255, HU are up to 2 % too high"
+
+
+def _comb(counts: np.ndarray) -> str:
+    """What bytes that no resampling has blurred give away: "window", "half", "other" or "".
+
+    501 HU on 256 bytes leave one HU, not two, to every 25th byte or so; (HU + 100) / 2 rounded
+    half to even gives one HU to odd and three to even bytes, and cut off, two to each.
+    """
+    enough = [k for k in range(41, 120) if counts[k - 1 : k + 2].mean() >= 300]
+    rare = {k for k in enough if counts[k] < 0.375 * (counts[k - 1] + counts[k + 1])}
+    if len(rare) < 2:
+        return ""
+    hu = np.arange(501)
+    known = {
+        "window": [np.rint(hu * 0.51), np.floor(hu * 0.51)],
+        "half": [np.rint(hu / 2)],
+    }
+    for name, codes in known.items():
+        for code in codes:
+            n = np.bincount(code.astype(int), minlength=256)
+            if rare == {k for k in enough if n[k] < 0.375 * (n[k - 1] + n[k + 1])}:
+                return name
+    return "other"
+
+
+def _padding(sample: np.ndarray) -> float | None:
+    """The commonest value below -1024, which neither air nor tissue has."""
+    values, counts = np.unique(sample[sample < -1024], return_counts=True)
+    if not len(values) or counts.max() < 0.001 * sample.size:
+        return None
+    return float(values[np.argmax(counts)])
+
+
+def duplicates(hashes: list[str], patients: list[str], names: list[str]) -> dict[int, str]:
+    """Scans that are in the table twice: row number and reason.
+
+    Args:
+        hashes: of the voxels of each row, empty where unknown.
+        patients, names: of each row.
+
+    Returns:
+        Of one patient, all rows but the first; of several patients, every row, as nobody can tell
+        whose scan it is.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, voxels in enumerate(hashes):
+        if voxels:
+            groups.setdefault(voxels, []).append(row)
+    found = {}
+    for rows in groups.values():
+        owners = sorted({patients[row] for row in rows})
+        for row in rows if len(owners) > 1 else rows[1:]:
+            other = next(r for r in rows if r != row)
+            found[row] = (
+                f"{names[row]}: the same voxels as {names[other]}, but of patients"
+                f" {', '.join(owners)}: find out whose scan it is and delete the other line"
+                if len(owners) > 1
+                else f"{names[row]}: the same voxels as {names[other]} of the same patient, which"
+                " is kept: delete this line"
+            )
+    return found

@@ -1,0 +1,259 @@
+"""Inventory: how intensities are coded, duplicates, and what a row says; on a drawn body."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+
+from wspnb.data.inventory import CODINGS, decide, decode, describe, duplicates, load_hu
+from wspnb.data.slices import open_slices, prepare_volume, write_slices
+from wspnb.data.volumes import load_volume, read_scan, window
+
+
+def body(seed=0, shape=(160, 160, 12)):
+    """Air, fat, soft tissue with a brighter liver, water, a spine: HU, whole numbers."""
+    rng = np.random.default_rng(seed)
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:2]), indexing="ij")
+    hu = np.full(shape, -1000.0)
+    hu[np.hypot(x / 0.8, y / 0.6) < 1] = -100
+    hu[np.hypot(x / 0.68, y / 0.48) < 1] = 45
+    hu[np.hypot((x - 0.3) / 0.3, y / 0.35) < 1] = 100
+    hu[np.hypot((x + 0.35) / 0.25, y / 0.25) < 1] = 5
+    hu[np.hypot(x / 0.1, (y + 0.35) / 0.1) < 1] = 600
+    noise = np.where(hu > -500, 25, 5) * rng.standard_normal(shape)
+    return np.rint(hu + noise).astype(np.int16)
+
+
+def bytes_of(hu, low, high):
+    return np.rint((np.clip(hu, low, high) - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def judge(array):
+    return decide(array.astype(np.float32), array.min(), array.max(), str(array.dtype))
+
+
+HU = body()
+CODED = {
+    "HU": HU,
+    "(HU+100)/2": np.clip((HU + 100) / 2, 0, 250).astype(np.uint8),
+    "window": bytes_of(HU, -100, 400),
+    "window 0..1": ((np.clip(HU, -100, 400) + 100) / 500).astype(np.float32),
+}
+WRAPPED = {
+    "cast": HU.astype(np.uint8),
+    "clipped, then cast": np.clip(HU, -100, 400).astype(np.uint8),
+    "int8": HU.astype(np.int8),
+}
+REFUSED = {
+    "shifted": HU + 1024,
+    "shifted, padded": np.where(HU < -1010, -2000, HU + 1024).astype(np.int16),
+    "intercept twice": HU - 1024,
+    "normalised": ((HU - HU.mean()) / HU.std()).astype(np.float32),
+    "lowest to highest": bytes_of(HU, HU.min(), HU.max()),
+    **{
+        f"{low} to {high}": bytes_of(HU, low, high)
+        for low, high in [(-100, 300), (-160, 240), (-150, 250), (-1000, 1000), (-200, 300)]
+    },
+    "noise": np.random.default_rng(0).integers(0, 200, (64, 64, 8)).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("coding", CODED)
+def test_coding_is_found_and_decoded_to_hu(coding):
+    found, evidence = judge(CODED[coding])
+    assert found == coding, evidence
+    back = decode(CODED[coding], found)
+    error = np.abs(back - (HU if coding == "HU" else np.clip(HU, -100, 400)))
+    assert error.max() <= {"HU": 0, "(HU+100)/2": 1, "window": 1, "window 0..1": 0.001}[coding]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrapped_bytes_are_refused(name):
+    found, evidence = judge(WRAPPED[name])
+    assert found == "wrapped" and "convert from the source again" in evidence
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_clear_is_refused_with_what_to_do(name):
+    found, evidence = judge(REFUSED[name])
+    assert found == "unknown", evidence
+    assert "'coding' of cohort.csv" in evidence or "convert from the source" in evidence
+
+
+def test_a_drawing_is_no_scan_but_hu():
+    """Two values, as in the AdrenalMNIST3D volumes; the same as bytes says nothing."""
+    shape = np.where(np.hypot(*np.mgrid[-9:9, -9:9]) < 5, 400, -100)[..., None].repeat(4, 2)
+    found, evidence = judge(shape.astype(np.int16))
+    assert found == "HU" and "2 values in all" in evidence
+    assert judge(np.where(shape > 0, 255, 0).astype(np.uint8))[0] not in CODINGS
+
+
+def test_the_two_byte_codings_differ_by_two_percent():
+    """The numbers of the module's docstring, over every HU of the window."""
+    hu = np.arange(-100, 401)
+    read = decode(bytes_of(hu, -100, 400), "(HU+100)/2")  # the wrong one of the two
+    assert np.abs(read - hu).max() == 10 and read[-1] - hu[-1] == 10
+    assert abs(1.02 * (60 + 100) - 100 - 60) == pytest.approx(3.2)
+    change = window(read).astype(int) - window(hu)
+    assert change.max() == 5 and change.min() >= 0
+
+
+def test_without_a_comb_the_family_is_one_and_says_so():
+    """Bytes shifted by half a voxel: no comb left, both codings read alike."""
+    for low, high in [(-100, 400), (-100, 410)]:
+        full = bytes_of(HU, low, high).astype(np.float32)
+        found, evidence = judge(np.rint(0.7 * full[1:] + 0.3 * full[:-1]).astype(np.uint8))
+        assert found == "(HU+100)/2" and "2 % too high" in evidence
+
+
+def save(path, array, affine=None, axes="RAS", level=None):
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
+    stored = nib.orientations.apply_orientation(array, turn)
+    affine = np.diag([0.8, 0.8, 5, 1]) if affine is None else affine
+    image = nib.Nifti1Image(stored, affine @ inv_ornt_aff(turn, array.shape))
+    if level is None:
+        nib.save(image, path)
+    else:
+        path.write_bytes(gzip.compress(image.to_bytes(), level))
+    return path
+
+
+def test_row_of_a_scan(tmp_path):
+    array = HU.copy()
+    array[:10] = -3024
+    turned = np.diag([0.8, 0.8, 5.0, 1])
+    c, s = np.cos(np.radians(12)), np.sin(np.radians(12))
+    turned[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ turned[:3, :3]
+    row = describe(read_scan(save(tmp_path / "a.nii.gz", array, turned, "LPS")))
+    assert (row["dtype"], row["slope"], row["intercept"]) == ("int16", 1, 0)
+    assert (row["shape"], row["spacing_mm"]) == ("160x160x12", "0.8x0.8x5")
+    assert (row["axes"], row["oblique_deg"], row["padding"]) == ("LPS", 12.0, -3024)
+    assert (row["minimum"], row["maximum"]) == (-3024, array.max())
+    expected = np.percentile(array, [0.5, 50, 99.5])
+    np.testing.assert_allclose([row["p0_5"], row["p50"], row["p99_5"]], expected, atol=1e-3)
+    assert describe(read_scan(save(tmp_path / "b.nii.gz", HU)))["padding"] is None
+
+
+def test_slope_and_intercept_come_before_the_decision(tmp_path):
+    """Bytes with slope 2 and intercept -100 in the header are HU already, if only to 410."""
+    image = nib.Nifti1Image(CODED["(HU+100)/2"], np.diag([1.0, 1, 5, 1]))
+    image.header.set_slope_inter(2, -100)
+    nib.save(image, tmp_path / "v.nii")
+    scan = read_scan(tmp_path / "v.nii")
+    row = describe(scan)
+    assert (row["slope"], row["intercept"], row["coding"]) == (2, -100, "HU")
+    assert scan.voxels.dtype == np.uint8  # not expanded in memory
+    hu, _, _ = load_hu(tmp_path / "v.nii")
+    np.testing.assert_array_equal(hu, load_volume(tmp_path / "v.nii")[0])
+    assert hu.max() == 400
+
+
+def test_the_hash_knows_a_scan_in_any_dress(tmp_path):
+    same = [
+        save(tmp_path / "0.nii.gz", HU, level=1),
+        save(tmp_path / "1.nii.gz", HU, level=9),
+        save(tmp_path / "2.nii", HU),
+        save(tmp_path / "3.nii.gz", HU.astype(np.float32)),
+        save(tmp_path / "4.nii.gz", HU.astype(np.int32), axes="PIR"),
+    ]
+    hashes = [describe(read_scan(path))["voxels"] for path in same]
+    assert len(set(hashes)) == 1 and len(hashes[0]) == 64
+    other = HU.copy()
+    other[0, 0, 0] += 1
+    assert describe(read_scan(save(tmp_path / "5.nii.gz", other)))["voxels"] != hashes[0]
+
+
+def test_duplicates():
+    names = ["a", "b", "c", "d", "e", "f"]
+    found = duplicates(["1", "1", "2", "2", "", ""], ["p", "q", "r", "r", "s", "t"], names)
+    assert sorted(found) == [0, 1, 3]
+    assert found[0].startswith("a: the same voxels as b") and "patients p, q" in found[0]
+    assert found[3].startswith("d: the same voxels as c of the same patient, which is kept")
+    three = duplicates(["1"] * 3, ["p", "p", "q"], names[:3])
+    assert sorted(three) == [0, 1, 2]  # nobody knows whose it is
+
+
+def cohort(folder, rows, columns="volume,mask,patient,weak_label,label,cohort,coding"):
+    (folder / "cohort.csv").write_text("\n".join([columns, *rows]) + "\n")
+    return folder / "cohort.csv"
+
+
+def test_decoded_volumes_make_the_same_store_to_one_grey(tmp_path):
+    """The codings through write_slices: warned, listed, and alike; said: not warned."""
+    for number, coding in enumerate(CODED):
+        # One voxel each, so that no two are the same scan.
+        save(tmp_path / f"v{number}.nii.gz", CODED[coding])
+    rows = [f"v{n}.nii.gz,,p{n},0,,radio," for n in range(4)]
+    with pytest.warns(UserWarning, match="3 volumes, such as v1.nii.gz, are no HU but bytes"):
+        folder = write_slices(cohort(tmp_path, rows), tmp_path / "a", 160, workers=1)
+    store = open_slices(folder)
+    assert store.settings["not_hu"] == ["v1.nii.gz", "v2.nii.gz", "v3.nii.gz"]
+    assert store.table.groupby("patient").size().tolist() == [12] * 4
+    images = store.images.reshape(4, 12, 160, 160).astype(int)
+    assert [np.abs(images[n] - images[0]).max() for n in (1, 2, 3)] == [1, 0, 0]
+    table = pd.read_csv(folder / "inventory.csv", keep_default_na=False)
+    assert table.coding.tolist() == list(CODED) and table.n_kept.tolist() == [12] * 4
+    assert (table.reason == "").all() and table["shape"].tolist() == ["160x160x12"] * 4
+
+    rows = [f"v{n}.nii.gz,,p{n},0,,radio,{coding}" for n, coding in enumerate(CODED)]
+    said = write_slices(cohort(tmp_path, rows), tmp_path / "b", 160, workers=1)
+    assert open_slices(said).settings["not_hu"] == []
+    assert (said / "slices.npy").read_bytes() == (folder / "slices.npy").read_bytes()
+    rows[1] = "v1.nii.gz,,p1,0,,radio,half"
+    with pytest.raises(ValueError, match=r"line 3: coding 'half' is none of HU, \(HU\+100\)/2"):
+        write_slices(cohort(tmp_path, rows), tmp_path / "c", workers=1)
+
+
+def test_the_owner_may_say_what_the_voxels_do_not(tmp_path):
+    path = save(tmp_path / "v.nii.gz", HU + 1024)
+    with pytest.raises(ValueError, match=r"intensities unknown: .*HU \+ 1024\?|nothing below 0"):
+        load_hu(path)
+    hu, _, row = load_hu(path, "HU+1024")
+    np.testing.assert_array_equal(hu, HU)
+    assert row["evidence"].startswith("said in the table; the voxels say unknown")
+    images, _ = prepare_volume(path, image_size=160, coding="HU+1024")
+    expected, _ = prepare_volume(save(tmp_path / "hu.nii.gz", HU), image_size=160)
+    np.testing.assert_array_equal(images, expected)
+    assert set(CODINGS) == {*CODED, "HU+1024"}
+
+
+def test_a_scan_of_two_patients_leaves_no_slice(tmp_path):
+    """The first was written before the second was seen: its pixels go, the others stay in place."""
+    for number in range(4):
+        save(tmp_path / f"v{number}.nii.gz", body(number))
+    save(tmp_path / "again.nii.gz", body(1), axes="LPS")
+    save(tmp_path / "twin.nii.gz", body(3))
+    names = ["v0", "v1", "v2", "again", "v3", "twin"]
+    owners = ["p0", "p1", "p2", "p9", "p3", "p3"]
+    rows = [f"{n}.nii.gz,,{o},0,,radio," for n, o in zip(names, owners, strict=True)]
+    folder = write_slices(cohort(tmp_path, rows), tmp_path / "s", 48, workers=1, progress=False)
+    store = open_slices(folder)
+    assert store.table.groupby("patient").size().to_dict() == {"p0": 12, "p2": 12, "p3": 12}
+    assert store.failed.volume.tolist() == ["v1.nii.gz", "again.nii.gz", "twin.nii.gz"]
+    assert "again.nii.gz, but of patients p1, p9" in store.failed.reason[0]
+    assert "of the same patient, which is kept" in store.failed.reason[2]
+    for number in (0, 2, 3):
+        images, _ = prepare_volume(tmp_path / f"v{number}.nii.gz", image_size=48)
+        own = store.table.index[store.table.patient == f"p{number}"]
+        np.testing.assert_array_equal(store.images[own], images)
+    assert not list(folder.glob("*.part")) and not list(folder.glob("*.whole"))
+    rows = [row for row in rows if row[:2] in ("v0", "v2", "v3")]
+    clean = write_slices(cohort(tmp_path, rows), tmp_path / "t", 48, workers=1, progress=False)
+    assert (clean / "slices.npy").read_bytes() == (folder / "slices.npy").read_bytes()
+    assert (clean / "slices.csv").read_bytes() == (folder / "slices.csv").read_bytes()
+
+
+def test_a_mask_on_air_is_refused(tmp_path):
+    volume = save(tmp_path / "v.nii.gz", HU)
+    mask = np.zeros(HU.shape, np.uint8)
+    mask[2:8, 2:8] = 1
+    row = {}
+    with pytest.raises(ValueError, match=r"-1000 HU under it.*the mask of another scan"):
+        prepare_volume(volume, save(tmp_path / "m.nii.gz", mask), row=row)
+    assert row["coding"] == "HU" and abs(row["mask_hu"] + 1000) < 1
+    mask = (HU > 60).astype(np.uint8)
+    prepare_volume(volume, save(tmp_path / "m.nii.gz", mask), row=row)
+    assert 60 < row["mask_hu"] < 140
