@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
 from wspnb.data.masks import largest_component, read_given, write_mask
@@ -38,11 +40,14 @@ def liver_unet(seed: int = 0) -> torch.nn.Module:
 
 
 def dice_loss() -> torch.nn.Module:
-    """Soft Dice of each picture plus cross-entropy, on logits (MONAI's DiceCELoss)."""
+    """Soft Dice of the batch plus cross-entropy, on logits (MONAI's DiceCELoss).
+
+    Of the batch, as a slice without liver has no Dice of its own.
+    """
     _need_monai()
     from monai.losses import DiceCELoss
 
-    return DiceCELoss(sigmoid=True)
+    return DiceCELoss(sigmoid=True, batch=True)
 
 
 def network_images(hu, spacing, numbers, size=128, low=-100.0, high=400.0) -> np.ndarray:
@@ -120,6 +125,34 @@ def training_pairs(
     numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
     images = network_images(hu, spacing, numbers, size, low, high)
     return images, network_outlines(liver, spacing, numbers, size)
+
+
+def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view):
+    """The training pairs of all volumes with a mask.
+
+    Args:
+        pool: rows of the cohort table with ``volume``, ``mask`` and ``patient``.
+        n_slices, value, view: see :func:`training_pairs`.
+
+    Returns:
+        Images and outlines ``(n, size, size)``, the row of the pool that each belongs to ``(n,)``,
+        and what could not be used: a list of ``volume``, ``patient``, ``reason``.
+
+    Raises:
+        ValueError: if no volume can be used.
+    """
+    pairs, owners, failed = [], [], []
+    for number, row in enumerate(tqdm(pool.to_dict("records"), "pairs", mininterval=2)):
+        try:
+            pairs.append(training_pairs(row["volume"], row["mask"], n_slices, value, **view))
+            owners += [number] * len(pairs[-1][0])
+        except (ValueError, FileNotFoundError) as error:
+            who = {"volume": row["volume"], "patient": row["patient"]}
+            failed.append(who | {"reason": str(error)})
+    if not pairs:
+        raise ValueError(f"no mask to learn from: {failed or 'give a train_dir, or hide fewer'}")
+    images, livers = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return images, livers, np.array(owners), failed
 
 
 def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: float = 15.0):
