@@ -14,6 +14,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from wspnb.data import masks, segment
 from wspnb.data.cohort import read_cohort
 from wspnb.data.phantom import Phantom, make_phantom
+from wspnb.data.slices import open_slices, write_slices
 from wspnb.data.volumes import load_mask, load_volume, resize
 from wspnb.run import main
 
@@ -293,6 +294,12 @@ def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_pat
     row = found[found.patient == first.patient].iloc[0]
     assert masks.dice(truth, drawn) == pytest.approx(row.dice)
 
+    # Notebook 01 goes on from here, the predicted masks like any other.
+    write_slices(tmp_path / "masks" / "cohort.csv", tmp_path / "store", 64, workers=1)
+    store = open_slices(tmp_path / "store")
+    assert not len(store.failed) and store.table.patient.nunique() == len(written)
+    assert set(store.table.selection) == {"central 70 % of the mask"}
+
     # An interrupted run: one fold's network and one mask are gone, the rest is taken as it is.
     (tmp_path / "masks" / "fold-1.safetensors").unlink()
     (tmp_path / "masks" / "fold-1-dice.csv").unlink()
@@ -305,3 +312,20 @@ def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_pat
     np.testing.assert_allclose(again.dice[again.network == "1"], expected, atol=0.02)
     assert run(tmp_path, *few, "low=-90") == 1
     assert "low: -100.0 there, -90.0 now" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_label_maps_for_every_volume_need_no_training(tmp_path):
+    pytest.importorskip("monai")
+    for number, value in enumerate((5, 5, 4)):  # the last is another organ's
+        labels = np.where(blob(), value, 0).astype(np.uint8)
+        store(tmp_path / f"total{number}.nii.gz", labels)
+    table(tmp_path, *(f"total{number}.nii.gz" for number in range(3)))
+    assert run(tmp_path, "hide=0", "mask_folds=0", "mask_value=5", "mask_size=64") == 0
+    assert not list((tmp_path / "masks").glob("*.safetensors"))
+    written = read_cohort(tmp_path / "masks" / "cohort.csv")
+    assert written.patient.tolist() == ["p0", "p1"] and set(written.mask_source) == {"given"}
+    for row in written.itertuples():
+        np.testing.assert_array_equal(load_mask(row.mask, row.volume), blob())
+    failed = pd.read_csv(tmp_path / "masks" / "failed_masks.csv")
+    assert failed.patient.tolist() == ["p2"] and "no voxel equal to 5" in failed.reason[0]

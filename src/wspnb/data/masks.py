@@ -173,5 +173,6 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
 def digest(table: pd.DataFrame) -> str:
     """What a resumed run must find again: the rows of a cohort and the sizes of their files."""
     files = [str(os.path.getsize(p)) for p in [*table.volume, *table["mask"]] if p]
-    text = table.to_csv(index=False) + ",".join(files)
+    names = table.assign(volume=table.volume.map(stem), mask=table["mask"].map(stem))
+    text = names.to_csv(index=False) + ",".join(files)  # the project may move
     return hashlib.sha256(text.encode()).hexdigest()[:16]
