@@ -30,7 +30,7 @@ def test_plan_of_the_default_run():
     assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 4, 5)
     assert (jobs["representations"], jobs["results"], jobs["html_report"]) == (1, 1, 1)
     assert (jobs["audit"], jobs["alone"]) == (1, 3)
-    assert "supervised" not in jobs
+    assert "supervised" not in jobs and "masks" not in jobs
 
 
 @pytest.mark.slow
@@ -44,6 +44,7 @@ def test_plan_of_a_product_of_methods_backbones_seeds_and_sigmas():
     jobs = plan("report", *product, "profile=smoke")
     assert (jobs["pretrain"], jobs["linear_probe"], jobs["supervised"]) == (8, 12, 4)
     assert (jobs["representations"], jobs["audit"]) == (1, 2)  # each backbone has its audit
+    assert jobs["masks"] == 1  # in the smoke run only
     jobs = plan("report", "methods=supervised", "profile=smoke")
     assert "audit" not in jobs and "representations" not in jobs  # nothing to compare or draw
 

@@ -67,6 +67,19 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
     return fig
 
 
+def draw_outlines(fig: Figure, masks, colour: str) -> None:
+    """Draw the outline of a mask on each picture of a :func:`contact_sheet`; empty ones have none.
+
+    Args:
+        fig: the sheet.
+        masks: ``(n, h, w)``, 0 outside, above 0 inside.
+        colour: of the line.
+    """
+    for axis, mask in zip(fig.axes, masks, strict=False):
+        if mask.any():
+            axis.contour(mask > 0, [0.5], colors=colour, linewidths=0.8)
+
+
 def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
     """Points of a plane coloured by class (0/1) or by depth (0 lowest slice, 1 highest).
 

@@ -18,8 +18,10 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
 
     The file is comma-separated UTF-8 with the columns ``volume, mask, patient, weak_label, label,
     cohort`` and any others, which are kept. Paths are relative to the file's folder, or absolute;
-    ``mask``, ``weak_label`` and ``label`` may be empty. A further column ``coding`` says how a
-    volume's intensities are coded (:data:`wspnb.data.inventory.CODINGS`), empty to find out.
+    ``mask``, ``weak_label`` and ``label`` may be empty. A ``mask`` that is a folder with a
+    ``liver.nii.gz`` in it, as TotalSegmentator writes one per patient, stands for that file. A
+    further column ``coding`` says how a volume's intensities are coded
+    (:data:`wspnb.data.inventory.CODINGS`), empty to find out.
 
     Args:
         path: the CSV file.
@@ -45,6 +47,11 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
             os.path.normpath(os.path.join(folder, os.path.expanduser(name))) if name else ""
             for name in raw[column]
         ]
+    livers = [os.path.join(name, "liver.nii.gz") if name else "" for name in raw["mask"]]
+    raw["mask"] = [
+        liver if os.path.isfile(liver) else name
+        for liver, name in zip(livers, raw["mask"], strict=True)
+    ]
     problems = cohort_errors(raw)
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])

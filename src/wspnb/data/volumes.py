@@ -245,6 +245,16 @@ def to_image(plane: np.ndarray) -> np.ndarray:
     return plane[::-1, ::-1].T if plane.ndim == 2 else plane[::-1, ::-1].transpose(2, 1, 0)
 
 
+def padding(
+    shape: tuple[int, int], pixel: tuple[float, float]
+) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """Where :func:`resize` puts an image: pixels of the square in mm around it, and its place."""
+    side = max(shape[0] * pixel[0], shape[1] * pixel[1])  # mm
+    square = tuple(max(n, round(side / p)) for n, p in zip(shape, pixel, strict=True))
+    start = [(s - n) // 2 for s, n in zip(square, shape, strict=True)]
+    return square, tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+
+
 def resize(
     image: np.ndarray, size: int, pixel: tuple[float, float] = (1.0, 1.0), air: float = -1000.0
 ) -> np.ndarray:
@@ -263,12 +273,9 @@ def resize(
     Returns:
         ``(size, size)`` float32.
     """
-    height, width = image.shape
-    side = max(height * pixel[0], width * pixel[1])  # mm
-    square = (max(height, round(side / pixel[0])), max(width, round(side / pixel[1])))
+    square, inside = padding(image.shape, pixel)
     padded = np.full(square, air, dtype=np.float32)
-    top, left = (square[0] - height) // 2, (square[1] - width) // 2
-    padded[top : top + height, left : left + width] = image
+    padded[inside] = image
     if square == (size, size):
         return padded
     batch = torch.from_numpy(padded)[None, None]

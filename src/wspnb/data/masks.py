@@ -1,0 +1,178 @@
+"""Liver masks as files: given ones read, predicted ones written on their volume's own grid."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from scipy import ndimage
+
+from wspnb.data.phantom import _write_image
+from wspnb.data.volumes import load_mask
+from wspnb.probe import write_csv
+
+OURS = ("settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors")
+OURS += (
+    "unet-loss.csv",
+    "fold-*.csv",
+    "fold-*.safetensors",
+    "predicted/*.nii.gz",
+    "given/*.nii.gz",
+)
+
+
+def read_given(mask, volume, value: int | None = None) -> np.ndarray:
+    """A given mask, ``(x, y, z)`` bool, as :func:`wspnb.data.volumes.load_mask`, never empty."""
+    liver = load_mask(mask, volume, value)
+    if not liver.any():
+        what = "above 0" if value is None else f"equal to {value}"
+        raise ValueError(f"{mask}: no voxel {what}: give the label of the liver (mask_value)")
+    return liver
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest part of a mask that hangs together by faces, ``(x, y, z)`` bool; empty if it
+    is."""
+    parts, _ = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts == sizes.argmax() if sizes.any() else np.zeros(mask.shape, bool)
+
+
+def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
+    """A mask as NIfTI (uint8) on the grid, orientation and affine of its volume's file.
+
+    Args:
+        path: ending in .nii.gz; it appears whole or not at all.
+        mask: ``(x, y, z)``, canonical.
+        volume: file that the mask belongs to.
+    """
+    affine = nib.load(volume).affine
+    turn = ornt_transform(io_orientation(np.eye(4)), io_orientation(affine))
+    _write_image(Path(path), apply_orientation(np.asarray(mask, np.uint8), turn), affine)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    r"""Overlap of two masks, :math:`2|A \cap B| / (|A| + |B|)`; 1 when both are empty."""
+    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
+    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0
+
+
+def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
+    """A line of ``dice.csv``: whose volume, Dice, and both livers in ml.
+
+    Args:
+        given, drawn: ``(x, y, z)`` bool.
+        row: of the cohort table, with ``volume``, ``patient`` and ``cohort``.
+    """
+    voxel = abs(np.linalg.det(nib.load(row["volume"]).affine[:3, :3])) / 1000  # ml
+    who = {name: row[name] for name in ("volume", "patient", "cohort")}
+    sizes = {"ml": float(drawn.sum() * voxel), "ml_given": float(given.sum() * voxel)}
+    return who | {"dice": dice(given, drawn)} | sizes
+
+
+def summarise(judged: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Dice of each kind (held out, hidden): a patient counts once, the 95 % interval resamples
+    patients.
+
+    Args:
+        judged: lines of :func:`compare` with a column ``kind``.
+        n, seed: resamples, and their seed.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    for kind, group in judged.groupby("kind"):
+        each = group.groupby("patient").dice.mean()
+        low, high = np.quantile(rng.choice(each, (n, len(each))).mean(1), [0.025, 0.975])
+        row = {"kind": kind, "patients": len(each), "dice": each.mean(), "sd": each.std()}
+        rows.append(row | {"low": low, "high": high, "worst": each.min()})
+    return pd.DataFrame(rows)
+
+
+def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -> pd.DataFrame:
+    """The cohort table with a mask in every row, ready for notebook 01.
+
+    Args:
+        folder: receives cohort.csv, with paths relative to it, and copies in ``given/``.
+        cohort: of :func:`wspnb.data.cohort.read_cohort` with ``mask_source``, given or predicted.
+        value: label of the liver in the given masks, which are then copied as 0 and 1, as later
+            notebooks take all above zero. None leaves them where they are.
+
+    Returns:
+        The table as written.
+    """
+    table = cohort.copy()
+    for number, row in table[table.mask_source == "given"].iterrows() if value else ():
+        file = folder / "given" / f"{number:05d}-{stem(row.volume)}.nii.gz"
+        write_mask(file, read_given(row["mask"], row.volume, value), row.volume)
+        table.loc[number, "mask"] = str(file)
+    here = os.path.abspath(folder)
+    for column in ("volume", "mask"):  # relative, so that the project can move
+        table[column] = [Path(os.path.relpath(path, here)).as_posix() for path in table[column]]
+    table = table.convert_dtypes()  # whole numbers stay whole beside empty fields
+    write_csv(folder / "cohort.csv", table)
+    return table
+
+
+def stem(path: str) -> str:
+    """Name of a NIfTI file without its endings."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
+
+
+def hide_masks(table: pd.DataFrame, share: float, seed: int = 0) -> np.ndarray:
+    """Which rows with a mask are kept from the network, ``(n,)`` bool: all of a patient or none.
+
+    Args:
+        table: of :func:`wspnb.data.cohort.read_cohort`.
+        share: of the patients with a mask, in [0, 1], rounded.
+        seed: of the draw.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"hide={share}: choose a share from 0 to 1")
+    patients = np.sort(table.patient[table["mask"] != ""].unique())
+    drawn = np.random.default_rng(seed).permutation(patients)[: round(share * len(patients))]
+    return (table.patient.isin(drawn) & (table["mask"] != "")).to_numpy()
+
+
+def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
+    """Make the folder, keep what the same settings left there, or begin afresh.
+
+    Args:
+        folder: of masks and fold results.
+        settings: of this run, in JSON's types.
+        resume: False deletes what another run left here (its own files only).
+
+    Raises:
+        ValueError: if the folder holds a run of other settings; says which.
+    """
+    folder = Path(folder)
+    note = folder / "settings.json"
+    if not resume:
+        for file in [file for name in OURS for file in folder.glob(name)]:
+            file.unlink()
+    if note.exists():
+        then = json.loads(note.read_text(encoding="utf-8"))
+        other = [
+            f"{k}: {then.get(k)} there, {v} now" for k, v in settings.items() if then.get(k) != v
+        ]
+        if other:
+            raise ValueError(
+                f"{note}: made with other settings ({', '.join(other)}): choose another masks_dir,"
+                " or resume=False to begin afresh"
+            )
+    for part in ("predicted", "given"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    temporary = note.with_name(".settings.json.tmp")
+    temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    temporary.replace(note)
+
+
+def digest(table: pd.DataFrame) -> str:
+    """What a resumed run must find again: the rows of a cohort and the sizes of their files."""
+    files = [str(os.path.getsize(p)) for p in [*table.volume, *table["mask"]] if p]
+    names = table.assign(volume=table.volume.map(stem), mask=table["mask"].map(stem))
+    text = names.to_csv(index=False) + ",".join(files)  # the project may move
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,278 @@
+"""A 2-D U-Net that draws the liver where no mask is given (WSP, section 3).
+
+The paper says no more than that: a U-Net, trained on a set with manual masks. Network, loss, sizes
+and training are *paper silent*.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from wspnb.augment import augment, to_unit
+from wspnb.data.masks import largest_component, read_given, write_mask
+from wspnb.data.volumes import load_volume, padding, resize, to_image, window
+
+
+def liver_unet(seed: int = 0) -> torch.nn.Module:
+    """MONAI's 2-D U-Net (Ronneberger et al. 2015), five levels, 8 to 128 channels: 166k parameters.
+
+    Args:
+        seed: of the weights; the global generator is left as it is.
+
+    Returns:
+        ``(b, 1, h, w)`` in [0, 1] to ``(b, 1, h, w)`` logits; h and w are multiples of 16.
+
+    Raises:
+        ModuleNotFoundError: without monai; says how to install it.
+    """
+    _need_monai()
+    from monai.networks.nets import UNet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet(2, 1, 1, (8, 16, 32, 64, 128), (2, 2, 2, 2), num_res_units=0, norm="batch")
+
+
+def dice_loss() -> torch.nn.Module:
+    """Soft Dice of the batch plus cross-entropy, on logits (MONAI's DiceCELoss).
+
+    Of the batch, as a slice without liver has no Dice of its own.
+    """
+    _need_monai()
+    from monai.losses import DiceCELoss
+
+    return DiceCELoss(sigmoid=True, batch=True)
+
+
+def network_images(hu, spacing, numbers, size=128, low=-100.0, high=400.0) -> np.ndarray:
+    """Axial slices as the network sees them, as in :func:`wspnb.data.slices.prepare_volume`.
+
+    Args:
+        hu: ``(x, y, z)``, canonical, HU.
+        spacing: ``(3,)``, mm.
+        numbers: slices along z, ``(n,)``.
+        size: pixels a side.
+        low, high: window, HU.
+
+    Returns:
+        ``(n, size, size)`` uint8, front on top, the patient's right on the left.
+    """
+    images = np.empty((len(numbers), size, size), np.uint8)
+    for image, z in zip(images, numbers, strict=True):
+        plane = np.clip(to_image(hu[:, :, z]), low, high)
+        image[:] = window(resize(plane, size, (spacing[1], spacing[0]), low), low, high)
+    return images
+
+
+def network_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
+    """Slices of a mask, as :func:`network_images`: ``(n, size, size)`` uint8, 255 = liver."""
+    planes = [to_image(mask[:, :, z]).astype(np.float32) for z in numbers]
+    inside = [resize(plane, size, (spacing[1], spacing[0]), 0.0) > 0.5 for plane in planes]
+    return np.stack(inside) * np.uint8(255)
+
+
+def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0):
+    """Slices of a volume from the lowest to the highest with liver, to draw outlines upon.
+
+    Args:
+        volume: NIfTI file.
+        livers: masks ``(x, y, z)``; where all are empty, the slices span the volume.
+        n, size, low, high: see :func:`network_images`.
+
+    Returns:
+        Slice numbers ``(n,)``, images ``(n, size, size)`` uint8 and outlines ``(n, n_livers, size,
+        size)`` uint8, 255 = liver.
+    """
+    hu, spacing = load_volume(volume)
+    inside = np.flatnonzero(np.any(livers, axis=(0, 1, 2)))
+    ends = inside[[0, -1]] if len(inside) else (0, hu.shape[2] - 1)
+    numbers = np.linspace(*ends, n).round().astype(int)
+    outlines = [network_outlines(liver, spacing, numbers, size) for liver in livers]
+    return (
+        numbers,
+        network_images(hu, spacing, numbers, size, low, high),
+        np.stack(outlines, axis=1),
+    )
+
+
+def training_pairs(
+    volume, mask, n_slices=8, value: int | None = None, size=128, low=-100.0, high=400.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slices spread evenly over a volume, with and without liver, and their outlines.
+
+    Args:
+        volume, mask: NIfTI files.
+        n_slices: at most so many.
+        value: label of the liver in the mask (TotalSegmentator's ``total``: 5), None for all above
+            zero.
+        size, low, high: see :func:`network_images`.
+
+    Returns:
+        ``(n, size, size)`` uint8 in the window, and ``(n, size, size)`` uint8, 255 = liver.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_mask`; if the mask is
+            empty.
+    """
+    liver = read_given(mask, volume, value)
+    hu, spacing = load_volume(volume)
+    numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
+    images = network_images(hu, spacing, numbers, size, low, high)
+    return images, network_outlines(liver, spacing, numbers, size)
+
+
+def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view):
+    """The training pairs of all volumes with a mask.
+
+    Args:
+        pool: rows of the cohort table with ``volume``, ``mask`` and ``patient``.
+        n_slices, value, view: see :func:`training_pairs`.
+
+    Returns:
+        Images and outlines ``(n, size, size)``, the row of the pool that each belongs to ``(n,)``,
+        and what could not be used: a list of ``volume``, ``patient``, ``reason``.
+
+    Raises:
+        ValueError: if no volume can be used.
+    """
+    pairs, owners, failed = [], [], []
+    for number, row in enumerate(tqdm(pool.to_dict("records"), "pairs", mininterval=2)):
+        try:
+            pairs.append(training_pairs(row["volume"], row["mask"], n_slices, value, **view))
+            owners += [number] * len(pairs[-1][0])
+        except (ValueError, FileNotFoundError) as error:
+            who = {"volume": row["volume"], "patient": row["patient"]}
+            failed.append(who | {"reason": str(error)})
+    if not pairs:
+        raise ValueError(f"no mask to learn from: {failed or 'give a train_dir, or hide fewer'}")
+    images, livers = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    return images, livers, np.array(owners), failed
+
+
+def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: float = 15.0):
+    """One random view of each pair: the same crop and rotation for both, another brightness.
+
+    Paper silent. Grey values are scaled by 0.8 to 1.2 and shifted by -0.1 to 0.1 of the window.
+
+    Args:
+        images, truth: ``(b, h, w)`` uint8, 255 = liver in the second.
+        generator: source of randomness, on the CPU.
+        flip: probability of a flip along each axis; volumes are in canonical orientation, where a
+            flip would put the liver in the spleen's place.
+        degrees: largest rotation.
+
+    Returns:
+        Images ``(b, 1, h, w)`` float32 in [0, 1] and outlines ``(b, 1, h, w)``, 0 or 1.
+    """
+    both = torch.from_numpy(np.stack([images, truth], 1))  # (b, 2, h, w)
+    both = augment(both, generator, p_flip=flip, degrees=degrees)
+    scale, shift = torch.rand(2, len(both), 1, 1, 1, generator=generator)
+    views = both[:, :1] * (0.8 + 0.4 * scale) + 0.2 * shift - 0.1
+    return views.clamp(0, 1), (both[:, 1:] > 0.5).float()
+
+
+def save_network(network: torch.nn.Module, file: Path) -> None:
+    """Weights in float32 on the CPU (safetensors); the file appears whole or not at all."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_file(weights, temporary)
+    temporary.replace(file)
+
+
+def load_network(file: Path, device="cpu") -> Callable[[np.ndarray], np.ndarray]:
+    """The network that :func:`save_network` wrote, as :func:`segmenter` gives it."""
+    network = liver_unet()
+    network.load_state_dict(load_file(file))
+    return segmenter(network.to(device, memory_format=torch.channels_last))
+
+
+def segmenter(network: torch.nn.Module, batch: int = 32) -> Callable[[np.ndarray], np.ndarray]:
+    """The network as a function of ``(n, size, size)`` uint8 to probabilities of the same shape."""
+    device = next(network.parameters()).device
+    network.eval()
+
+    @torch.inference_mode()
+    def segment(images: np.ndarray) -> np.ndarray:
+        parts = torch.from_numpy(images)[:, None].split(batch)
+        logits = torch.cat([network(to_unit(part.to(device))).float() for part in parts])
+        return logits.sigmoid()[:, 0].cpu().numpy()
+
+    return segment
+
+
+def back_to_grid(picture: np.ndarray, shape: tuple[int, int], pixel) -> np.ndarray:
+    """What :func:`wspnb.data.volumes.resize` made square, on its own pixels again.
+
+    Args:
+        picture: ``(size, size)`` float32.
+        shape: height and width of the image.
+        pixel: height and width of a pixel, mm.
+
+    Returns:
+        ``shape`` float32, bilinear, without the padding.
+    """
+    square, inside = padding(shape, pixel)
+    wide = torch.nn.functional.interpolate(
+        torch.from_numpy(picture)[None, None], square, mode="bilinear", antialias=True
+    )
+    return wide[0, 0].numpy()[inside]
+
+
+def predict_mask(volume, segment, size=128, low=-100.0, high=400.0) -> tuple[np.ndarray, float]:
+    """The liver of a volume, slice by slice, its largest component.
+
+    Args:
+        volume: NIfTI file.
+        segment: ``(n, size, size)`` uint8 to probabilities, see :func:`segmenter`.
+        size, low, high: see :func:`network_images`.
+
+    Returns:
+        ``(x, y, z)`` bool, canonical, perhaps empty; and its volume in ml.
+    """
+    hu, spacing = load_volume(volume)
+    mask, pixel = np.zeros(hu.shape, bool), (spacing[1], spacing[0])
+    for numbers in np.array_split(np.arange(hu.shape[2]), math.ceil(hu.shape[2] / 32)):
+        pictures = segment(network_images(hu, spacing, numbers, size, low, high))
+        for z, picture in zip(numbers, pictures, strict=True):
+            shape = (hu.shape[1], hu.shape[0])
+            mask[:, :, z] = to_image(back_to_grid(picture, shape, pixel) > 0.5)
+    mask = largest_component(mask)
+    return mask, float(mask.sum() * spacing.prod() / 1000)
+
+
+def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
+    """Predict and write a mask, or say why not.
+
+    Args:
+        path: of the mask to write; its folder exists.
+        volume, segment, settings: see :func:`predict_mask`.
+        min_ml: a liver smaller than this is taken for a failure. Paper silent.
+
+    Returns:
+        Empty when the mask is written, else the reason.
+    """
+    try:
+        mask, ml = predict_mask(volume, segment, **settings)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    if ml < max(min_ml, 1e-9):
+        return f"{ml:.0f} ml of liver predicted, under {min_ml:g} ml" if ml else "no liver found"
+    write_mask(path, mask, volume)
+    return ""
+
+
+def _need_monai() -> None:
+    try:
+        import monai  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "monai":
+            raise
+        raise ModuleNotFoundError(
+            "monai is missing, which liver masks need: pip install 'wspnb[segment]'", name="monai"
+        ) from None
