@@ -2,6 +2,10 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -114,6 +118,33 @@ def test_kernels_share_no_port(notebook, tmp_path):
     connection = json.loads("".join(text))
     assert connection["transport"] == "ipc"
     assert not Path(connection["ip"]).parent.exists()  # the folder of the sockets went with it
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_sigterm_ends_the_kernel_too(notebook, tmp_path):
+    """As Slurm and containers end a job: within their grace time, and nothing is left behind."""
+    content = nbformat.read(notebook, as_version=4)
+    waits = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\n"
+    content.cells.append(new_code_cell(waits + "time.sleep(600)"))
+    nbformat.write(content, notebook)
+    (tmp_path / "tmp").mkdir()
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "wspnb.run", notebook, tmp_path / "out.ipynb"],
+        env=os.environ | {"TMPDIR": str(tmp_path / "tmp")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid, end = notebook.parent / "pid", time.monotonic() + 120
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
+        time.sleep(0.1)
+    kernel = int(pid.read_text())
+    os.kill(kernel, 0)  # it is there
+    runner.send_signal(signal.SIGTERM)
+    assert runner.wait(60) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+    assert "interrupted" in runner.stderr.read()
+    assert not list((tmp_path / "tmp").iterdir()) and (tmp_path / "out.failed.ipynb").exists()
 
 
 def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import glob
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -153,6 +154,12 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     return time.monotonic() - start
 
 
+def interrupt(*_) -> None:
+    """Handler of SIGTERM (Slurm, containers): the run ends as by Ctrl-C, its kernel with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm may send it twice
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns 0, 1 (notebook failed), 2 (wrong parameter) or 130 (interrupted)."""
     parser = argparse.ArgumentParser(prog="python -m wspnb.run", description=__doc__)
@@ -191,4 +198,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     sys.exit(main())

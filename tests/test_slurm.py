@@ -1,0 +1,218 @@
+"""The Slurm profile on a real Slurm of one node, started here on loopback and stopped afterwards.
+
+`pytest -m slurm`; CONTRIBUTING.md says what to install. The node claims two CPUs and a GPU that is
+/dev/null, so that jobs which ask for a GPU find one on any machine.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DAEMONS = {"munged": "munge", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm"}
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
+MISSING = [f"{d} (Debian: {p})" for d, p in DAEMONS.items() if not shutil.which(d, path=PATH)]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+]
+CONF = """
+ClusterName=loopback
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+SlurmUser={user}
+SlurmdUser={user}
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobRequeue=0
+MinJobAge=36000
+ReturnToService=2
+SchedulerParameters=bf_interval=2
+GresTypes=gpu
+SlurmdParameters=config_overrides
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=16000 Gres=gpu:1
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def run(words, environment: dict, **options) -> subprocess.CompletedProcess:
+    """A finished command with its output."""
+    options |= {"capture_output": True, "text": True, "env": environment}
+    return subprocess.run(words, **options)
+
+
+def command(environment: dict, *words: str, **options) -> str:
+    """Output of a command that must succeed."""
+    done = run(words, environment, **options)
+    assert done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def wait_for(what: str, condition, seconds: float = 60):
+    """First true value of a condition; TimeoutError names what was waited for."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.2)
+    return value
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """Environment in which sbatch and the others speak to a Slurm of this test's own."""
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o600)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
+    environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder}:{PATH}"}
+    # Snakemake's job step hides SLURM_CONF from srun, which then looks in /etc alone.
+    wrapper = f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n'
+    (folder / "srun").write_text(wrapper)
+    (folder / "srun").chmod(0o755)
+    user = command(environment, "id", "-un").strip()
+    names = dict(zip(("controller", "daemon"), free_ports(2), strict=True), user=user)
+    names["host"] = socket.gethostname().split(".")[0]
+    (folder / "slurm.conf").write_text(CONF.format(folder=folder, **names))
+    munge = [f"--{f}-file={folder}/munge.{f}" for f in ("key", "pid", "log", "seed")]
+    started = []
+
+    def start(*words):
+        log = (folder / f"{words[0]}.out").open("w")
+        started.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+
+    try:
+        start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *munge)
+        wait_for("munged", (folder / "munge.socket").exists)
+        start("slurmctld", "-D")
+        start("slurmd", "-D")
+        state = ["sinfo", "--noheader", "--format=%T"]
+        idle = lambda: run(state, environment).stdout.strip() == "idle"  # noqa: E731
+        wait_for(f"idle node (logs in {folder})", idle)
+        yield environment
+    finally:
+        with contextlib.suppress(TimeoutError):
+            run(["scancel", "--user", user], environment)
+            wait_for("empty queue", lambda: not run(["squeue", "-h"], environment).stdout.strip())
+        for process in reversed(started):
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """Copy of what the workflow needs, so that nothing is written into this checkout."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("notebooks", "params", "workflow"):
+        shutil.copytree(ROOT / name, folder / name)
+    return folder
+
+
+def flow(cluster: bool, target: str, *options: str) -> list:
+    """Command line of the workflow for the smoke run; squeue, as sacct needs a database."""
+    here = ["--profile", "workflow/profiles/local", "--cores", "2"]
+    there = ["--profile", "workflow/profiles/slurm", "--max-threads", "2"]
+    there += ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
+    words = ["snakemake", "--snakefile", "workflow/Snakefile", target, "--config", "profile=smoke"]
+    return [*words, *options, *(there if cluster else here)]
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """The numbers of a run: encoders and scores, as the files' bytes."""
+    files = [*folder.glob("pretrain/*/encoder.safetensors"), *folder.glob("probe/*/scores.csv")]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def jobs(environment: dict, *columns: str) -> list[list[str]]:
+    """Columns of all jobs that Slurm still knows, finished ones too, in order of their number."""
+    wide = ",".join(f"{column}:120" for column in columns)
+    text = command(environment, "squeue", "--states=all", "--noheader", "--sort=i", "-O", wide)
+    return [[r[i : i + 120].strip() for i in range(0, len(r), 120)] for r in text.splitlines() if r]
+
+
+def test_a_sweep_gives_the_numbers_of_a_local_one(slurm, project):
+    target = "runs/smoke/notebooks/06_audit-all-tiny-seed0.ipynb"
+    methods = "methods=supervised,random,wsp"
+    command(slurm, *flow(True, target, methods), cwd=project)
+    table = jobs(slurm, "Comment", "State", "tres-alloc", "TimeLimit")
+    assert {state for _, state, _, _ in table} == {"COMPLETED"}
+    asked = {c.split("_wild")[0].removeprefix("rule_"): (tres, time) for c, _, tres, time in table}
+    assert len(table) == 6 and asked.keys() == {
+        "preprocess",
+        "pretrain",
+        "supervised",
+        "linear_probe",
+        "audit",
+    }
+    assert {rule for rule, (tres, _) in asked.items() if "gpu" in tres} == {
+        "pretrain",
+        "supervised",
+    }
+    assert {r for r, (_, time) in asked.items() if time == "12:00:00"} == {"pretrain", "supervised"}
+    there = results(project / "runs" / "smoke")
+    assert len(there) == 4
+    shutil.rmtree(project / "runs")
+    command(slurm, *flow(False, target, methods), cwd=project)
+    assert results(project / "runs" / "smoke") == there
+
+
+def test_a_preempted_job_goes_on_from_its_checkpoint(slurm, project):
+    name, steps = "wsp_n_steps300", 300
+    target = f"runs/smoke/notebooks/02_pretrain-{name}-tiny-seed0.ipynb"
+    folder = project / "runs" / "smoke" / "pretrain" / f"{name}-tiny-seed0"
+    before = len(jobs(slurm, "JobID"))
+    with (project / "flow.log").open("w") as log:
+        words = [*flow(True, target), "--set-resources", "pretrain:gpu=0"]
+        running = subprocess.Popen(words, cwd=project, env=slurm, stdout=log, stderr=log)
+    try:
+        wait_for("checkpoint", (folder / "checkpoint.pt").exists, 300)
+        (job,) = jobs(slurm, "JobID")[-1]
+        pids = {
+            int(r.split()[0]) for r in command(slurm, "scontrol", "listpids", job).splitlines()[1:]
+        }
+        command(slurm, "scontrol", "requeue", job)
+        wait_for("end of all processes", lambda: not any(Path(f"/proc/{p}").exists() for p in pids))
+        assert running.wait(600) == 0, (project / "flow.log").read_text()
+    finally:
+        running.kill()
+    restarts = command(slurm, "scontrol", "show", "job", job)
+    print(restarts, pids, before)
+    text = (project / target).read_text()
+    left = int(re.search(r"(\d+) steps to go", text)[1])
+    print(left)
+    assert 0 < left < steps and (steps - left) % 10 == 0
+    cut = (folder / "encoder.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    (project / target).unlink()
+    command(slurm, *flow(False, target), cwd=project)
+    assert f"{steps} steps to go" in (project / target).read_text()
+    assert (folder / "encoder.safetensors").read_bytes() == cut
