@@ -92,8 +92,8 @@ class Zenodo:
         try:
             for at in range(0, min(end, len(content)), 1 << 14):
                 block = content[at : min(at + (1 << 14), end)]
+                entry[3] += len(block)  # before: the client may be done before this thread goes on
                 request.wfile.write(block)
-                entry[3] += len(block)
                 time.sleep(self.pause)
         except OSError:  # the client is gone
             pass
