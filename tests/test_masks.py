@@ -149,7 +149,7 @@ def test_label_map_is_read_by_value_and_copied_as_zero_and_one(tmp_path):
     cohort = read_cohort(table(tmp_path, "total.nii.gz"))
     volume, path = cohort.volume[0], cohort["mask"][0]
     np.testing.assert_array_equal(masks.read_given(path, volume, 5), blob())
-    with pytest.raises(ValueError, match="no voxel equal to 4"):
+    with pytest.raises(ValueError, match="no voxel has the value 4, there are 1, 5"):
         masks.read_given(path, volume, 4)
     out = tmp_path / "out"
     (out / "given").mkdir(parents=True)
@@ -328,4 +328,4 @@ def test_label_maps_for_every_volume_need_no_training(tmp_path):
     for row in written.itertuples():
         np.testing.assert_array_equal(load_mask(row.mask, row.volume), blob())
     failed = pd.read_csv(tmp_path / "masks" / "failed_masks.csv")
-    assert failed.patient.tolist() == ["p2"] and "no voxel equal to 5" in failed.reason[0]
+    assert failed.patient.tolist() == ["p2"] and "no voxel has the value 5" in failed.reason[0]

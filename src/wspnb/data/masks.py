@@ -29,8 +29,7 @@ def read_given(mask, volume, value: int | None = None) -> np.ndarray:
     """A given mask, ``(x, y, z)`` bool, as :func:`wspnb.data.volumes.load_mask`, never empty."""
     liver = load_mask(mask, volume, value)
     if not liver.any():
-        what = "above 0" if value is None else f"equal to {value}"
-        raise ValueError(f"{mask}: no voxel {what}: give the label of the liver (mask_value)")
+        raise ValueError(f"{mask}: the mask is empty: leave it out or draw it")
     return liver
 
 

@@ -120,7 +120,9 @@ def load_mask(
     found = labels == value
     if not found.any():
         there = ", ".join(map(str, np.unique(labels)[:10]))
-        raise ValueError(f"{path}: no voxel has the value {value}, there are {there}: correct it")
+        raise ValueError(
+            f"{path}: no voxel has the value {value}, there are {there}: correct mask_value"
+        )
     return found
 
 
