@@ -26,7 +26,7 @@ REASONS = {  # name of the case: what its message must say
     "four dimensions": r"shape \(64, 64, 10, 3\), not one 3-D volume: split or convert it",
     "one image": r"shape \(64, 64\), not one 3-D volume",
     "rgb": r"voxels of type .*'R'.*, not plain numbers: convert it to HU",
-    "empty mask": r"empty mask liver\.nii\.gz: no voxel has the value 1, there are 0: correct mask_value",
+    "empty mask": r"empty mask liver\.nii\.gz: no voxel has the value 1, there are 0: correct",
     "other label": r"no voxel has the value 1, there are 0, 5: correct mask_value",
     "mask of another shape": r"mask of shape \(64, 64, 9\), but .* has \(64, 64, 10\): resample",
     "mask elsewhere": r"the mask's affine puts it 30\.0 mm away",
