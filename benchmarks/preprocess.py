@@ -80,9 +80,10 @@ def main() -> None:
         print(
             f"{asked.volumes} volumes of {size:.0f} MB ({stored:.0f} MB as .nii.gz), {cores} cores"
         )
-        names = ["workers", "volumes/s", "MB/s per worker", "speed-up", "peak MB per worker"]
-        print("|", " | ".join([*names, "without libraries, in volumes"]), "|")
-        print("|---|---|---|---|---|---|")
+        names = ["workers", "volumes/s", "MB/s per worker", "speed-up", "MB per CPU second"]
+        names += ["peak MB per worker", "without libraries, in volumes"]
+        print("|", " | ".join(names), "|")
+        print("|" + "---|" * len(names))
         first = None
         for workers in counts:
             command = [sys.executable, __file__, "--folder", folder, "--workers", str(workers)]
@@ -92,8 +93,8 @@ def main() -> None:
             first = first or rate
             above = (run["peak"] - run["before"]) / size  # beside the libraries
             cells = f"{workers} | {rate:.2f} | {rate * size / workers:.0f} | {rate / first:.2f}"
-            print(f"| {cells} | {run['peak']:.0f} | {above:.2f} |", flush=True)
-            print(f"  cpu seconds per volume {run['cpu'] / asked.volumes:.2f}", file=sys.stderr)
+            cells += f" | {size * asked.volumes / run['cpu']:.0f} | {run['peak']:.0f}"
+            print(f"| {cells} | {above:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
