@@ -183,12 +183,21 @@ def test_dice_and_millilitres(tmp_path):
     found = masks.compare(a, b, {"volume": volume, "patient": "p", "cohort": "c"})
     assert found["ml_given"] == pytest.approx(12 * np.prod(SPACING) / 1000)
     assert found["ml"] == pytest.approx(1.5 * found["ml_given"]) and found["dice"] == 0.4
+    assert found["bottom_mm"] == found["top_mm"] == 0
+    b[:, :, 0], b[:, :, -1] = False, False  # one slice less at the bottom, one at the top
+    b[:, :, -2] = False
+    row = {"volume": volume, "patient": "p", "cohort": "c"}
+    found = masks.compare(a, b, row)
+    assert (found["bottom_mm"], found["top_mm"]) == pytest.approx((6, -12))
+    assert np.isnan(masks.compare(a, b & False, row)["top_mm"])
 
 
 def test_summary_counts_each_patient_once():
     lines = {"kind": "hidden", "patient": ["a", "a", "a", "b"], "dice": [0.9, 0.9, 0.9, 0.5]}
+    lines |= {"bottom_mm": [-6, 6, 0, 0], "top_mm": [0, 0, 12, np.nan]}
     row = masks.summarise(pd.DataFrame(lines)).iloc[0]
     assert row.patients == 2 and row.dice == pytest.approx(0.7) and row.worst == 0.5
+    assert row.ends_mm == pytest.approx(24 / 7)
     assert (row.low, row.high) == pytest.approx((0.5, 0.9))  # of two patients: a alone, b alone
 
 

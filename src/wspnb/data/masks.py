@@ -8,7 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 from scipy import ndimage
 
 from wspnb.data.phantom import _write_image
@@ -62,21 +67,33 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
-    """A line of ``dice.csv``: whose volume, Dice, and both livers in ml.
+    """A line of ``dice.csv``: whose volume, Dice, both livers in ml, and how far their ends lie
+    apart.
 
     Args:
-        given, drawn: ``(x, y, z)`` bool.
+        given, drawn: ``(x, y, z)`` bool, the first not empty.
         row: of the cohort table, with ``volume``, ``patient`` and ``cohort``.
+
+    Returns:
+        ``bottom_mm`` and ``top_mm`` are the lowest and the highest slice drawn minus given, mm,
+        NaN when nothing is drawn: positions hang on them, whatever Dice says.
     """
-    voxel = abs(np.linalg.det(nib.load(row["volume"]).affine[:3, :3])) / 1000  # ml
+    affine = nib.load(row["volume"]).affine
+    canonical = affine @ inv_ornt_aff(io_orientation(affine), (1, 1, 1))
+    spacing = np.linalg.norm(canonical[:3, :3], axis=0)  # mm
     who = {name: row[name] for name in ("volume", "patient", "cohort")}
-    sizes = {"ml": float(drawn.sum() * voxel), "ml_given": float(given.sum() * voxel)}
-    return who | {"dice": dice(given, drawn)} | sizes
+    ml = {
+        "ml": drawn.sum() * spacing.prod() / 1000,
+        "ml_given": given.sum() * spacing.prod() / 1000,
+    }
+    ends = [np.flatnonzero(mask.any((0, 1)))[[0, -1]] for mask in (given, drawn) if mask.any()]
+    bottom, top = (ends[1] - ends[0]) * spacing[2] if drawn.any() else (np.nan, np.nan)
+    return who | {"dice": dice(given, drawn)} | ml | {"bottom_mm": bottom, "top_mm": top}
 
 
 def summarise(judged: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Dice of each kind (held out, hidden): a patient counts once, the 95 % interval resamples
-    patients.
+    patients. ``ends_mm`` is how far a drawn end of the liver lies from the given one, on average.
 
     Args:
         judged: lines of :func:`compare` with a column ``kind``.
@@ -87,7 +104,8 @@ def summarise(judged: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFram
         each = group.groupby("patient").dice.mean()
         low, high = np.quantile(rng.choice(each, (n, len(each))).mean(1), [0.025, 0.975])
         row = {"kind": kind, "patients": len(each), "dice": each.mean(), "sd": each.std()}
-        rows.append(row | {"low": low, "high": high, "worst": each.min()})
+        ends = float(group[["bottom_mm", "top_mm"]].abs().stack().mean())
+        rows.append(row | {"low": low, "high": high, "worst": each.min(), "ends_mm": ends})
     return pd.DataFrame(rows)
 
 
