@@ -196,7 +196,7 @@ def test_wrong_tables_are_named(folder):
         olives.read_labels(broken(**{"Path (Trial/Arm)": "/a/W0/OD/1.tif"}))
     with pytest.raises(ValueError, match=r"0007TOS/W0/OS has 3 patients"):
         olives.read_labels(broken(Patient_ID=range(12)))
-    with pytest.raises(ValueError, match=r"none of 6 images found"):
+    with pytest.raises(ValueError, match=r"none of 18 images found"):
         csv = folder / "train.csv", folder / "test.csv"
         olives.write_olives(folder / "nowhere", *csv, folder / "s", repair=True)
 
