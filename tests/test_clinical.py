@@ -146,6 +146,15 @@ def test_every_method_steps_its_encoder(method, values):
     assert all(torch.equal(again[k], v) for k, v in before.items())
 
 
+def test_heads_are_the_authors():
+    def sizes(**change):
+        _, head, _ = clinical.build(make_settings("simclr", **change))
+        return [layer.weight.shape[::-1] for layer in (head[0], head[2])]
+
+    assert sizes(backbone="resnet18") == [(512, 512), (512, 128)]
+    assert sizes() == [(256, 128), (128, 64)]
+
+
 # --- metrics --------------------------------------------------------------------------------------
 
 

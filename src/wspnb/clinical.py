@@ -135,6 +135,10 @@ def build(settings: Settings):
     encoder = build_encoder(settings.backbone, settings.norm, settings.seed)
     encoder = encoder.to(memory_format=torch.channels_last)
     head = build_head(settings.backbone, settings.seed)
+    if settings.backbone == "resnet18":  # the authors' head is wider than WSP's: 512-512-128
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(settings.seed + 1_000_003)
+            head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
     if settings.method == "byol":
         return encoder, head, Byol(encoder, head, settings.backbone, settings.seed)
     if settings.method == "moco":
