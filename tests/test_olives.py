@@ -10,6 +10,7 @@ from PIL import Image
 from wspnb.data import olives
 from wspnb.data.oct import BIOMARKERS, prepare_bscan, write_bscans
 from wspnb.data.slices import open_slices
+from wspnb.run import main
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 ATTRIBUTES = SHARED / "olives" / "olives_biomarker_attributes_patient_added.csv"
@@ -119,9 +120,14 @@ def folder(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(random.integers(0, 255, (30, 40), dtype=np.uint8)).save(path)
                 row = {"Path (Trial/Arm)": f"/{place}/{visit}/{side}/{name}"}
-                row |= {"Scan (n/49)": scan + 1, "Eye_ID": eye, "BCVA": 80.0, "CST": cst}
+                row |= {
+                    "Scan (n/49)": scan + 1,
+                    "Eye_ID": eye,
+                    "BCVA": 120.0 - cst / 10,
+                    "CST": cst,
+                }
                 row |= {"Patient_ID": float(patient)}
-                row |= {header: (eye + scan) % 2 for header in BIOMARKERS.values()}
+                row |= {header: (eye + scan // 24) % 2 for header in BIOMARKERS.values()}
                 rows[part].append(row)
     for part, table in rows.items():
         pd.DataFrame(table).to_csv(tmp_path / f"{part}.csv", index=False)
@@ -162,7 +168,8 @@ def test_rows_hold_the_tables_values(folder):
     assert row[list(BIOMARKERS)].isna().all()
     row = store.table[store.table.volume == "0007TOS/W52/OS"].iloc[1]
     assert (row.patient, row.eye, row.side, row.scan) == ("7", 3, "OS", 25)
-    assert (row[list(BIOMARKERS)] == 1).all()  # (3 + 24) % 2
+    assert (row[list(BIOMARKERS)] == 0).all()  # (3 + 1) % 2
+    assert (store.table.loc[row.name - 1, list(BIOMARKERS)] == 1).all()
     with Image.open(folder / "TREX DME/TREX/0007TOS/W52/OS/TREXW_000024.tif") as file:
         expected = prepare_bscan(np.asarray(file), 24)
     assert (store.images[row.name] == expected).all()
@@ -199,6 +206,26 @@ def test_wrong_tables_are_named(folder):
     with pytest.raises(ValueError, match=r"none of 18 images found"):
         csv = folder / "train.csv", folder / "test.csv"
         olives.write_olives(folder / "nowhere", *csv, folder / "s", repair=True)
+
+
+@pytest.mark.slow
+def test_notebook_on_a_users_folder(folder, capfd):
+    """The whole notebook, from the authors' layout to the table."""
+    notebook = Path(__file__).parents[1] / "notebooks" / "07_oct_biomarkers.ipynb"
+    values = {"olives_dir": folder, "run_dir": folder / "run", "oct_methods": "[random, soft]"}
+    values |= {"oct_steps": 2, "oct_batch": 4, "oct_size": 32, "probe_every": 1}
+    values |= {"real_dir": folder / "nowhere"}
+
+    def run(**more):
+        pairs = [w for k, v in (values | more).items() for w in ("-p", k, str(v))]
+        return main([str(notebook), str(folder / "out.ipynb"), *pairs])
+
+    assert run() == 1 and "patients 7 are in training and test" in capfd.readouterr().err
+    assert run(olives_repair="true") == 0
+    table = pd.read_csv(folder / "run" / "oct" / "table_oct.csv")
+    assert list(table.method) == ["None (random)", "BCVA x CST x position (ours)"]
+    assert (table.train_patients == 1).all() and (table.test_patients == 2).all()
+    assert table.macro_auroc.between(0, 1).all() and (table.source == "olives").all()
 
 
 # --- preprocessing and store ----------------------------------------------------------------------

@@ -205,7 +205,7 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         found = [biomarker_metrics(labels, run, BIOMARKERS) for run in own]
         macro = [table.auroc.mean() for table in found]
         both, means[method] = pd.concat(found), np.mean(macro)
-        low, high = np.nanquantile(draws[method], [0.025, 0.975])
+        low, high = _ends(draws[method])
         row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": means[method]}
         row |= {"seed_sd": np.std(macro, ddof=1) if len(own) > 1 else np.nan}
         row |= {"low": low, "high": high}
@@ -216,7 +216,7 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
     for method, row in zip(runs, rows, strict=True):
         ends = [np.nan, np.nan]
         if "soft" in runs and method != "soft":
-            ends = np.nanquantile(draws["soft"] - draws[method], [0.025, 0.975])
+            ends = _ends(draws["soft"] - draws[method])
         row["soft_minus"] = means.get("soft", np.nan) - means[method]
         row |= {"soft_minus_low": ends[0], "soft_minus_high": ends[1]}
     return pd.DataFrame(rows)
@@ -306,5 +306,13 @@ def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndar
             with np.errstate(invalid="ignore"):
                 ratio = [np.einsum("np,pq,nq->n", times, x, times) for x in (wins, pairs)]
                 aucs.append(ratio[0] / ratio[1])
-        total.append(np.nanmean(aucs, axis=0))
+        known = ~np.isnan(aucs)  # (k, n)
+        with np.errstate(invalid="ignore"):
+            total.append(np.where(known, aucs, 0).sum(0) / known.sum(0))
     return np.stack(total, axis=1)
+
+
+def _ends(draws: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the resamples that have a value; NaN if none has."""
+    draws = draws[~np.isnan(draws)]
+    return tuple(np.quantile(draws, [0.025, 0.975])) if len(draws) else (np.nan, np.nan)
