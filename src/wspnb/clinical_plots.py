@@ -38,8 +38,10 @@ def links(table: pd.DataFrame, bins: int = 7) -> Figure:
     title = f"{len(visits)} visits, r = {visits.cst.corr(visits.bcva):.2f}"
     left.set(xlabel="CST, um", ylabel="BCVA, letters", title=title)
     part = (np.floor(read.position.clip(0, 0.999) * bins) + 0.5) / bins
-    for name, mark in zip(BIOMARKERS, "osv^Dx", strict=True):
-        right.plot(read.groupby(part)[name].mean(), marker=mark, ms=4, label=name)
+    colours = "#D55E00 #E69F00 #CC79A7 #0072B2 #56B4E9 #009E73".split()
+    for name, mark, colour in zip(BIOMARKERS, "osv^Dx", colours, strict=True):
+        share = read.groupby(part)[name].mean()
+        right.plot(share, marker=mark, ms=4, color=colour, label=name)
     right.set(xlabel="position in the volume", ylabel="share of scans", ylim=(0, 0.9))
     right.legend(ncols=3, fontsize=8)
     return fig
