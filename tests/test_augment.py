@@ -4,7 +4,7 @@ import pytest
 import torch
 from kornia.geometry import transform as kornia
 
-from wspnb.augment import augment, sample_affine
+from wspnb.augment import augment, jitter, sample_affine
 
 OFF = {"p_flip": 0.0, "p_crop": 0.0, "p_rotate": 0.0, "p_translate": 0.0}
 
@@ -195,3 +195,26 @@ def test_errors_say_what_to_do():
         augment(torch.rand(4, 20, 20))
     with pytest.raises(ValueError, match=r"crop_area=1\.5"):
         augment(torch.rand(4, 1, 20, 20), crop_area=1.5)
+
+
+def test_crop_area_from_a_range_and_no_vertical_flip():
+    options = {"p_flip": 0.5, "p_flip_vertical": 0.0, "p_crop": 1.0, "p_rotate": 0.0}
+    generator = torch.Generator().manual_seed(0)
+    affine = sample_affine(20_000, 64, 64, generator, crop_area=(0.2, 1.0), **options)
+    area = 1 / (affine[:, 0, 0] * affine[:, 1, 1]).abs()
+    assert area.min() >= 0.2 - 1e-4 and area.max() <= 1 + 1e-4
+    assert abs(area.mean() - 0.6) < 0.005 and abs(area.std() - 0.8 / 12**0.5) < 0.005  # uniform
+    assert (affine[:, 1, 1] > 0).all() and abs((affine[:, 0, 0] < 0).float().mean() - 0.5) < 0.01
+    with pytest.raises(ValueError, match="crop_area"):
+        sample_affine(1, 8, 8, crop_area=(0.5, 0.2))
+
+
+def test_jitter_moves_brightness_and_contrast_within_their_ranges():
+    images = torch.tensor([0.2, 0.4]).view(1, 1, 1, 2).expand(5000, 1, 1, 2)
+    views = jitter(images, torch.Generator().manual_seed(0), 0.4, 0.4)
+    mean, gap = views.mean((1, 2, 3)), views[:, 0, 0, 1] - views[:, 0, 0, 0]
+    assert mean.min() >= 0.3 * 0.6 - 1e-6 and mean.max() <= 0.3 * 1.4 + 1e-6
+    contrast = gap / mean / (0.2 / 0.3)
+    assert contrast.min() >= 0.6 - 1e-5 and contrast.max() <= 1.4 + 1e-5
+    assert abs(mean.mean() - 0.3) < 0.003 and abs(contrast.mean() - 1) < 0.01
+    assert torch.equal(jitter(images, None, 0.0, 0.0), images)

@@ -25,6 +25,11 @@ def plan(target: str, *config: str) -> dict[str, int]:
 
 
 @pytest.mark.slow
+def test_notebook_07_runs_in_the_smoke_run_only():
+    assert plan("report", "profile=smoke")["alone"] == plan("report")["alone"] + 1 == 4
+
+
+@pytest.mark.slow
 def test_plan_of_the_default_run():
     jobs = plan("report")
     assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 4, 5)

@@ -12,12 +12,13 @@ def sample_affine(
     generator: torch.Generator | None = None,
     p_flip: float = 0.5,
     p_crop: float = 0.5,
-    crop_area: float = 0.7,
+    crop_area: float | tuple[float, float] = 0.7,
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     p_rotate: float = 0.5,
     degrees: float = 30.0,
     translate: float = 0.0,
     p_translate: float = 0.5,
+    p_flip_vertical: float | None = None,
 ) -> Tensor:
     """Random affine maps from source to destination pixels: flip, crop, translate, rotate.
 
@@ -32,7 +33,7 @@ def sample_affine(
         generator: source of randomness; None = the global generator.
         p_flip: probability of a horizontal flip and, apart, of a vertical flip.
         p_crop: probability of a crop enlarged to the full size.
-        crop_area: area of the crop as a share of the image.
+        crop_area: area of the crop as a share of the image; or its range, uniform.
         crop_ratio: range of the crop's relative width / height, log-uniform. *Paper silent*:
             Kornia's default.
         p_rotate: probability of a rotation.
@@ -40,6 +41,7 @@ def sample_affine(
         translate: largest shift as a share of the size, each axis. *Paper silent*: only the
             released code has it (0.2), so it is off.
         p_translate: probability of a translation.
+        p_flip_vertical: probability of a vertical flip; None = ``p_flip``.
 
     Returns:
         ``(n, 2, 3)`` float32 on the generator's device, in pixels: (x, y) of the destination from
@@ -48,18 +50,23 @@ def sample_affine(
     Raises:
         ValueError: if ``crop_area`` is not a share of the image.
     """
-    if not 0 < crop_area <= 1:
+    least, most = crop_area if isinstance(crop_area, (tuple, list)) else (crop_area, crop_area)
+    if not 0 < least <= most <= 1:
         raise ValueError(f"crop_area={crop_area}: must be a share of the image, 0 < area <= 1")
     device = generator.device if generator is not None else "cpu"
     draws = torch.rand(11, n, generator=generator, device=device)
-    chances = torch.tensor([p_flip, p_flip, p_crop, p_translate, p_rotate], device=device)
+    p_vertical = p_flip if p_flip_vertical is None else p_flip_vertical
+    chances = torch.tensor([p_flip, p_vertical, p_crop, p_translate, p_rotate], device=device)
     flip_x, flip_y, crop, shift, turn = draws[:5] < chances[:, None]
     crop_x, crop_y, ratio, shift_x, shift_y, angle = draws[5:]
 
     low, high = torch.tensor(crop_ratio, dtype=torch.float64).log().tolist()
+    # Where an image is cropped, the number that said so is uniform below p_crop: it gives the area.
+    area = least + (most - least) * (draws[2].double() / max(p_crop, 1e-9)).clamp(max=1)  # (n,)
     # The crop stays inside the image: its ratio is bounded by the area.
-    ratio = (low + ratio * (high - low)).exp().clamp(crop_area, 1 / crop_area).sqrt()
-    box = torch.stack([crop_area**0.5 * ratio, crop_area**0.5 / ratio], 1)  # (n, 2) shares of x, y
+    ratio = (low + ratio * (high - low)).exp().clamp(area.float(), (1 / area).float()).sqrt()
+    side = area.sqrt().float()
+    box = torch.stack([side * ratio, side * ratio.reciprocal()], 1)  # (n, 2) shares of x, y
     box = torch.where(crop[:, None], box.clamp(max=1), 1)
     extent = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=device)
     centre = (torch.stack([crop_x, crop_y], 1) - 0.5) * (1 - box) * extent
@@ -120,6 +127,31 @@ def augment(
     if images.is_contiguous(memory_format=torch.channels_last):
         views = views.contiguous(memory_format=torch.channels_last)
     return views
+
+
+def jitter(
+    views: Tensor,
+    generator: torch.Generator | None = None,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+) -> Tensor:
+    """Grey images with random brightness and contrast, the colour jitter of a grey image.
+
+    Ranges are *paper silent*: those of SimCLR's and SupCon's code.
+
+    Args:
+        views: ``(b, 1, h, w)`` in [0, 1].
+        generator: source of randomness, on the CPU; None = the global generator.
+        brightness: largest relative change of the grey values.
+        contrast: largest relative change of their distance from the image's mean.
+
+    Returns:
+        ``(b, 1, h, w)`` in [0, 1].
+    """
+    draws = torch.rand(2, len(views), 1, 1, 1, generator=generator).to(views.device) * 2 - 1
+    views = views * (1 + brightness * draws[0])
+    mean = views.mean((1, 2, 3), keepdim=True)
+    return (mean + (views - mean) * (1 + contrast * draws[1])).clamp(0, 1)
 
 
 def to_unit(images: Tensor) -> Tensor:
