@@ -1,6 +1,7 @@
 """Clinical labels: kernels against formulas, MoCo against a loop, metrics against scikit-learn."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -155,6 +156,18 @@ def test_every_method_steps_its_encoder(method, values):
     assert len(moved) == 5 and min(moved) > 0
     again = clinical.build(settings)[0].state_dict()
     assert all(torch.equal(again[k], v) for k, v in before.items())
+
+
+def test_collapse_is_told_by_the_spread(tmp_path):
+    def log(method, spread):
+        (tmp_path / "config.json").write_text(json.dumps({"method": method}))
+        rows = pd.DataFrame({"step": range(40), "loss": 4.8, "embedding_sd": spread})
+        rows.to_csv(tmp_path / "log.csv", index=False)
+        return clinical.collapsed(tmp_path)
+
+    assert log("soft", 0.05) and log("byol", 0.05) and log("moco", 0.05)
+    assert not log("soft", 0.4) and not log("supervised", 0.05)
+    assert not log("soft", np.linspace(0.0, 0.4, 40))  # the end decides
 
 
 def test_heads_are_the_authors():

@@ -16,6 +16,7 @@ from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
 from wspnb.moco import Moco
 from wspnb.models import Byol, build_encoder, build_head
+from wspnb.pretrain import verdict
 from wspnb.probe import classifier
 from wspnb.statistics import pairwise_wins
 
@@ -108,6 +109,15 @@ def finished(folder: Path, settings: Settings) -> bool:
         return False
     found = json.loads((folder / "config.json").read_text())
     return all(found.get(name) == value for name, value in asdict(settings).items())
+
+
+def collapsed(folder: Path) -> bool:
+    """Whether a finished training ended at embeddings without spread, see
+    :func:`wspnb.pretrain.verdict`; the untrained and the supervised network train no head: no."""
+    if json.loads((folder / "config.json").read_text())["method"] in ("random", "supervised"):
+        return False
+    log = pd.read_csv(folder / "log.csv").to_dict("records")
+    return verdict("byol", log, 0) == "COLLAPSED"  # by the spread alone
 
 
 def clinical_kernel(method: str, values: dict[str, Tensor], settings: dict[str, float]) -> Tensor:
