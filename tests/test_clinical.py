@@ -1,6 +1,7 @@
 """Clinical labels: kernels against formulas, MoCo against a loop, metrics against scikit-learn."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -20,7 +21,9 @@ WIDTHS |= {"sd_bcva": 12.0, "sd_cst": 138.0}
 
 
 def make_settings(method, **change):
-    given = dict(method=method, backbone="tiny_padded", norm="batch", seed=0, batch_size=8)
+    given = dict(
+        method=method, backbone="tiny_padded", norm="batch", seed=0, batch_size=8, optimizer="sgd"
+    )
     given |= dict(n_steps=5, warmup_steps=1, learning_rate=0.05, weight_decay=1e-4, alpha=0.3)
     given |= dict(temperature=0.07, sigma=0.1, sigma_bcva=0.5, sigma_cst=0.5, n_keys=16)
     given |= dict(momentum=0.9, precision="no", image_size=32, data="x")
@@ -78,7 +81,15 @@ def test_limits_of_the_soft_kernel(values):
 def test_unknown_method_and_wrong_settings_are_named(values):
     with pytest.raises(ValueError, match="method='age'"):
         clinical.clinical_kernel("age", values, WIDTHS)
-    for change in ({"alpha": 1.5}, {"n_steps": 0}, {"sigma_cst": 0.0}, {"temperature": -1.0}):
+    adam = clinical.optimizer(torch.nn.Linear(2, 2), make_settings("soft", optimizer="adam"))
+    assert isinstance(adam, torch.optim.Adam) and adam.defaults["weight_decay"] == 1e-4
+    for change in (
+        {"optimizer": "lars"},
+        {"alpha": 1.5},
+        {"n_steps": 0},
+        {"sigma_cst": 0.0},
+        {"temperature": -1.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(change))):
             make_settings("soft", **change)
     with pytest.raises(ValueError, match="method='age'"):
@@ -130,7 +141,8 @@ def test_every_method_steps_its_encoder(method, values):
     views = torch.rand(48, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     truth = (torch.rand(24, 6, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     parts = torch.nn.ModuleList([encoder, head, extra])
-    optimizer = torch.optim.SGD([p for p in parts.parameters() if p.requires_grad], 0.05)
+    optimizer = clinical.optimizer(parts, settings)
+    assert optimizer.defaults["momentum"] == 0.9 and optimizer.defaults["lr"] == 0.05
     for _ in range(2):  # MoCo's first batch has no negatives, the supervised layer begins at 0
         features = encoder(views)
         view_1, view_2 = head(features).chunk(2)
@@ -144,6 +156,18 @@ def test_every_method_steps_its_encoder(method, values):
     assert len(moved) == 5 and min(moved) > 0
     again = clinical.build(settings)[0].state_dict()
     assert all(torch.equal(again[k], v) for k, v in before.items())
+
+
+def test_collapse_is_told_by_the_spread(tmp_path):
+    def log(method, spread):
+        (tmp_path / "config.json").write_text(json.dumps({"method": method}))
+        rows = pd.DataFrame({"step": range(40), "loss": 4.8, "embedding_sd": spread})
+        rows.to_csv(tmp_path / "log.csv", index=False)
+        return clinical.collapsed(tmp_path)
+
+    assert log("soft", 0.05) and log("byol", 0.05) and log("moco", 0.05)
+    assert not log("soft", 0.4) and not log("supervised", 0.05)
+    assert not log("soft", np.linspace(0.0, 0.4, 40))  # the end decides
 
 
 def test_heads_are_the_authors():
