@@ -97,8 +97,10 @@ def bars(results: pd.DataFrame, methods) -> Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
     place, colours = np.arange(len(results)), [clinical.COLOURS[m] for m in methods]
     left.barh(place, results.macro_auroc, color=colours, alpha=0.8)
-    left.hlines(place, results.low, results.high, color="#444444", lw=1.5)
-    left.scatter(results["rounded"], place, marker="x", color="#444444", zorder=3, label="rounded")
+    left.hlines(place, results.low, results.high, color="white", lw=4)
+    left.hlines(place, results.low, results.high, color="black", lw=1.5)
+    look = {"marker": "D", "color": "white", "edgecolor": "black", "s": 22, "zorder": 3}
+    left.scatter(results["rounded"], place, **look, label="rounded")
     left.set(yticks=place, yticklabels=results.method, xlim=(0.4, 1), xlabel="macro AUROC")
     left.axvline(0.5, color="#444444", lw=0.8, ls=":")
     left.invert_yaxis()
@@ -107,6 +109,6 @@ def bars(results: pd.DataFrame, methods) -> Figure:
     for shift, colour, row in zip(spread, colours, results.itertuples(), strict=True):
         heights = [getattr(row, f"auroc_{name}") for name in BIOMARKERS]
         right.scatter(np.arange(len(heights)) + shift, heights, color=colour, s=18)
-    right.set(xticks=np.arange(len(BIOMARKERS)), xticklabels=list(BIOMARKERS), ylim=(0.4, 1))
+    right.set(xticks=np.arange(len(BIOMARKERS)), xticklabels=list(BIOMARKERS), ylim=(0.4, 1.02))
     right.set_ylabel("AUROC of each biomarker")
     return fig
