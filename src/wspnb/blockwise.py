@@ -58,7 +58,7 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx, views, rows, blocks, temperature, totals):
         n, loss = len(views) // 2, views.new_zeros((), dtype=torch.float64)
         gradient = torch.zeros_like(views) if ctx.needs_input_grad[0] else None
-        n_anchors = 2 * sum(map(len, blocks))
+        n_anchors, scaled = 2 * sum(map(len, blocks)), views / temperature
         for own in blocks:
             weights = rows(own).to(views)  # (b, n), the same for both views
             if weights.shape != (len(own), n):
@@ -70,7 +70,7 @@ class _Blockwise(torch.autograd.Function):
             share = 2 * weights.sum(1) - to_self
             for anchor in (own, own + n):
                 itself = (torch.arange(len(own), device=own.device), anchor)
-                logits = views[anchor] @ (views.T / temperature)  # (b, 2n)
+                logits = scaled[anchor] @ views.T  # (b, 2n)
                 pull = torch.einsum("bn,bvn->b", weights, logits.view(-1, 2, n))
                 pull -= to_self * logits[itself]
                 logits[itself] = -torch.inf
