@@ -105,6 +105,7 @@ def test_repeated_folds_start_with_the_first_deal_and_differ(folder):
     for name in ("wsp", "random"):
         assert means[name, 0] == pytest.approx(probes[name, 0]["results"]["d1"]["auc"], abs=1e-12)
     assert means["random"].nunique() > 1
+    assert audit.repeat_folds(probes, ["d1"], range(3), 0.01, 5, workers=2).equals(table)
 
 
 def test_printed_differences_of_table_1():

@@ -201,3 +201,28 @@ def test_balanced_accuracy_of_folds_by_hand():
     people["threshold"] = [0.5] * 5 + [0.5] * 2
     found = probe.fold_balanced_accuracy(people)
     assert found.tolist() == pytest.approx([(1 / 2 + 2 / 3) / 2, 1])
+
+
+def test_saved_features_are_those_of_the_same_weights_store_and_slices(tmp_path):
+    encoder, rows = build_encoder("tiny", "batch", 0), np.arange(5)
+    key = probe.features_key(encoder, "data", rows)
+    features, slices = np.random.default_rng(0).normal(size=(5, 3)), pd.DataFrame({"patient": rows})
+    probe.save_probe(tmp_path, slices, {"features": key}, features, slices)
+    assert (probe.saved_features(tmp_path, key) == features.astype(np.float32)).all()
+    other = build_encoder("tiny", "batch", 1)
+    changed = [(other, "data", rows), (encoder, "else", rows), (encoder, "data", rows[:4])]
+    changed += [(build_encoder("tiny_padded", "batch", 0), "data", rows)]
+    for inputs in changed:
+        assert probe.saved_features(tmp_path, probe.features_key(*inputs)) is None
+    with torch.no_grad():
+        next(encoder.parameters()).view(-1)[0] += 1e-7
+    assert probe.features_key(encoder, "data", rows) != key
+
+
+def test_interrupted_writing_leaves_no_results_of_other_features(tmp_path, monkeypatch):
+    table = pd.DataFrame({"patient": [1]})
+    probe.save_probe(tmp_path, table, {"features": "old"}, np.zeros((1, 2)), table)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        probe.save_probe(tmp_path, table, {"features": "new"}, np.ones((1, 2)), table)
+    assert probe.saved_features(tmp_path, "old") is None

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from sklearn.utils.parallel import Parallel, delayed
 
 from wspnb import plots, results, statistics
 from wspnb.probe import cross_validate
@@ -105,7 +106,9 @@ def printed_differences(printed: pd.DataFrame, counts: dict, correlation: float 
     return pd.DataFrame(rows)
 
 
-def repeat_folds(probes: dict, cohorts, fold_seeds, C: float, n_folds: int) -> pd.DataFrame:
+def repeat_folds(
+    probes: dict, cohorts, fold_seeds, C: float, n_folds: int, workers: int = 1
+) -> pd.DataFrame:
     """The linear probe again from cached features, with other deals of the patients to folds.
 
     Args:
@@ -114,21 +117,24 @@ def repeat_folds(probes: dict, cohorts, fold_seeds, C: float, n_folds: int) -> p
         fold_seeds: one deal each.
         C: inverse strength of the L2 penalty.
         n_folds: number of folds.
+        workers: processes that share runs and cohorts; the numbers do not depend on it.
 
     Returns:
         One row per fold: cohort, method, seed, fold_seed, fold, auc.
     """
-    rows = []
-    for name, seed in [k for k, r in probes.items() if (r["folder"] / "features.npy").exists()]:
-        for cohort in cohorts:
-            features, part = read_features(probes[name, seed]["folder"], cohort)
-            for deal in fold_seeds:
-                probe = cross_validate(features, part.label, part.patient, C, n_folds, deal)
-                row = {"cohort": cohort, "method": name, "seed": seed, "fold_seed": deal}
-                rows += [
-                    row | {"fold": fold, "auc": auc} for fold, auc in enumerate(probe.fold_auc)
-                ]
-    return pd.DataFrame(rows)
+
+    def deals(name, seed, cohort):
+        features, part = read_features(probes[name, seed]["folder"], cohort)
+        rows = []
+        for deal in fold_seeds:
+            probe = cross_validate(features, part.label, part.patient, C, n_folds, deal)
+            row = {"cohort": cohort, "method": name, "seed": seed, "fold_seed": deal}
+            rows += [row | {"fold": fold, "auc": auc} for fold, auc in enumerate(probe.fold_auc)]
+        return rows
+
+    cached = [key for key, run in probes.items() if (run["folder"] / "features.npy").exists()]
+    jobs = [delayed(deals)(*key, cohort) for key in cached for cohort in cohorts]
+    return pd.DataFrame([row for rows in Parallel(n_jobs=workers)(jobs) for row in rows])
 
 
 def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:

@@ -1,5 +1,6 @@
 """Judging a frozen encoder: features and patient-level cross-validation."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -120,6 +121,25 @@ def extract_features(
         pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
         features.append(encoder(pixels).float().cpu().numpy())
     return np.concatenate(features)
+
+
+def features_key(encoder: nn.Module, data: str, rows) -> str:
+    """What features depend on, as one SHA-256: layers and weights of the encoder, checksum of the
+    store, slice numbers."""
+    digest = hashlib.sha256(f"{encoder}{data}".encode())
+    digest.update(np.asarray(rows, dtype=np.int64).tobytes())
+    for name, values in encoder.state_dict().items():
+        digest.update(name.encode() + values.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def saved_features(folder: Path, key: str) -> np.ndarray | None:
+    """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None if there are others or
+    none."""
+    results = folder / "results.json"
+    if not results.exists() or json.loads(results.read_text()).get("features") != key:
+        return None
+    return np.load(folder / "features.npy")
 
 
 def classifier(C: float):
@@ -324,9 +344,11 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
     """Write ``features.npy`` and ``slices.csv`` (row-aligned, if given), ``scores.csv`` and, last,
     ``results.json``.
 
-    Each file appears whole or not at all; a folder with ``results.json`` is complete.
+    Each file appears whole or not at all; a folder with ``results.json`` is complete, so that of an
+    earlier probe goes first.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").unlink(missing_ok=True)
     writers = (
         {}
         if features is None

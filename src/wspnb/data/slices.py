@@ -126,7 +126,7 @@ def prepare_volume(
         _check_mask(mask, volume, row, [plane(z)[inside[:, :, z]] for z in kept])
         selection = f"central {100 * fraction:g} % of the mask"
     else:
-        # Bytes of the window hold air and fat as their 0, which is -100 HU.
+        # Bytes of the window hold air and fat as their 0, which is -100 HU; -90: paper silent.
         above = -90 if CODINGS[row["coding"]][1] == -100 else BODY_HU
         kept = body_range([(plane(z) > above).mean() for z in range(scan.voxels.shape[2])])
         selection = WITHOUT_MASK
