@@ -6,6 +6,7 @@ what counts. A run of all topics writes ``results.csv`` beside this file.
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -15,14 +16,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
+from umap import UMAP
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 
+from wspnb import audit, plots, probe
 from wspnb.augment import augment
 from wspnb.data.slices import reader
 from wspnb.kernels import pair_kernel, pair_weights
@@ -73,6 +77,16 @@ def bench_augment(runs: int, quick: bool):
         )
 
 
+def bench_compile(runs: int, quick: bool):
+    """Our step with `torch.compile` of the encoder as "ours", without as "plain"."""
+    size, n = (160, 2) if quick else (512, 64 if DEVICE.type == "cuda" else 8)
+    compilers = ("", "eager" if quick else "inductor")
+    steps = [training_step("tiny", size, n, True, compiler) for compiler in compilers]
+    first = timed(steps[1])
+    row = compare(f"step, tiny, {n} slices of {size} px, compiled", *steps, runs)
+    yield row | {"note": f"{first:.0f} s to compile"}
+
+
 def bench_loss(runs: int, quick: bool):
     for n in (16, 64) if quick else (64, 256, 1024, 2048, 4096):
         views = torch.randn(2 * n, 128, requires_grad=True)
@@ -86,7 +100,8 @@ def bench_loss(runs: int, quick: bool):
         def ours(views=views, kernel=kernel):
             contrastive_loss(*views.chunk(2), kernel).backward()
 
-        yield compare(f"loss and gradient, n = {n}", dense, ours, runs if n < 2000 else 3)
+        row = compare(f"loss and gradient, n = {n}", dense, ours, runs if n < 2000 else 3)
+        yield row | {"panel": "slices in a batch (loss)", "x": n}
     n = 256 if quick else 16384
     code = f"""
 import time, torch
@@ -121,18 +136,20 @@ def bench_kernel(runs: int, quick: bool):
 
 
 def bench_sampler(runs: int, quick: bool):
-    people, n = (50, 1000) if quick else (2799, 100_000)
-    patient = np.sort(np.random.default_rng(0).integers(people, size=n))
-    patient[:people] = np.arange(people)
-    patient.sort()
-    label = patient % 4
-    size, n_batches = (40, 250) if quick else (64, 156)
-    yield compare(
-        f"sampler set-up, {people} patients, {n} slices",
-        lambda: plain.slices_of_patients(patient.tolist()),
-        lambda: OneSlicePerPatient(patient, label, size, n_batches),
-        1,
-    )
+    sizes = ((50, 1000),) if quick else ((280, 10_000), (840, 30_000), (2799, 100_000))
+    for people, n in sizes:
+        patient = np.sort(np.random.default_rng(0).integers(people, size=n))
+        patient[:people] = np.arange(people)
+        patient.sort()
+        label = patient % 4
+        size, n_batches = (40, 250) if quick else (64, 156)
+        row = compare(
+            f"sampler set-up, {people} patients, {n} slices",
+            lambda patient=patient: plain.slices_of_patients(patient.tolist()),
+            lambda given=(patient, label, size, n_batches): OneSlicePerPatient(*given),
+            1,
+        )
+        yield row | {"panel": "slices in the store (set-up)", "x": n}
     slices = {p: np.flatnonzero(patient == p).tolist() for p in range(people)}
     of = {p: p % 4 for p in range(people)}
     sampler = OneSlicePerPatient(patient, label, size, n_batches, torch.Generator().manual_seed(0))
@@ -144,7 +161,7 @@ def bench_sampler(runs: int, quick: bool):
     )
 
 
-def training_step(backbone: str, size: int, n: int, fast: bool):
+def training_step(backbone: str, size: int, n: int, fast: bool, compiler: str = ""):
     """One whole step on random bytes, plain or ours, as a function without arguments."""
     store = torch.randint(0, 256, (4 * n, 1, size, size), dtype=torch.uint8)
     labels, positions = torch.arange(4 * n) % 4, torch.rand(4 * n)
@@ -153,6 +170,7 @@ def training_step(backbone: str, size: int, n: int, fast: bool):
     if fast:
         encoder, store = encoder.to(memory_format=torch.channels_last), store.to(DEVICE)
     optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-5)
+    encoder = torch.compile(encoder, backend=compiler) if compiler else encoder
     chain, generator = plain.five_passes(), torch.Generator().manual_seed(0)
     chain[2].flags["size"] = (size, size)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto"))
@@ -182,38 +200,93 @@ def training_step(backbone: str, size: int, n: int, fast: bool):
 def bench_step(runs: int, quick: bool):
     gpu = DEVICE.type == "cuda"
     sizes = [("tiny", 512, 64 if gpu else 8), ("resnet18", 512, 64 if gpu else 4)]
-    sizes += [("tiny", 160, 64)]
+    sizes += [("tiny", 160, 64), ("tiny", 256, 8), ("tiny", 160, 8)]
     for backbone, size, n in [("tiny", 160, 2)] if quick else sizes:
         steps = [training_step(backbone, size, n, fast) for fast in (False, True)]
         row = compare(f"step, {backbone}, {n} slices of {size} px", *steps, runs)
         row["images_per_s"] = 2 * n / row["ours_s"]
+        if (backbone, n) == ("tiny", 8):
+            row |= {"panel": "pixels of a side (step of 8 slices)", "x": size}
         if gpu:
             row["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
         yield row
 
 
+def sparse_store(folder: Path, n: int, size: int) -> None:
+    """A preprocessed cohort of n blank slices, 2,799 patients at most: a file with holes, which has
+    its full length and no blocks."""
+    folder.mkdir()
+    np.lib.format.open_memmap(
+        folder / "slices.npy", mode="w+", dtype=np.uint8, shape=(n, size, size)
+    )
+    patient = np.arange(n) * min(2799, n // 8) // n
+    columns = {"patient": patient, "volume": patient, "z": np.arange(n), "weak_label": patient % 4}
+    table = pd.DataFrame(columns).assign(cohort="radio", label="", selection="", n_kept=1)
+    place = table.groupby("patient").cumcount()
+    table["position"] = place / place.groupby(patient).transform("max").clip(lower=1)
+    table.to_csv(folder / "slices.csv", index=False)
+    (folder / "failed.csv").write_text("volume,patient,reason\n")
+    settings = {"n_slices": n, "image_size": size, "convention": "k/(n-1)", "sha256": f"{n}"}
+    (folder / "store.json").write_text(json.dumps(settings))
+
+
 def bench_memory(runs: int, quick: bool):
-    """Batches from a store of the paper's size, a file with holes; memory of the process' own
+    """Batches from a store of the paper's size, and notebook 02 on it; memory of the process' own
     (Linux; pages of the file that the system caches do not count)."""
-    n, size = (400, 64) if quick else (100_000, 512)
-    with tempfile.TemporaryDirectory() as folder:
-        code = f"""
+    sizes = ((400, 64),) if quick else ((2000, 512), (100_000, 512))
+    for n, size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            sparse_store(Path(folder, "cohort"), n, size)
+            code = f"""
 import sys, time
 sys.path.insert(0, {str(HERE)!r})
 import bench
 begin = time.perf_counter()
-bench.read_batches({folder!r}, {n}, {size})
+bench.read_batches({folder + "/cohort"!r}, {n})
 seconds = time.perf_counter() - begin
 own = [line for line in open("/proc/self/status") if line.startswith("RssAnon")][0]
 print(seconds, int(own.split()[1]) / 1024)
 """
-        header = np.lib.format.open_memmap(
-            f"{folder}/slices.npy", mode="w+", dtype=np.uint8, shape=(n, size, size)
+            seconds, peak = in_new_process(code)
+            what = f"sampler and 100 batches of 64 read, {n} slices of {size} px"
+            note = f"store of {n * size**2 / 1e9:.1f} GB"
+            yield {"what": what, "ours_s": seconds, "peak_mb": peak, "note": note}
+            notebook = HERE.parent / "notebooks" / "02_pretrain.ipynb"
+            given = {"cohort_dir": f"{folder}/cohort", "run_dir": folder, "image_size": size}
+            given |= {"backbone": "tiny_padded" if size < 156 else "tiny", "norm": "none"}
+            given |= {"batch_size": 8, "n_steps": 3, "method": "wsp"}
+            words = [str(notebook), f"{folder}/02.ipynb"]
+            words += [word for name, value in given.items() for word in ("-p", name, str(value))]
+            code = f"""
+import resource, subprocess, sys, time
+begin = time.perf_counter()
+subprocess.run([sys.executable, "-m", "wspnb.run", *{words!r}], check=True, capture_output=True)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(time.perf_counter() - begin, peak / 1024)
+"""
+            seconds, peak = in_new_process(code)
+            what = f"notebook 02, 3 steps of 8, {n} slices of {size} px"
+            yield {"what": what, "ours_s": seconds, "peak_mb": peak, "note": note}
+
+
+def bench_probe(runs: int, quick: bool):
+    """Five deals of five folds, in one process and in two; UMAP of a cohort's slices."""
+    rng, n = np.random.default_rng(0), 200 if quick else 1200
+    people = pd.DataFrame({"patient": np.arange(n) // 10, "cohort": "d1"})
+    people["label"] = people.patient % 2
+    features = rng.normal(size=(n, 256)) + people.label.to_numpy()[:, None] / 20
+    with tempfile.TemporaryDirectory() as folder:
+        probe.save_probe(Path(folder), people, {}, features, people)
+        runs_of = {("wsp", seed): {"folder": Path(folder)} for seed in range(2 if quick else 20)}
+        yield compare(
+            f"probe, {len(runs_of)} runs x 5 deals x 5 folds, {n} slices, 2 processes",
+            lambda: audit.repeat_folds(runs_of, ["d1"], range(5), 0.01, 5),
+            lambda: audit.repeat_folds(runs_of, ["d1"], range(5), 0.01, 5, workers=2),
+            1,
         )
-        del header  # written sparsely: the file has its full length and no blocks
-        seconds, peak = in_new_process(code)
-    what = f"sampler and 100 batches of 64 read, {n} slices of {size} px"
-    yield {"what": what, "ours_s": seconds, "peak_mb": peak, "note": f"{n * size**2 / 1e9:.1f} GB"}
+    reduce = UMAP(n_neighbors=15, random_state=0, n_jobs=1).fit_transform
+    timed(lambda: reduce(features[:100]))
+    yield {"what": f"UMAP, {n} slices, 256 features", "ours_s": timed(lambda: reduce(features))}
 
 
 def bench_devices(runs: int, quick: bool):
@@ -234,13 +307,14 @@ def bench_devices(runs: int, quick: bool):
     for what, after, work in (("same batch", strong, 1), ("twice the batch", weak, 2)):
         ratio = work * alone / after
         row = {"what": f"{step}, {what} ({work * n})", "plain_s": alone, "ours_s": after}
-        yield row | {"times_faster": ratio, "note": f"efficiency {ratio / 2:.0%}"}
+        note = f"efficiency {ratio / 2:.0%}"
+        yield row | {"times_faster": ratio, "note": note, "panel": f"processes ({what})", "x": 2}
 
 
-def read_batches(folder: str, n: int, size: int) -> None:
+def read_batches(folder: str, n: int) -> None:
     """What a pretraining reads: 100 batches of 64 slices of a memory-mapped store."""
     images = np.load(f"{folder}/slices.npy", mmap_mode="r")
-    patients = np.arange(n) * 2799 // n
+    patients = np.arange(n) * min(2799, n // 8) // n
     read = reader(images, torch.device("cpu"))
     for batch in OneSlicePerPatient(patients, patients % 4, 64, 100):
         read(np.array(batch))
@@ -251,6 +325,28 @@ TOPICS = {
     for name, work in globals().items()
     if name.startswith("bench_")
 }
+
+
+def draw(table: pd.DataFrame, file: Path) -> None:
+    """Cost against batch size, slices, image size and processes: plain and ours."""
+    table = table[table.panel.notna()].copy()
+    table["panel"] = table.panel.str.replace(r"processes.*", "processes (step)", regex=True)
+    fig, axes = plt.subplots(1, table.panel.nunique(), figsize=(13, 3), layout="constrained")
+    for axis, (panel, rows) in zip(axes, table.groupby("panel", sort=False), strict=True):
+        axis.set(xlabel=panel, xscale="log", yscale="log")
+        if panel.startswith("processes"):
+            for row in rows.itertuples():
+                label = row.what.split(", ")[-1]
+                axis.plot([1, 2], [row.plain_s, row.ours_s], "o-", label=label)
+            axis.set(xscale="linear", xticks=[1, 2], ylim=(0.1 * rows.plain_s.min(), None))
+        else:
+            rows = rows.sort_values("x")
+            axis.plot(rows.x, rows.plain_s, "o--", color="gray", label="plain")
+            axis.plot(rows.x, rows.ours_s, "o-", label="ours")
+        axis.legend(fontsize=8)
+    axes[0].set_ylabel("seconds")
+    plots.save_figure(fig, file.parent, file.stem)
+    plt.close(fig)
 
 
 def machine() -> str:
@@ -284,6 +380,7 @@ def main() -> None:
         part = HERE / "results.csv.part"
         table.assign(machine=machine()).to_csv(part, index=False)
         part.replace(HERE / "results.csv")
+        draw(table, HERE / "cost.png")
 
 
 if __name__ == "__main__":

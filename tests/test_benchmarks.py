@@ -19,7 +19,19 @@ def test_every_topic_gives_rows():
     before = results.read_bytes() if results.exists() else None
     done = run("--quick", "--runs", "1")
     assert done.returncode == 0, done.stderr
-    for what in ("augmentation", "n = 64", "by rows", "weights", "draws", "step, tiny", "read"):
+    for what in (
+        "augmentation",
+        "n = 64",
+        "by rows",
+        "weights",
+        "draws",
+        "step, tiny",
+        "read",
+        "notebook 02",
+        "compiled",
+        "UMAP",
+        "2 processes",
+    ):
         assert what in done.stdout, what
     assert "efficiency" in done.stdout
     assert (results.read_bytes() if results.exists() else None) == before

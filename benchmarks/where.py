@@ -1,0 +1,23 @@
+"""Where the time of a run went: ``python benchmarks/where.py RUN_DIR [RUN_DIR ...]`` prints, for
+each notebook, its seconds in all and how often it ran, a column per run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+
+def seconds(run: Path) -> pd.Series:
+    """Seconds of the executed notebooks by step, and their number."""
+    spent = {}
+    for file in sorted((run / "notebooks").glob("*.ipynb")):
+        if "duration" in (found := json.loads(file.read_text())["metadata"].get("papermill", {})):
+            spent.setdefault(file.stem.split("-")[0], []).append(found["duration"])
+    named = {step: f"{sum(each):.0f} ({len(each)})" for step, each in sorted(spent.items())}
+    return pd.Series(named | {"sum": f"{sum(map(sum, spent.values())):.0f}"}, name=str(run))
+
+
+if __name__ == "__main__":
+    table = pd.concat(map(seconds, map(Path, sys.argv[1:])), axis=1).fillna("").sort_index()
+    print(table.to_string())
