@@ -190,6 +190,15 @@ def test_views_are_equal_on_the_gpu():
     torch.testing.assert_close(views.cpu(), augment(images, seeded(1)), rtol=0, atol=1e-4)
 
 
+def test_pieces_give_the_same_bits_as_the_whole_batch(monkeypatch):
+    images = torch.rand(7, 1, 33, 40)
+    views = []
+    for piece in (2**30, 3 * 33 * 40, 1):  # all at once, by three, one by one
+        monkeypatch.setattr("wspnb.augment.PIECE", piece)
+        views.append(augment(images, torch.Generator().manual_seed(0), translate=0.1))
+    assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
+
+
 def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match=r"expected \(b, c, h, w\)"):
         augment(torch.rand(4, 20, 20))

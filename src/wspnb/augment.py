@@ -4,6 +4,8 @@ import torch
 from kornia.geometry.transform import warp_affine
 from torch import Tensor
 
+PIECE = 2**20  # pixels that a CPU warps at once: what a warp needs beside stays in its cache
+
 
 def sample_affine(
     n: int,
@@ -123,7 +125,10 @@ def augment(
     with torch.autocast(images.device.type, enabled=False):
         views = to_unit(images)
         if not torch.equal(affine, torch.eye(2, 3, device=affine.device).expand_as(affine)):
-            views = warp_affine(views, affine.to(images.device), images.shape[2:])
+            pixels = views[0, 0].numel()
+            at_once = max(1, PIECE // pixels) if views.device.type == "cpu" else len(views)
+            pieces = zip(views.split(at_once), affine.to(views.device).split(at_once), strict=True)
+            views = torch.cat([warp_affine(*piece, images.shape[2:]) for piece in pieces])
     if images.is_contiguous(memory_format=torch.channels_last):
         views = views.contiguous(memory_format=torch.channels_last)
     return views
