@@ -152,6 +152,7 @@ def test_names_of_rows():
     assert results.row_label("depth_aware_crop_area0.25") == "depth-Aware, crop_area 0.25"
     assert results.row_label("wsp_sigmainf") == "WSP, sigma inf"
     assert results.row_label("as_released") == "WSP, as released"
+    assert results.row_label("full_precision") == "WSP, float32"
     assert results.row_label("ours") == "ours"
 
 

@@ -21,6 +21,7 @@ ROWS = {
     "depth_aware": "depth-Aware",
     "wsp": "WSP",
 }
+SWITCHES = {"as_released": "WSP, as released", "full_precision": "WSP, float32"}  # in params/
 BACKBONES = {"tiny": "TinyNet", "tiny_padded": "TinyNet (padded)", "resnet18": "ResNet-18"}
 
 
@@ -223,8 +224,8 @@ def check_alike(runs: list[dict], data: str) -> None:
 
 def row_label(name: str) -> str:
     """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
-    if name == "as_released":
-        return "WSP, as released"
+    if name in SWITCHES:
+        return SWITCHES[name]
     changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
     return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}" if changed else ROWS.get(name, name)
 
