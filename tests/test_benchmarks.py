@@ -40,3 +40,13 @@ def test_every_topic_gives_rows():
 def test_unknown_topic_is_named():
     done = run("speed")
     assert done.returncode == 2 and "no topic speed; there are augment" in done.stderr
+
+
+@pytest.mark.slow
+def test_parts_of_a_step():
+    words = "--backbone tiny --size 160 --slices 2 --steps 1".split()
+    script = [sys.executable, str(BENCH.with_name("step.py")), *words]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for what in ("augment", "backward", "GFLOP a step", "of the measured", "6240 steps"):
+        assert what in done.stdout, what

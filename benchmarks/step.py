@@ -1,0 +1,160 @@
+"""Where a training step goes, and how near it is to what the device can do.
+
+    python benchmarks/step.py [--backbone tiny] [--size 512] [--slices 64] [--steps 20] [--largest]
+
+Prints seconds of each part of a step, images per second, arithmetic and bytes counted, the
+device's own limits as measured here (a large matrix product, a large copy), the share of them that
+the step reaches, and the time of the paper's pretraining (6,240 steps) at this speed. On a GPU
+`--largest` doubles the batch until it no longer fits.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench import DEVICE, machine, timed
+
+from wspnb.augment import augment
+from wspnb.kernels import pair_kernel
+from wspnb.losses import contrastive_loss
+from wspnb.models import build_encoder, build_head
+from wspnb.pretrain import pick_precision
+
+KIND = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto"))
+PAPER_STEPS = 6240
+
+
+class Step:
+    """One pretraining step of notebook 02 in parts that can be timed one by one."""
+
+    def __init__(self, backbone: str, size: int, n: int):
+        self.n, self.seconds = n, {}
+        self.store = torch.randint(0, 256, (2 * n, 1, size, size), dtype=torch.uint8).to(DEVICE)
+        self.labels, self.positions = torch.arange(2 * n) % 4, torch.rand(2 * n)
+        encoder = build_encoder(backbone, "batch").to(DEVICE, memory_format=torch.channels_last)
+        self.network = torch.nn.Sequential(encoder, build_head(backbone).to(DEVICE))
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def part(self, name: str, work):
+        """Run and time a part of the step, the device's work included."""
+        kept = []
+        seconds = timed(lambda: kept.append(work()))
+        self.seconds.setdefault(name, []).append(seconds)
+        return kept[0]
+
+    def __call__(self, part=None):
+        part = part or (lambda name, work: work())
+        rows = torch.randperm(2 * self.n, generator=self.generator)[: self.n]
+        images = part("read", lambda: self.store[rows.to(DEVICE)])
+        views = part(
+            "augment", lambda: torch.cat([augment(images, self.generator) for _ in range(2)])
+        )
+        pair = part("forward", lambda: self.embed(views))
+        loss = part("kernel and loss", lambda: self.loss(pair, rows))
+        part("backward", loss.backward)
+        part("optimiser", self.optimizer.step)
+        self.optimizer.zero_grad()
+
+    def embed(self, views):
+        with torch.autocast(DEVICE.type, KIND, enabled=KIND is not None):
+            return self.network(views).chunk(2)
+
+    def loss(self, pair, rows):
+        kernel = pair_kernel("wsp", self.labels[rows], self.positions[rows]).to(DEVICE)
+        return contrastive_loss(*pair, kernel)
+
+
+def limits() -> tuple[float, float]:
+    """Multiplications and additions per second of a matrix product in the step's precision, and
+    bytes per second of a copy (read and written): medians of five."""
+    n = 8192 if DEVICE.type == "cuda" else 2048
+    a = torch.randn(n, n, device=DEVICE, dtype=KIND or torch.float32)
+    block = torch.zeros(2**30 if DEVICE.type == "cuda" else 2**27, dtype=torch.uint8, device=DEVICE)
+    rates = []
+    for work, amount in ((lambda: a @ a, 2 * n**3), (block.clone, 2 * block.numel())):
+        timed(work)
+        rates.append(amount / sorted(timed(work) for _ in range(5))[2])
+    return rates[0], rates[1]
+
+
+def count(step: Step) -> tuple[float, float]:
+    """Arithmetic of one step, forward and backward, and bytes that must move at the least: every
+    layer's output written once and read twice (forward, backward), weights and Adam's state."""
+    sizes = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, given, out: sizes.append(out.nbytes))
+        for layer in step.network.modules()
+        if not list(layer.children())
+    ]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    for hook in hooks:
+        hook.remove()
+    weights = sum(p.nbytes for p in step.network.parameters())
+    return counter.get_total_flops(), 3 * sum(sizes) + 9 * weights
+
+
+def largest(backbone: str, size: int) -> int:
+    """Largest power of two of slices in a batch that fits on the card."""
+    n = 8
+    while True:
+        try:
+            Step(backbone, size, 2 * n)()
+        except torch.OutOfMemoryError:
+            return n
+        finally:
+            torch.cuda.empty_cache()
+        n *= 2
+
+
+def main() -> None:
+    gpu = DEVICE.type == "cuda"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="resnet18", choices=["tiny", "resnet18"])
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=64 if gpu else 4)
+    parser.add_argument("--steps", type=int, default=20 if gpu else 3)
+    parser.add_argument("--largest", action="store_true")
+    asked = parser.parse_args()
+    if asked.largest and not gpu:
+        parser.error("--largest needs a GPU")
+    print(machine(), f"precision {KIND or torch.float32}", sep="\n")
+    step = Step(asked.backbone, asked.size, asked.slices)
+    step(), step()
+    # Without waiting between the parts, as in training; the parts apart.
+    begin = time.perf_counter()
+    timed(lambda: [step() for _ in range(asked.steps)])
+    whole = (time.perf_counter() - begin) / asked.steps
+    for _ in range(asked.steps):
+        step(step.part)
+    parts = {name: sorted(found)[len(found) // 2] for name, found in step.seconds.items()}
+    print(f"{asked.backbone}, {asked.slices} slices ({2 * asked.slices} views) of {asked.size} px")
+    for name, seconds in parts.items():
+        print(f"  {name:16s} {seconds:9.5f} s  {seconds / sum(parts.values()):4.0%}")
+    print(f"  {'whole step':16s} {whole:9.5f} s, {2 * asked.slices / whole:.0f} views/s")
+    memory = torch.cuda.max_memory_allocated() if gpu else 0
+    (flops, moved), (peak, bandwidth) = count(step), limits()
+    print(
+        f"arithmetic {flops / 1e9:.0f} GFLOP a step: {flops / whole / 1e12:.2f} TFLOP/s,", end=" "
+    )
+    print(f"{flops / whole / peak:.0%} of the measured {peak / 1e12:.2f}")
+    print(
+        f"bytes, at the least, {moved / 1e9:.2f} GB a step: {moved / whole / 1e9:.0f} GB/s,",
+        end=" ",
+    )
+    print(f"{moved / whole / bandwidth:.0%} of the measured {bandwidth / 1e9:.0f}")
+    print(f"{PAPER_STEPS} steps: {PAPER_STEPS * whole / 60:.1f} min")
+    if gpu:
+        print(f"peak memory {memory / 2**30:.1f} GiB")
+    if asked.largest:
+        print(f"largest batch that fits: {largest(asked.backbone, asked.size)} slices")
+
+
+if __name__ == "__main__":
+    main()
