@@ -21,7 +21,7 @@ needs_source = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """All 1,584 patients."""
+    """All 1,584 glands."""
     if not SOURCE.exists():
         pytest.skip(f"no copy of the public file in {SOURCE.parent}")
     folder = tmp_path_factory.mktemp("adrenal")
