@@ -23,7 +23,8 @@ def start(precision: str) -> Accelerator:
 def share(batch_size: int, rank: int, n_devices: int) -> Tensor:
     """Places of the batch that one device holds, ``(batch_size / n_devices,)``.
 
-    The batch is drawn once, equal on all devices, so no patient stands on two of them.
+    The batch is drawn once, equal on all devices, so no slice stands on two of them; nor does a
+    patient, unless the class has fewer patients than places and gives several slices of each.
 
     Raises:
         ValueError: if the batch cannot be divided equally.
