@@ -169,6 +169,11 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
     table = pd.read_csv(tmp_path / "published" / "audit_differences_test.csv")
     assert len(table) == 2 * len(cohorts)
     assert table.low_both.isna().all() == (len(cohorts) == 1)
+    pairs = tmp_path / "published" / "audit_pairs_test.csv"
+    assert pairs.exists() == (len(cohorts) > 1)
+    if len(cohorts) > 1:
+        found = pd.read_csv(pairs).set_index(["cohort", "method"])
+        assert len(found) == 3 and found.columns.tolist() == ["pooled", "within", "between"]
     claims = pd.read_csv(tmp_path / "figures" / "audit_claims.csv").set_index(["claim", "cohort"])
     best = claims.loc["WSP beats every other method", cohorts[-1]]
     ends = table.low_both.fillna(table.low)[table.cohort == cohorts[-1]]

@@ -203,7 +203,8 @@ def test_a_preempted_job_goes_on_from_its_checkpoint(slurm, project):
         assert running.wait(1800) == 0, (project / "flow.log").read_text()
     finally:
         running.kill()
-    assert "Restarts=1 " in command(slurm, "scontrol", "show", "job", job)
+    shown = command(slurm, "scontrol", "show", "job", job)
+    assert "Restarts=1 " in shown and "TimeLimit=12:00:00" in shown
     left = int(re.search(r"(\d+) steps to go", target.read_text())[1])
     assert 0 < left < steps and left % 10 == 0
     cut = (folder / "encoder.safetensors").read_bytes()

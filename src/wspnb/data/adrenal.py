@@ -2,7 +2,7 @@
 
 Source: MedMNIST v2 (Yang et al., Scientific Data 2023, doi 10.1038/s41597-022-01721-8), CC BY 4.0;
 1,584 left and right glands of 792 patients, a binary mask each, 28 voxels a side of a 64 mm cube
-about the gland. Which two are one patient's is not published (neither order nor shape tells): the
+about the gland. Which two are one patient's is not published, nor does the order tell: the
 official parts are split by patient, but within a part every gland counts as a patient here, so
 folds may part a patient's two glands and intervals over "patients" are too narrow. The grey
 values of the CT are not published, and the anatomy of the axes is undocumented: by the shapes the
