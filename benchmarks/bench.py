@@ -204,7 +204,7 @@ def bench_step(runs: int, quick: bool):
     for backbone, size, n in [("tiny", 160, 2)] if quick else sizes:
         steps = [training_step(backbone, size, n, fast) for fast in (False, True)]
         row = compare(f"step, {backbone}, {n} slices of {size} px", *steps, runs)
-        row["images_per_s"] = 2 * n / row["ours_s"]
+        row["views_per_s"] = 2 * n / row["ours_s"]
         if (backbone, n) == ("tiny", 8):
             row |= {"panel": "pixels of a side (step of 8 slices)", "x": size}
         if gpu:
