@@ -19,7 +19,7 @@ export THP_MEM_ALLOC_ENABLE := 1
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-# torch goes first and apart: its plain range would bring a larger build than a laptop needs.
+# torch goes first and apart: which build it is, for CPU or GPU, is the index's and the user's choice.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else "Python 3.11 is needed, found %d.%d: make PYTHON=/path/to/python3.11 ..." % v)'
 	@echo "setting up $(VENV) (once, some minutes)"
