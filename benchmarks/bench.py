@@ -2,7 +2,8 @@
 ``python benchmarks/bench.py [TOPIC ...]``.
 
 Every row is the median of runs taken in turn, plain and ours, in this one process; the ratio is
-what counts. A run of all topics writes ``results.csv`` beside this file.
+what counts. A run of all topics writes ``results.csv`` and ``cost.png`` beside this file, and its
+table into ``README.md``.
 """
 
 import argparse
@@ -333,8 +334,10 @@ def draw(table: pd.DataFrame, file: Path) -> None:
     """Cost against batch size, slices, image size and processes: plain and ours."""
     table = table[table.panel.notna()].copy()
     table["panel"] = table.panel.str.replace(r"processes.*", "processes (step)", regex=True)
-    fig, axes = plt.subplots(1, table.panel.nunique(), figsize=(13, 3), layout="constrained")
-    for axis, (panel, rows) in zip(axes, table.groupby("panel", sort=False), strict=True):
+    fig, axes = plt.subplots(
+        1, table.panel.nunique(), figsize=(13, 3), squeeze=False, layout="constrained"
+    )
+    for axis, (panel, rows) in zip(axes.flat, table.groupby("panel", sort=False), strict=True):
         axis.set(xlabel=panel, xscale="log", yscale="log")
         if panel.startswith("processes"):
             for row in rows.itertuples():
@@ -346,9 +349,29 @@ def draw(table: pd.DataFrame, file: Path) -> None:
             axis.plot(rows.x, rows.plain_s, "o--", color="gray", label="plain")
             axis.plot(rows.x, rows.ours_s, "o-", label="ours")
         axis.legend(fontsize=8)
-    axes[0].set_ylabel("seconds")
+    axes[0, 0].set_ylabel("seconds")
     plots.save_figure(fig, file.parent, file.stem)
     plt.close(fig)
+
+
+def publish(table: pd.DataFrame, page: Path) -> None:
+    """Put the table between the two marks of the page."""
+
+    def number(value, digits=3):
+        return "" if pd.isna(value) else f"{value:#.{digits}g}".rstrip(".")
+
+    lines = ["| what | plain, s | ours, s | times faster | peak, MB | note |", "|" + "---|" * 6]
+    for row in table.itertuples():
+        cells = [row.what, number(row.plain_s), number(row.ours_s), number(row.times_faster, 2)]
+        cells += ["" if pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"]
+        lines.append(f"| {' | '.join([*cells, '' if pd.isna(row.note) else row.note])} |")
+    text = page.read_text()
+    head, rest = text.split("<!-- results -->")
+    tail = rest.split("<!-- end of results -->")[1]
+    middle = "\n".join([machine() + ".", "", *lines])
+    part = page.with_suffix(".part")
+    part.write_text(f"{head}<!-- results -->\n{middle}\n<!-- end of results -->{tail}")
+    part.replace(page)
 
 
 def machine() -> str:
@@ -383,6 +406,7 @@ def main() -> None:
         table.assign(machine=machine()).to_csv(part, index=False)
         part.replace(HERE / "results.csv")
         draw(table, HERE / "cost.png")
+        publish(table, HERE / "README.md")
 
 
 if __name__ == "__main__":

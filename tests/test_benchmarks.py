@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 BENCH = Path(__file__).parents[1] / "benchmarks" / "bench.py"
@@ -50,3 +52,22 @@ def test_parts_of_a_step():
     assert done.returncode == 0, done.stderr
     for what in ("augment", "backward", "GFLOP a step", "of the measured", "6240 steps"):
         assert what in done.stdout, what
+
+
+@pytest.mark.slow
+def test_a_page_gets_the_table_and_keeps_the_rest(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import bench
+
+    row = {"what": "loss", "plain_s": 0.5, "ours_s": 0.25, "times_faster": 2.0, "note": "two"}
+    table = pd.DataFrame([row, {"what": "read", "ours_s": 0.125, "peak_mb": 99.6}])
+    table = table.assign(panel=["slices in a batch (loss)", None], x=[64, np.nan])
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    bench.publish(table, page)
+    text = page.read_text()
+    assert "| loss | 0.500 | 0.250 | 2.0 |  | two |" in text and "old" not in text
+    assert "| read |  | 0.125 |  | 100 |  |" in text and bench.machine() in text
+    assert text.startswith("before\n") and text.endswith("<!-- end of results -->\nafter\n")
+    bench.draw(table, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").stat().st_size > 5000
