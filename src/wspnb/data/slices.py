@@ -514,7 +514,10 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
     size = settings["image_size"]
     rows = [entry.get("inventory", {}) for entry in done]
     twice = duplicates(
-        [row.get("voxels", "") for row in rows], cohort.patient.tolist(), cohort.volume.tolist()
+        [row.get("voxels", "") for row in rows],
+        cohort.patient.tolist(),
+        cohort.volume.tolist(),
+        [bool(entry["z"]) for entry in done],
     )
     counts = [len(entry["z"]) for entry in done]  # in the file
     used = [
