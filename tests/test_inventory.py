@@ -258,6 +258,20 @@ def test_of_two_copies_the_one_with_a_good_mask_is_kept(tmp_path):
     assert store.failed.volume.tolist() == ["a.nii.gz"] and "is empty" in store.failed.reason[0]
 
 
+def test_a_stray_voxel_far_from_the_organ_is_warned_of(tmp_path):
+    liver = np.zeros(HU.shape, np.uint8)
+    liver[40:90, 60:90, 6:10] = 1
+    rows = []
+    for number, stray in enumerate((0, 1)):
+        liver[80, 80, 1] = stray
+        save(tmp_path / f"m{number}.nii.gz", liver)
+        save(tmp_path / f"v{number}.nii.gz", body(number))
+        rows.append(f"v{number}.nii.gz,m{number}.nii.gz,p{number},0,,radio,")
+    with pytest.warns(UserWarning, match=r"1 masks, such as that of v1\.nii\.gz, have slices"):
+        folder = write_slices(cohort(tmp_path, rows), tmp_path / "s", 32, workers=1, progress=False)
+    assert pd.read_csv(folder / "inventory.csv").mask_gaps.tolist() == [0, 4]
+
+
 def test_a_mask_on_air_is_refused(tmp_path):
     volume = save(tmp_path / "v.nii.gz", HU)
     mask = np.zeros(HU.shape, np.uint8)
