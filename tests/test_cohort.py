@@ -46,6 +46,8 @@ def test_column_order_and_blank_lines_do_not_matter(tmp_path):
         "",
         "d1,0,,p,,a.nii.gz",
         ",,,,,",
+        " , ,,,,",
+        "   ",
         header="cohort,label,weak_label,patient,mask,volume",
     )
     table = read_cohort(path)
@@ -69,6 +71,8 @@ def test_paths_start_at_the_table_not_at_the_working_directory(tmp_path, monkeyp
         (["a.nii.gz,,p,severe,,radio"], ["line 2: weak_label 'severe'"]),
         (["a.nii.gz,,p,-1,,radio"], ["line 2: weak_label '-1'"]),
         (["a.nii.gz,,p,inf,,radio"], ["line 2: weak_label 'inf'"]),
+        (["a.nii.gz,,p,1e30,,radio"], ["line 2: weak_label '1e30'", "not an integer"]),
+        (["ct\\a.nii.gz,,p,1,,radio"], ["line 2: volume", "correct the path, with / for \\"]),
         (["a.nii.gz,,p,,2,d1"], ["line 2: label '2' is not 0 or 1"]),
         (["a.nii.gz,,,1,,radio"], ["line 2: patient is empty"]),
         (["a.nii.gz,,p,1,,"], ["line 2: cohort is empty"]),

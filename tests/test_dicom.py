@@ -76,6 +76,7 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     [
         ({"heights": [0, 2.5, 5, 10, 12.5, 15]}, r"gaps of 2\.50 to 5\.00 mm: slices are missing"),
         ({"heights": [0, 0, 2.5, 2.5, 5, 5]}, r"gaps of 0\.00 to 2\.50 mm"),
+        ({"heights": [5.0] * 6}, r"gaps of 0\.00 to 0\.00 mm"),
         ({"tilt": 0.4}, "tilted gantry"),
         ({"modality": "MR"}, "is MR, not CT"),
     ],
@@ -86,6 +87,15 @@ def test_refused(tmp_path, options, words):
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
 
 
+def test_a_series_in_two_folders_is_one(tmp_path):
+    write_series(tmp_path / "p" / "DISC1", volume())
+    (tmp_path / "p" / "DISC2").mkdir()
+    for file in sorted((tmp_path / "p" / "DISC1").iterdir())[::2]:
+        file.rename(tmp_path / "p" / "DISC2" / file.name)
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], volume()[::-1, ::-1])
+
+
 def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
     write_series(tmp_path / "dicom" / "good", volume())
     (tmp_path / "dicom" / "nothing").mkdir()
@@ -94,3 +104,7 @@ def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
     assert said.out.strip().endswith("good.nii.gz") and "no DICOM series" in said.err
     (tmp_path / "dicom" / "nothing").rmdir()
     assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
+    assert "good.nii.gz (there already, not converted again)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "nothing"), str(tmp_path / "nifti")])
+    assert "no such folder" in capsys.readouterr().err

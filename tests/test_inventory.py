@@ -168,11 +168,12 @@ def test_the_hash_knows_a_scan_in_any_dress(tmp_path):
 
 def test_duplicates():
     names = ["a", "b", "c", "d", "e", "f"]
-    found = duplicates(["1", "1", "2", "2", "", ""], ["p", "q", "r", "r", "s", "t"], names)
+    hashes, owners = ["1", "1", "2", "2", "", ""], ["p", "q", "r", "r", "s", "t"]
+    found = duplicates(hashes, owners, names, [True] * 6)
     assert sorted(found) == [0, 1, 3]
     assert found[0].startswith("a: the same voxels as b") and "patients p, q" in found[0]
     assert found[3].startswith("d: the same voxels as c of the same patient, which is kept")
-    three = duplicates(["1"] * 3, ["p", "p", "q"], names[:3])
+    three = duplicates(["1"] * 3, ["p", "p", "q"], names[:3], [True] * 3)
     assert sorted(three) == [0, 1, 2]  # nobody knows whose it is
 
 
@@ -244,6 +245,31 @@ def test_a_scan_of_two_patients_leaves_no_slice(tmp_path):
     clean = write_slices(cohort(tmp_path, rows), tmp_path / "t", 48, workers=1, progress=False)
     assert (clean / "slices.npy").read_bytes() == (folder / "slices.npy").read_bytes()
     assert (clean / "slices.csv").read_bytes() == (folder / "slices.csv").read_bytes()
+
+
+def test_of_two_copies_the_one_with_a_good_mask_is_kept(tmp_path):
+    first, second = save(tmp_path / "a.nii.gz", HU), save(tmp_path / "b.nii.gz", HU, level=1)
+    save(tmp_path / "empty.nii.gz", np.zeros(HU.shape, np.uint8))
+    save(tmp_path / "liver.nii.gz", (HU > 60).astype(np.uint8))
+    rows = [f"{first},empty.nii.gz,p,0,,radio,", f"{second},liver.nii.gz,p,0,,radio,"]
+    folder = write_slices(cohort(tmp_path, rows), tmp_path / "s", 32, workers=1, progress=False)
+    store = open_slices(folder)
+    assert set(store.table.volume) == {"b.nii.gz"}
+    assert store.failed.volume.tolist() == ["a.nii.gz"] and "is empty" in store.failed.reason[0]
+
+
+def test_a_stray_voxel_far_from_the_organ_is_warned_of(tmp_path):
+    liver = np.zeros(HU.shape, np.uint8)
+    liver[40:90, 60:90, 6:10] = 1
+    rows = []
+    for number, stray in enumerate((0, 1)):
+        liver[80, 80, 1] = stray
+        save(tmp_path / f"m{number}.nii.gz", liver)
+        save(tmp_path / f"v{number}.nii.gz", body(number))
+        rows.append(f"v{number}.nii.gz,m{number}.nii.gz,p{number},0,,radio,")
+    with pytest.warns(UserWarning, match=r"1 masks, such as that of v1\.nii\.gz, have slices"):
+        folder = write_slices(cohort(tmp_path, rows), tmp_path / "s", 32, workers=1, progress=False)
+    assert pd.read_csv(folder / "inventory.csv").mask_gaps.tolist() == [0, 4]
 
 
 def test_a_mask_on_air_is_refused(tmp_path):

@@ -120,6 +120,16 @@ def test_rows_that_contradict_are_named(tmp_path, line, column, value, message):
     assert "1 problems" in str(error.value)
 
 
+def test_blank_lines_count_and_other_files_are_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("patient,label\n\nTCGA-DD-X001,1\n , \nTCGA-DD-X002,0\n")
+    assert read_labels(path).line.tolist() == [3, 5]
+    for content in ("patient,label\nMüller,1\n".encode("latin-1"), b"", b"a,b\n1,2\n1,2,3\n"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"t\.csv: not a CSV table \(.+\): save it as CSV"):
+            read_labels(path)
+
+
 def test_tables_of_other_forms(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such table"):
         read_labels(tmp_path / "gone.csv")

@@ -161,6 +161,17 @@ def test_mask_must_lie_on_the_volume(tmp_path):
         load_mask(save(tmp_path / "soft.nii.gz", organs.astype(np.float32) / 2), ct)
 
 
+def test_map_of_many_organs_needs_the_livers_label(tmp_path):
+    organs = np.zeros(VOXELS.shape, np.uint8)
+    organs[1, 1, :4] = 1, 5, 90, 117
+    path = save(tmp_path / "total.nii.gz", organs)
+    with pytest.raises(ValueError, match=r"4 labels \(1, 5, 90, 117.*say which is the liver"):
+        load_mask(path)
+    assert np.argwhere(load_mask(path, value=5)).tolist() == [[1, 1, 1]]
+    save(path, np.where(organs, 255, 0).astype(np.uint8))
+    assert load_mask(path).sum() == 4
+
+
 def test_window_never_wraps():
     hu = np.array([-3024, -1000, -100, -99, 0, 150, 399, 400, 401, 3071, 32767])
     expected = [0, 0, 0, 1, 51, 128, 254, 255, 255, 255, 255]

@@ -14,14 +14,20 @@ from wspnb.results import ROWS
 ROOT = Path(__file__).parents[1]
 
 
-def plan(target: str, *config: str) -> dict[str, int]:
-    """Number of jobs of each rule in a dry run in which nothing is done yet."""
+def dry_run(target: str, *config: str) -> str:
+    """What is said of a run in which nothing is done yet."""
     command = [Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile"]
     command += ["--dry-run", "--forceall", "--cores", "2", target]
     command += ["--config", *config] if config else []
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
-    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
+    return done.stdout
+
+
+def plan(target: str, *config: str) -> dict[str, int]:
+    """Number of jobs of each rule."""
+    said = dry_run(target, *config)
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
 
 
 @pytest.mark.slow
@@ -61,6 +67,14 @@ def test_plan_of_lihc_pretrains_nothing():
     assert not {"alone", "pretrain", "audit", "supervised"} & set(jobs)
     imagenet = ("backbones=resnet18", "methods=random,imagenet", "imagenet=FILE")
     assert plan("report", "profile=lihc", *imagenet)["pretrain"] == 1
+
+
+@pytest.mark.slow
+def test_a_corrected_table_of_labels_is_read_again(tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.touch()
+    said = dry_run("report", "profile=lihc", "methods=random", f"labels={labels}")
+    assert f"input: notebooks/01_preprocess.ipynb, {labels}\n" in said
 
 
 @pytest.mark.slow

@@ -80,6 +80,15 @@ def test_cut_connection_goes_on_at_the_byte(server, tmp_path):
     assert len(BIG) <= server.sent("big.bin") <= len(BIG) + 2 * BLOCK  # nothing twice but a block
 
 
+def test_a_file_list_that_breaks_off_is_asked_for_again(server, tmp_path):
+    server.list_cuts, waits = [100, 40], Clock()
+    assert [path.name for path in fetch(server, tmp_path, sleep=waits)] == list(server.files)
+    assert waits == [1, 2]
+    server.list_cuts = [100] * TRIES
+    with pytest.raises(ConnectionError, match="Try again later"):
+        fetch(server, tmp_path / "other")
+
+
 def test_killed_process_goes_on_at_the_byte(server, tmp_path):
     server.pause = 0.02  # 16 KiB each: the whole takes over a second
     code = (

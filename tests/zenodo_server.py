@@ -16,6 +16,7 @@ class Zenodo:
         self.stated = {}  # key -> checksum to state instead of the true one
         self.ranges = True  # whether Range requests are served
         self.cuts = []  # bytes after which to close the next connections of files
+        self.list_cuts = []  # the same, of lists of files
         self.refusals = []  # (status, headers) to answer first
         self.damaged = []  # for each of the next files served, whether a byte is wrong
         self.pause = 0.0  # s between blocks of 16 KiB
@@ -88,7 +89,8 @@ class Zenodo:
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             request.send_header(name, value)
         request.end_headers()
-        end = self.cuts.pop(0) if not body and status < 300 and self.cuts else len(content)
+        cuts = self.list_cuts if body else self.cuts
+        end = cuts.pop(0) if status < 300 and cuts else len(content)
         try:
             for at in range(0, min(end, len(content)), 1 << 14):
                 block = content[at : min(at + (1 << 14), end)]

@@ -93,6 +93,7 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
         for column in ("volume", "mask"):
             if row[column] and not os.path.isfile(row[column]):
                 advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
+                advice += ", with / for \\" if "\\" in row[column] and os.sep == "/" else ""
                 found.append((line, f"{column} {row[column]!r} is not a file: {advice}"))
         volume = row["volume"]
         if volume and first_line.setdefault(volume, line) != line:
@@ -135,7 +136,7 @@ def _label_problem(column: str, value: str) -> str:
         number, whole = -1.0, False
     if column == "label" and number not in (0.0, 1.0):
         return f"label {value!r} is not 0 or 1: leave it empty where it is unknown"
-    if not whole or number < 0:
+    if not whole or not 0 <= number < 2**31:
         return f"weak_label {value!r} is not an integer from 0: leave it empty where it is unknown"
     return ""
 
@@ -146,7 +147,8 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             names = [name.strip() for name in next(reader, [])]
-            content = [(reader.line_num, [f.strip() for f in row]) for row in reader if any(row)]
+            stripped = ([field.strip() for field in row] for row in reader)
+            content = [(reader.line_num, row) for row in stripped if any(row)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): save the table as CSV UTF-8") from error
     except csv.Error as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 
 def find_series(folder: str | Path) -> dict[str, list[str]]:
-    """Files of each series below a folder, in the order of their place along the patient.
+    """Files of each series below a folder; those of one folder in the order of their place.
 
     Raises:
         ImportError: if SimpleITK is not installed.
@@ -60,9 +60,12 @@ def convert_series(folder: str | Path, out: str | Path, series: tuple[str, ...] 
     tags = [_tags(file) for file in files]
     if tags[0]["modality"] != "CT":
         raise ValueError(f"{folder}: series {uid} is {tags[0]['modality'] or 'unknown'}, not CT")
+    # A series may lie in several folders, as burnt discs have it.
+    order = np.argsort([tag["origin"] @ tags[0]["normal"] for tag in tags], kind="stable")
+    files, tags = [files[k] for k in order], [tags[k] for k in order]
     steps = np.diff([tag["origin"] for tag in tags], axis=0)
     gaps = steps @ tags[0]["normal"]
-    if len(gaps) < 1 or np.abs(gaps - np.median(gaps)).max() > 0.01 * abs(np.median(gaps)):
+    if len(gaps) < 1 or not np.abs(gaps - np.median(gaps)).max() < 0.01 * abs(np.median(gaps)):
         shown = " to ".join(f"{gap:.2f}" for gap in (gaps.min(), gaps.max())) if len(gaps) else "no"
         raise ValueError(
             f"{folder}: series {uid} of {len(files)} slices with gaps of {shown} mm: slices are"
@@ -119,14 +122,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="gets PATIENT.nii.gz")
     parser.add_argument("--series", nargs="*", default=(), help="SeriesInstanceUIDs to take")
     asked = parser.parse_args(arguments)
+    if not asked.folder.is_dir():
+        parser.error(f"{asked.folder}: no such folder")
     patients = sorted(p for p in asked.folder.iterdir() if p.is_dir())
     problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
     for patient in patients:
         out = asked.out / f"{patient.name}.nii.gz"
         try:
-            if not out.exists():
+            kept = out.exists()
+            if not kept:
                 convert_series(patient, out, tuple(asked.series))
-            print(out)
+            print(out, "(there already, not converted again)" if kept else "")
         except (ValueError, RuntimeError) as error:
             problems.append(str(error))
     print(*problems, sep="\n", file=sys.stderr)

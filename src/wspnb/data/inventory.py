@@ -227,16 +227,19 @@ def _padding(sample: np.ndarray) -> float | None:
     return float(values[np.argmax(counts)])
 
 
-def duplicates(hashes: list[str], patients: list[str], names: list[str]) -> dict[int, str]:
+def duplicates(
+    hashes: list[str], patients: list[str], names: list[str], usable: list[bool]
+) -> dict[int, str]:
     """Scans that are in the table twice: row number and reason.
 
     Args:
         hashes: of the voxels of each row, empty where unknown.
         patients, names: of each row.
+        usable: whether nothing else is wrong with it, such as its mask.
 
     Returns:
-        Of one patient, all rows but the first; of several patients, every row, as nobody can tell
-        whose scan it is.
+        Of one patient, all rows but the first usable one; of several patients, every row, as nobody
+        can tell whose scan it is.
     """
     groups: dict[str, list[int]] = {}
     for row, voxels in enumerate(hashes):
@@ -245,8 +248,9 @@ def duplicates(hashes: list[str], patients: list[str], names: list[str]) -> dict
     found = {}
     for rows in groups.values():
         owners = sorted({patients[row] for row in rows})
+        rows = sorted(rows, key=lambda row: not usable[row])
         for row in rows if len(owners) > 1 else rows[1:]:
-            other = next(r for r in rows if r != row)
+            other = rows[0] if row != rows[0] else rows[1]
             found[row] = (
                 f"{names[row]}: the same voxels as {names[other]}, but of patients"
                 f" {', '.join(owners)}: find out whose scan it is and delete the other line"

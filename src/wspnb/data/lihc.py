@@ -144,7 +144,12 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table of labels")
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}  # lines count
+    try:
+        raw = pd.read_csv(path, **options, encoding="utf-8-sig")
+    except ValueError as error:
+        reason = str(error).strip()
+        raise ValueError(f"{path}: not a CSV table ({reason}): save it as CSV UTF-8") from error
     raw.columns = raw.columns.str.strip()
     by = next((name for name in ("subject", "patient") if name in raw), None)
     if by is None or not {"score", "class", "label"} & set(raw.columns):
@@ -154,6 +159,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
         )
     rows, problems, first, labels = [], [], {}, {}
     for line, row in enumerate(raw.to_dict("records"), start=2):
+        if not any(value.strip() for value in row.values()):
+            continue
         try:
             own = {"line": line, **_row(row, by)}
             other = first.setdefault(own["key"], own)

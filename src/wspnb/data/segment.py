@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
+from wspnb.data.inventory import load_hu
 from wspnb.data.masks import largest_component, read_given, write_mask
-from wspnb.data.volumes import load_volume, padding, resize, to_image, window
+from wspnb.data.volumes import padding, resize, to_image, window
 
 
 def liver_unet(seed: int = 0) -> torch.nn.Module:
@@ -77,19 +78,20 @@ def network_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
     return np.stack(inside) * np.uint8(255)
 
 
-def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0):
+def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""):
     """Slices of a volume from the lowest to the highest with liver, to draw outlines upon.
 
     Args:
         volume: NIfTI file.
         livers: masks ``(x, y, z)``; where all are empty, the slices span the volume.
         n, size, low, high: see :func:`network_images`.
+        coding: see :func:`training_pairs`.
 
     Returns:
         Slice numbers ``(n,)``, images ``(n, size, size)`` uint8 and outlines ``(n, n_livers, size,
         size)`` uint8, 255 = liver.
     """
-    hu, spacing = load_volume(volume)
+    hu, spacing, _ = load_hu(volume, coding)
     inside = np.flatnonzero(np.any(livers, axis=(0, 1, 2)))
     ends = inside[[0, -1]] if len(inside) else (0, hu.shape[2] - 1)
     numbers = np.linspace(*ends, n).round().astype(int)
@@ -102,7 +104,7 @@ def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0):
 
 
 def training_pairs(
-    volume, mask, n_slices=8, value: int | None = None, size=128, low=-100.0, high=400.0
+    volume, mask, n_slices=8, value: int | None = None, size=128, low=-100.0, high=400.0, coding=""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slices spread evenly over a volume, with and without liver, and their outlines.
 
@@ -112,16 +114,18 @@ def training_pairs(
         value: label of the liver in the mask (TotalSegmentator's ``total``: 5), None for all above
             zero.
         size, low, high: see :func:`network_images`.
+        coding: of the intensities, see :data:`wspnb.data.inventory.CODINGS`; empty to decide by
+            evidence.
 
     Returns:
         ``(n, size, size)`` uint8 in the window, and ``(n, size, size)`` uint8, 255 = liver.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_mask`; if the mask is
-            empty.
+            empty, or the intensities are no HU and cannot be decoded.
     """
     liver = read_given(mask, volume, value)
-    hu, spacing = load_volume(volume)
+    hu, spacing, _ = load_hu(volume, coding)
     numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
     images = network_images(hu, spacing, numbers, size, low, high)
     return images, network_outlines(liver, spacing, numbers, size)
@@ -131,7 +135,7 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
     """The training pairs of all volumes with a mask.
 
     Args:
-        pool: rows of the cohort table with ``volume``, ``mask`` and ``patient``.
+        pool: rows of the cohort table with ``volume``, ``mask``, ``patient``, perhaps ``coding``.
         n_slices, value, view: see :func:`training_pairs`.
 
     Returns:
@@ -144,7 +148,8 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
     pairs, owners, failed = [], [], []
     for number, row in enumerate(tqdm(pool.to_dict("records"), "pairs", mininterval=2)):
         try:
-            pairs.append(training_pairs(row["volume"], row["mask"], n_slices, value, **view))
+            own = {**view, "coding": row.get("coding", "")}
+            pairs.append(training_pairs(row["volume"], row["mask"], n_slices, value, **own))
             owners += [number] * len(pairs[-1][0])
         except (ValueError, FileNotFoundError) as error:
             who = {"volume": row["volume"], "patient": row["patient"]}
@@ -224,18 +229,21 @@ def back_to_grid(picture: np.ndarray, shape: tuple[int, int], pixel) -> np.ndarr
     return wide[0, 0].numpy()[inside]
 
 
-def predict_mask(volume, segment, size=128, low=-100.0, high=400.0) -> tuple[np.ndarray, float]:
+def predict_mask(
+    volume, segment, size=128, low=-100.0, high=400.0, coding=""
+) -> tuple[np.ndarray, float]:
     """The liver of a volume, slice by slice, its largest component.
 
     Args:
         volume: NIfTI file.
         segment: ``(n, size, size)`` uint8 to probabilities, see :func:`segmenter`.
         size, low, high: see :func:`network_images`.
+        coding: see :func:`training_pairs`.
 
     Returns:
         ``(x, y, z)`` bool, canonical, perhaps empty; and its volume in ml.
     """
-    hu, spacing = load_volume(volume)
+    hu, spacing, _ = load_hu(volume, coding)
     mask, pixel = np.zeros(hu.shape, bool), (spacing[1], spacing[0])
     for numbers in np.array_split(np.arange(hu.shape[2]), math.ceil(hu.shape[2] / 32)):
         pictures = segment(network_images(hu, spacing, numbers, size, low, high))

@@ -123,6 +123,8 @@ def prepare_volume(
         return decode(scaled(scan.voxels[:, :, z], scan), row["coding"])
 
     if mask:
+        shown = np.flatnonzero(inside.any((0, 1)))
+        row["mask_gaps"] = int(shown[-1] - shown[0] + 1 - len(shown))
         _check_mask(mask, volume, row, [plane(z)[inside[:, :, z]] for z in kept])
         selection = f"central {100 * fraction:g} % of the mask"
     else:
@@ -514,7 +516,10 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
     size = settings["image_size"]
     rows = [entry.get("inventory", {}) for entry in done]
     twice = duplicates(
-        [row.get("voxels", "") for row in rows], cohort.patient.tolist(), cohort.volume.tolist()
+        [row.get("voxels", "") for row in rows],
+        cohort.patient.tolist(),
+        cohort.volume.tolist(),
+        [bool(entry["z"]) for entry in done],
     )
     counts = [len(entry["z"]) for entry in done]  # in the file
     used = [
@@ -553,6 +558,18 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
             f"{len(suspects)} volumes, such as {suspects[0]}, are no HU but bytes of the window by"
             f" the evidence in {folder / 'inventory.csv'}, and were decoded: read it, and if you"
             f" know better, {SAY}",
+            stacklevel=3,
+        )
+    torn = [
+        r.volume
+        for r, e, f in zip(cohort.itertuples(), used, rows, strict=True)
+        if e["z"] and f.get("mask_gaps")
+    ]
+    if torn:
+        warnings.warn(
+            f"{len(torn)} masks, such as that of {torn[0]}, have slices without mask between their"
+            " ends, as where a stray voxel lies far from the organ, which moves every position:"
+            f" look at mask_gaps in {folder / 'inventory.csv'}, and keep the largest part",
             stacklevel=3,
         )
     store = {

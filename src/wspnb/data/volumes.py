@@ -17,6 +17,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 # Paper silent on slices without a mask: a slice shows the body where this share of its pixels is
 # denser than fat and air.
 BODY_HU, BODY_SHARE = -300.0, 0.05
+DEFLATE = 1032  # times at most that gzip makes a file smaller
 
 
 class Scan(NamedTuple):
@@ -95,16 +96,17 @@ def load_mask(
         path: NIfTI file of whole numbers.
         volume: path of the volume; its orientation in the file may differ from the mask's. None
             checks nothing.
-        value: label of the organ, such as 5; None takes all that is not zero.
+        value: label of the organ, such as 5; None takes all that is not zero, such as an organ and
+            its lesions, of at most three labels.
 
     Returns:
         ``(x, y, z)`` bool.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: as :func:`load_volume`; if values are not whole numbers, none is ``value``, or
-            shape or place in space differ from the volume's (by more than half a voxel at any
-            corner).
+        ValueError: as :func:`load_volume`; if values are not whole numbers, none is ``value``, more
+            than three are there and ``value`` is None, or shape or place in space differ from the
+            volume's (by more than half a voxel at any corner).
     """
     header = _open(path)
     if volume is not None:
@@ -116,6 +118,13 @@ def load_mask(
             raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
         labels = np.rint(labels).astype(np.int32)
     if value is None:
+        if labels.max() > 3:
+            there = sorted(set().union(*(np.unique(plane).tolist() for plane in labels.T)) - {0})
+            if len(there) > 3:
+                raise ValueError(
+                    f"{path}: {len(there)} labels ({', '.join(map(str, there[:5]))}, ...), a map of"
+                    " several organs: say which is the liver (mask_value)"
+                )
         return labels != 0
     found = labels == value
     if not found.any():
@@ -340,6 +349,7 @@ def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
         return image.dataobj.get_unscaled() if raw else np.asanyarray(image.dataobj)
 
     try:
+        _check_size(path, header.image)
         if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
             with gzip.open(path) as stream:  # once, without nibabel's cache
                 stream.readinto = lambda buffer: _fill(stream, buffer)
@@ -359,6 +369,14 @@ def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
         if bad:
             raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
     return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
+
+
+def _check_size(path: str | Path, image: nib.spatialimages.SpatialImage) -> None:
+    """Refuse a header that asks for more than the file can hold, before memory is asked for it."""
+    need = math.prod(image.shape) * image.get_data_dtype().itemsize
+    most = Path(path).stat().st_size * (DEFLATE if str(path).endswith(".gz") else 1)
+    if str(path).endswith((".nii", ".nii.gz")) and need > most:
+        raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
 
 
 def _fill(stream: gzip.GzipFile, buffer) -> int:

@@ -105,7 +105,7 @@ def read_record(record: str, api: str = API, sleep=time.sleep) -> list[dict]:
     """
     url = f"{api}/records/{record}"
     for address in (url, f"{url}/files"):
-        answer = _ask(address, sleep)
+        answer = _ask(address, sleep, stream=False)
         try:
             body = answer.json()
             found = body.get("entries") or body["files"]
@@ -156,8 +156,9 @@ def retry_after(value: str | None, default: float) -> float:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
-def _ask(url: str, sleep, start: int = 0) -> requests.Response:
-    """The server's answer from a byte on; waits and asks again where that may help."""
+def _ask(url: str, sleep, start: int = 0, stream: bool = True) -> requests.Response:
+    """The server's answer from a byte on, its body to be read by the caller unless ``stream`` is
+    False; waits and asks again where that may help."""
     headers = {"User-Agent": f"wspnb/{version('wspnb')}"}
     headers["Accept-Encoding"] = "identity"  # the bytes as they are stored
     if start:
@@ -165,7 +166,7 @@ def _ask(url: str, sleep, start: int = 0) -> requests.Response:
     for attempt in range(TRIES):
         wait = 2.0**attempt
         try:
-            answer = requests.get(url, headers=headers, stream=True, timeout=60)
+            answer = requests.get(url, headers=headers, stream=stream, timeout=60)
         except requests.RequestException as error:
             reason = str(error)
         else:
