@@ -227,12 +227,15 @@ def test_summary_counts_each_patient_once():
     assert (row.low, row.high) == pytest.approx((0.5, 0.9))  # of two patients: a alone, b alone
 
 
-def test_empty_and_small_predictions_are_refused(tmp_path):
+def test_empty_small_and_huge_predictions_are_refused(tmp_path, monkeypatch):
     volume = store(tmp_path / "ct.nii.gz", ct(blob()))
     out, ml = tmp_path / "mask.nii.gz", blob().sum() * np.prod(SPACING) / 1000  # 38 ml
     nothing = lambda images: np.zeros(images.shape, np.float32)  # noqa: E731
     assert segment.predict_to(out, volume, nothing, 0, size=64) == "no liver found"
     assert "under 200 ml" in segment.predict_to(out, volume, bright, 200, size=64)
+    with monkeypatch.context() as patch:
+        patch.setattr(segment, "MOST_ML", 0.5 * ml)
+        assert "ml of liver predicted, over" in segment.predict_to(out, volume, bright, 0, size=64)
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(volume.read_bytes()[:150])
     assert "broken.nii.gz" in segment.predict_to(out, broken, bright, size=64)

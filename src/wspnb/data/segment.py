@@ -19,6 +19,8 @@ from wspnb.data.inventory import load_hu
 from wspnb.data.masks import largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image, window
 
+MOST_ML = 6000.0  # no liver is larger, save for rare diseases; paper silent
+
 
 def liver_unet(seed: int = 0) -> torch.nn.Module:
     """MONAI's 2-D U-Net (Ronneberger et al. 2015), five levels, 8 to 128 channels: 166k parameters.
@@ -260,7 +262,8 @@ def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
     Args:
         path: of the mask to write; its folder exists.
         volume, segment, settings: see :func:`predict_mask`.
-        min_ml: a liver smaller than this is taken for a failure. Paper silent.
+        min_ml: a liver smaller than this is taken for a failure, as is one above ``MOST_ML``. Paper
+            silent.
 
     Returns:
         Empty when the mask is written, else the reason.
@@ -271,6 +274,8 @@ def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
         return str(error)
     if ml < max(min_ml, 1e-9):
         return f"{ml:.0f} ml of liver predicted, under {min_ml:g} ml" if ml else "no liver found"
+    if ml > MOST_ML:
+        return f"{ml:.0f} ml of liver predicted, over {MOST_ML:g} ml"
     write_mask(path, mask, volume)
     return ""
 
