@@ -343,11 +343,13 @@ def draw(table: pd.DataFrame, file: Path) -> None:
             for row in rows.itertuples():
                 label = row.what.split(", ")[-1]
                 axis.plot([1, 2], [row.plain_s, row.ours_s], "o-", label=label)
-            axis.set(xscale="linear", xticks=[1, 2], ylim=(0.1 * rows.plain_s.min(), None))
+            axis.set(xscale="linear", yscale="linear", xticks=[1, 2], ylim=(0, None))
         else:
             rows = rows.sort_values("x")
             axis.plot(rows.x, rows.plain_s, "o--", color="gray", label="plain")
             axis.plot(rows.x, rows.ours_s, "o-", label="ours")
+            axis.set_xticks(rows.x, [f"{x:g}" for x in rows.x], minor=False)
+            axis.minorticks_off()
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("seconds")
     plots.save_figure(fig, file.parent, file.stem)
@@ -358,7 +360,9 @@ def publish(table: pd.DataFrame, page: Path) -> None:
     """Put the table between the two marks of the page."""
 
     def number(value, digits=3):
-        return "" if pd.isna(value) else f"{value:#.{digits}g}".rstrip(".")
+        if pd.isna(value):
+            return ""
+        return f"{value:.0f}" if value >= 100 else f"{value:#.{digits}g}".rstrip(".")
 
     lines = ["| what | plain, s | ours, s | times faster | peak, MB | note |", "|" + "---|" * 6]
     for row in table.itertuples():
