@@ -190,6 +190,22 @@ def test_views_are_equal_on_the_gpu():
     torch.testing.assert_close(views.cpu(), augment(images, seeded(1)), rtol=0, atol=1e-4)
 
 
+def test_one_interpolation_is_sharper_than_two():
+    stripes = (1 + torch.sin(torch.arange(120) * 2 * math.pi / 5)) / 2
+    images, middle = stripes.expand(1, 1, 120, 120), (..., slice(40, 80), slice(40, 80))
+    turn = dict(p_flip=0.0, p_crop=0.0, p_rotate=1.0)
+    crop = dict(p_flip=0.0, p_crop=1.0, p_rotate=0.0)
+    both = dict(p_flip=0.0, p_crop=1.0, p_rotate=1.0)
+    ratios = []
+    for seed in range(10):
+        generators = [torch.Generator().manual_seed(seed) for _ in range(3)]
+        once = augment(images, generators[0], **both)[middle]
+        twice = augment(augment(images, generators[1], **crop), generators[2], **turn)[middle]
+        assert (once - twice).abs().mean() < 0.12  # the same view, but for the blur
+        ratios.append(float(once.std() / twice.std()))
+    assert min(ratios) > 1.02 and sum(ratios) / 10 > 1.1
+
+
 def test_pieces_give_the_same_bits_as_the_whole_batch(monkeypatch):
     images = torch.rand(7, 1, 33, 40)
     views = []
