@@ -159,4 +159,5 @@ def test_no_notebook_waits_for_an_output_widget():
     """`interact` and `Output` make the runner write to the kernel's shell channel while it waits
     for the reply there, and now and then it never sees it."""
     for path in NOTEBOOKS.glob("*.ipynb"):
-        assert "interact" not in path.read_text() and "Output(" not in path.read_text(), path.name
+        text = path.read_text(encoding="utf-8")
+        assert "interact" not in text and "Output(" not in text, path.name
