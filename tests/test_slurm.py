@@ -136,7 +136,7 @@ def slurm(tmp_path_factory):
 def project(tmp_path_factory) -> Path:
     """Copy of what the workflow needs, so that nothing is written into this checkout."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("notebooks", "params", "workflow"):
+    for name in ("notebooks", "params", "workflow", "figures"):
         shutil.copytree(ROOT / name, folder / name)
     return folder
 
