@@ -236,32 +236,30 @@ def test_notebook_shows_a_volume_that_could_be_used(tmp_path):
     assert main([str(NOTEBOOKS / "01_preprocess.ipynb"), out, *options]) == 0
 
 
+def probe_own_cohort(folder, labels, size, *options) -> int:
+    """Exit status of notebook 03 on a cohort of one volume for each label."""
+    rows = ["volume,mask,patient,weak_label,label,cohort"]
+    for number, label in enumerate(labels):
+        save(folder / f"{number}.nii.gz", body(number, SHAPE))
+        rows.append(f"{number}.nii.gz,,p{number},,{label},ours")
+    (folder / "cohort.csv").write_text("\n".join(rows) + "\n")
+    write_slices(folder / "cohort.csv", folder / "s", size, workers=1, progress=False)
+    words = ["-p", "cohort_dir", str(folder / "s"), "-p", "run_dir", str(folder), *options]
+    words += ["-p", "evaluate", "[ours]"]
+    return main([str(NOTEBOOKS / "03_linear_probe.ipynb"), str(folder / "out.ipynb"), *words])
+
+
 @pytest.mark.slow
 def test_ten_patients_are_judged_although_noise_strays(tmp_path):
     """With seed 1 features of noise reach an AUC of 0.2: luck of ten patients, no leak."""
-    rows = ["volume,mask,patient,weak_label,label,cohort"]
-    for number in range(10):
-        save(tmp_path / f"{number}.nii.gz", body(number, SHAPE))
-        rows.append(f"{number}.nii.gz,,p{number},,{number % 2},ours")
-    (tmp_path / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_slices(tmp_path / "cohort.csv", tmp_path / "s", 160, workers=1, progress=False)
-    where = ["-p", "cohort_dir", str(tmp_path / "s"), "-p", "run_dir", str(tmp_path)]
-    chosen = ["-p", "methods", "[random]", "-p", "evaluate", "[ours]", "-p", "seed", "1"]
-    out = str(tmp_path / "out.ipynb")
-    assert main([str(NOTEBOOKS / "03_linear_probe.ipynb"), out, *where, *chosen]) == 0
+    labels = [number % 2 for number in range(10)]
+    assert (
+        probe_own_cohort(tmp_path, labels, 160, "-p", "methods", "[random]", "-p", "seed", "1") == 0
+    )
 
 
 @pytest.mark.slow
 def test_a_cohort_of_one_class_is_refused_by_the_probe(tmp_path, capfd):
     """Before any encoder is looked for, which is not there."""
-    rows = ["volume,mask,patient,weak_label,label,cohort"]
-    for number in range(4):
-        save(tmp_path / f"{number}.nii.gz", body(number, SHAPE))
-        rows.append(f"{number}.nii.gz,,p{number},,1,ours")
-    (tmp_path / "cohort.csv").write_text("\n".join(rows) + "\n")
-    write_slices(tmp_path / "cohort.csv", tmp_path / "s", 32, workers=1, progress=False)
-    where = ["-p", "cohort_dir", str(tmp_path / "s"), "-p", "run_dir", str(tmp_path)]
-    chosen = ["-p", "methods", "[wsp]", "-p", "evaluate", "[ours]"]
-    out = str(tmp_path / "out.ipynb")
-    assert main([str(NOTEBOOKS / "03_linear_probe.ipynb"), out, *where, *chosen]) == 1
+    assert probe_own_cohort(tmp_path, 4 * [1], 32, "-p", "methods", "[wsp]") == 1
     assert "all patients of ['ours'] have one label" in capfd.readouterr().err

@@ -1,12 +1,16 @@
 """The tables hold what the runs say; runs that do not belong together are refused."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from wspnb import probe, results
 
+ROOT = Path(__file__).parents[1]
 TRAINING = {"sigma": 0.1, "n_steps": 150}
 
 
@@ -165,3 +169,9 @@ def test_missing_or_broken_probes_are_named(tmp_path):
     (folder / "results.json").write_text("{")
     with pytest.raises(ValueError, match="wsp-tiny-seed0: not a readable probe"):
         results.read_runs(tmp_path)
+
+
+def test_switches_are_those_of_the_parameter_files():
+    for name, (_, changed) in results.SWITCHES.items():
+        given = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert set(given) - {"method", "name"} == changed, name

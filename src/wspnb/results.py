@@ -21,7 +21,12 @@ ROWS = {
     "depth_aware": "depth-Aware",
     "wsp": "WSP",
 }
-SWITCHES = {"as_released": "WSP, as released", "full_precision": "WSP, float32"}  # in params/
+# Runs of params/NAME.yaml: as the tables print them, and the settings that the file changes.
+RELEASED = {"sigma", "normalise", "convention", "severe_from", "translate"}
+SWITCHES = {
+    "as_released": ("WSP, as released", RELEASED),
+    "full_precision": ("WSP, float32", {"precision"}),
+}
 BACKBONES = {"tiny": "TinyNet", "tiny_padded": "TinyNet (padded)", "resnet18": "ResNet-18"}
 
 
@@ -225,7 +230,7 @@ def check_alike(runs: list[dict], data: str) -> None:
 def row_label(name: str) -> str:
     """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
     if name in SWITCHES:
-        return SWITCHES[name]
+        return SWITCHES[name][0]
     changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
     return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}" if changed else ROWS.get(name, name)
 
@@ -237,8 +242,8 @@ def short(cohort: str) -> str:
 
 def _but_changed(run: dict, settings: dict) -> dict:
     """Settings without those that the run's name says it changed."""
-    if run["name"] == "as_released":
-        changed = {"sigma", "normalise", "convention", "severe_from", "translate"}
+    if run["name"] in SWITCHES:
+        changed = SWITCHES[run["name"]][1]
     else:
         changed = {key for key in settings if f"_{key}" in run["name"]}
     return {key: value for key, value in settings.items() if key not in changed}
