@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wspnb.data.slices import write_text
 from wspnb.data.volumes import resize
 
 # Column of the store -> header of the authors' label tables.
@@ -99,11 +100,8 @@ def write_bscans(
     store = {**settings, "image_size": size, "n_slices": len(table), "convention": "k/(n-1)"}
     store |= {"n_patients": int(table.patient.nunique()), "n_failed": len(failed)}
     store |= {"sha256": content.hexdigest(), "versions": {"wspnb": version("wspnb")}}
-    texts = {"slices.csv": text, "failed.csv": failed.to_csv(index=False)}
-    texts["store.json"] = json.dumps(store, indent=1)
-    for name, words in texts.items():
-        temporary = folder / f"{name}.part"
-        temporary.write_text(words, encoding="utf-8", newline="")
-        os.replace(temporary, folder / name)
+    write_text(folder / "slices.csv", text)
+    write_text(folder / "failed.csv", failed.to_csv(index=False))
+    write_text(folder / "store.json", json.dumps(store, indent=1))
     os.replace(part, folder / "slices.npy")
     return folder

@@ -540,9 +540,9 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
     table = _table(cohort, used)
     whole = _close_up(Path(images.name), counts, used, size)
-    _write(folder / "slices.csv", table.to_csv(index=False))
-    _write(folder / "failed.csv", failed.to_csv(index=False))
-    _write(folder / "inventory.csv", _inventory(cohort, used, rows).to_csv(index=False))
+    write_text(folder / "slices.csv", table.to_csv(index=False))
+    write_text(folder / "failed.csv", failed.to_csv(index=False))
+    write_text(folder / "inventory.csv", _inventory(cohort, used, rows).to_csv(index=False))
     content = hashlib.sha256()
     for path in (whole, folder / "slices.csv"):
         with open(path, "rb") as file:
@@ -583,7 +583,7 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
         "sha256": content.hexdigest(),
         "versions": {name: version(name) for name in ("wspnb", "numpy", "nibabel", "torch")},
     }
-    _write(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
     os.replace(whole, folder / "slices.npy")
     Path(images.name).unlink(missing_ok=True)
 
@@ -654,7 +654,7 @@ def _table(cohort: pd.DataFrame, done: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.concat([own, rows[extra]], axis=1)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """A text file under its name only when it is whole."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8", newline="")
