@@ -42,13 +42,12 @@ def blockwise_loss(
     n = len(views) // 2
     anchors = torch.arange(n, device=views.device) if anchors is None else anchors
     rows = (lambda own: kernel[own]) if isinstance(kernel, Tensor) else kernel
-    size = max(1, BLOCK_BYTES // (2 * n * views.element_size()))
-    blocks = anchors.split(size)
+    size = max(1, BLOCK_BYTES // (4 * n * views.element_size()))
     totals = None
     if normalise == "column":  # the sum of row i divides column i
         everyone = torch.arange(n, device=views.device).split(size)
-        totals = torch.cat([_totals(rows(own).to(views), own) for own in everyone])
-    return _Blockwise.apply(views, rows, blocks, temperature, totals)
+        totals = torch.cat([_totals(rows(own).to(views), own) for own in everyone]).repeat(2)
+    return _Blockwise.apply(views, rows, anchors.split(size), temperature, totals)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -58,31 +57,31 @@ class _Blockwise(torch.autograd.Function):
     def forward(ctx, views, rows, blocks, temperature, totals):
         n, loss = len(views) // 2, views.new_zeros((), dtype=torch.float64)
         gradient = torch.zeros_like(views) if ctx.needs_input_grad[0] else None
-        n_anchors, scaled = 2 * sum(map(len, blocks)), views / temperature
+        n_anchors = 2 * sum(map(len, blocks))
         for own in blocks:
-            weights = rows(own).to(views)  # (b, n), the same for both views
+            anchor = torch.cat([own, own + n])  # (2b,) both views of b slices
+            itself = anchor + 2 * n * torch.arange(len(anchor), device=own.device)  # flat place
+            weights = rows(own).to(views)
             if weights.shape != (len(own), n):
                 raise ValueError(
                     f"kernel gave rows of shape {tuple(weights.shape)}, expected {(len(own), n)}"
                 )
-            weights = weights / (_totals(weights, own)[:, None] if totals is None else totals)
-            to_self = weights.gather(1, own[:, None])[:, 0]
-            share = 2 * weights.sum(1) - to_self
-            for anchor in (own, own + n):
-                itself = (torch.arange(len(own), device=own.device), anchor)
-                logits = scaled[anchor] @ views.T  # (b, 2n)
-                pull = torch.einsum("bn,bvn->b", weights, logits.view(-1, 2, n))
-                pull -= to_self * logits[itself]
-                logits[itself] = -torch.inf
-                log_sum = logits.logsumexp(1)
-                loss += (share * log_sum - pull).sum()
-                if gradient is None:
-                    continue
-                slope = logits.sub_(log_sum[:, None]).exp_().mul_(share[:, None])
-                slope.view(-1, 2, n).sub_(weights[:, None])
-                slope[itself] = 0
-                gradient.index_add_(0, anchor, slope @ views)
-                gradient.addmm_(slope.T, views[anchor])
+            divisor = _totals(weights, own).repeat(2)[:, None] if totals is None else totals
+            weights = torch.cat([torch.cat([weights, weights], 1)] * 2).div_(divisor)  # (2b, 2n)
+            weights.view(-1).index_fill_(0, itself, 0)
+            logits = (views[anchor] @ views.T).div_(temperature)
+            logits.view(-1).index_fill_(0, itself, -torch.inf)
+            largest = logits.amax(1, keepdim=True)
+            log_sum = (logits - largest).exp_().sum(1, keepdim=True).log_().add_(largest)
+            log_p = logits.sub_(log_sum)
+            log_p.view(-1).index_fill_(0, itself, 0)
+            loss -= torch.dot(weights.view(-1), log_p.view(-1))
+            if gradient is None:
+                continue
+            slope = log_p.exp_().mul_(weights.sum(1, keepdim=True)).sub_(weights)
+            slope.view(-1).index_fill_(0, itself, 0)
+            gradient.index_add_(0, anchor, slope @ views)
+            gradient.addmm_(slope.T, views[anchor])
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(temperature * n_anchors))
         return (loss / n_anchors).to(views)

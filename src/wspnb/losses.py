@@ -11,7 +11,7 @@ from wspnb.blockwise import blockwise_loss
 from wspnb.kernels import pair_weights
 
 DENOMINATORS = ("all", "others", "printed")
-BLOCKWISE_ABOVE = 128  # slices: faster and in less memory from here on, equal to rounding
+BLOCKWISE_ABOVE = 64  # slices: faster and in less memory from here on, equal to rounding
 
 
 def contrastive_loss(
