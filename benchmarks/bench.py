@@ -179,12 +179,12 @@ def training_step(backbone: str, size: int, n: int, fast: bool, compiler: str = 
     def step():
         rows = torch.randperm(4 * n, generator=generator)[:n]
         if fast:
-            images = store[rows.to(store.device)]
+            images = store[rows.to(store.device, non_blocking=True)]
             views = torch.cat([augment(images, generator) for _ in range(2)])
             with torch.autocast(DEVICE.type, kind, enabled=kind is not None):
                 pair = head(encoder(views)).chunk(2)
-            kernel = pair_kernel("wsp", labels[rows], positions[rows]).to(DEVICE)
-            loss = contrastive_loss(*pair, kernel)
+            kernel = pair_kernel("wsp", labels[rows], positions[rows])
+            loss = contrastive_loss(*pair, kernel.to(DEVICE, non_blocking=True))
         else:
             images = store[rows].float().to(DEVICE) / 255
             views = torch.cat([chain(images) for _ in range(2)])

@@ -51,7 +51,7 @@ class Step:
     def __call__(self, part=None):
         part = part or (lambda name, work: work())
         rows = torch.randperm(2 * self.n, generator=self.generator)[: self.n]
-        images = part("read", lambda: self.store[rows.to(DEVICE)])
+        images = part("read", lambda: self.store[rows.to(DEVICE, non_blocking=True)])
         views = part(
             "augment", lambda: torch.cat([augment(images, self.generator) for _ in range(2)])
         )
@@ -66,8 +66,8 @@ class Step:
             return self.network(views).chunk(2)
 
     def loss(self, pair, rows):
-        kernel = pair_kernel("wsp", self.labels[rows], self.positions[rows]).to(DEVICE)
-        return contrastive_loss(*pair, kernel)
+        kernel = pair_kernel("wsp", self.labels[rows], self.positions[rows])
+        return contrastive_loss(*pair, kernel.to(DEVICE, non_blocking=True))
 
 
 def limits() -> tuple[float, float]:

@@ -127,7 +127,8 @@ def augment(
         if not torch.equal(affine, torch.eye(2, 3, device=affine.device).expand_as(affine)):
             pixels = views[0, 0].numel()
             at_once = max(1, PIECE // pixels) if views.device.type == "cpu" else len(views)
-            pieces = zip(views.split(at_once), affine.to(views.device).split(at_once), strict=True)
+            affine = affine.to(views.device, non_blocking=True)  # the host does not wait for a GPU
+            pieces = zip(views.split(at_once), affine.split(at_once), strict=True)
             views = torch.cat([warp_affine(*piece, images.shape[2:]) for piece in pieces])
     if images.is_contiguous(memory_format=torch.channels_last):
         views = views.contiguous(memory_format=torch.channels_last)

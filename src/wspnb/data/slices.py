@@ -313,7 +313,11 @@ def reader(
         held = torch.empty(images.shape, dtype=torch.uint8, device=device)
         for first in range(0, len(images), 1024):
             held[first : first + 1024] = torch.from_numpy(np.array(images[first : first + 1024]))
-        return lambda rows: held[torch.from_numpy(np.asarray(rows)).to(device)][:, None]
+
+        def take(rows: np.ndarray) -> torch.Tensor:
+            return held[torch.from_numpy(np.asarray(rows)).to(device, non_blocking=True)][:, None]
+
+        return take
 
     file = getattr(images, "filename", None)
     file = open(file, "rb") if file and hasattr(os, "preadv") else None
