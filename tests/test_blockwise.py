@@ -38,7 +38,7 @@ def both(monkeypatch, views, kernel, **options):
 @pytest.mark.parametrize("normalise", ["row", "column"])
 @pytest.mark.parametrize(("n", "rows"), [(2, 1), (7, 3), (60, 60), (60, 7)])
 def test_equals_the_plain_loss_and_gradient(monkeypatch, method, normalise, n, rows):
-    monkeypatch.setattr(blockwise, "BLOCK_BYTES", rows * 2 * n * 8)
+    monkeypatch.setattr(blockwise, "BLOCK_BYTES", rows * 4 * n * 8)
     for seed, sigma in enumerate(SIGMAS):
         views, labels, positions = batch(n, 5, seed)
         kernel = pair_kernel(method, labels, positions, sigma)
