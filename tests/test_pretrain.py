@@ -1,16 +1,25 @@
 """Settings, schedule, health and the checkpoint of a pretraining."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wspnb import pretrain
+from wspnb.data.slices import reader
+from wspnb.models import Byol, build_encoder, build_head
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "02_pretrain.ipynb"
 
 SETTINGS = {
     "method": "wsp",
@@ -199,3 +208,67 @@ def test_rows_of_a_cohort():
     assert np.array_equal(pretrain.read_rows(table, "radio"), [0, 2])
     with pytest.raises(ValueError, match=r"'d3'.*\['d1', 'radio'\]"):
         pretrain.read_rows(table, "d3")
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what makes the host wait for the device "meta", from which nothing can be read
+    anyway: a copy to it that is not asynchronous, hidden ones (an index on the CPU) included."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        # A number as a tensor without axes goes along with the call.
+        met = [
+            t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor) and t.ndim
+        ]
+        if len({t.device.type for t in met}) > 1:
+            assert func is torch.ops.aten._to_copy.default, f"{func} mixes devices"
+            assert kwargs.get("non_blocking"), f"copy of {tuple(met[0].shape)} that waits"
+            self.copies += 1
+        return out
+
+
+def run_loop(imports: str, loop: str, method: str, n: int) -> int:
+    """Two steps of the loop that are not logged, on the device "meta"; number of copies to it."""
+    meta, names = torch.device("meta"), {}
+    exec(imports, names)
+    encoder = build_encoder("tiny", "batch").to(meta, memory_format=torch.channels_last)
+    head = build_head("tiny").to(meta)
+    byol = Byol(encoder, head, "tiny").to(meta)
+    names |= {name: SETTINGS[name] for name in ("learning_rate", "sigma", "temperature")}
+    names |= {"method": method, "batch_size": n, "normalise": "row", "ranges": {"crop_area": 0.7}}
+    names |= {"encoder": encoder, "head": head, "byol": byol, "guess": byol, "device": meta}
+    names |= {"parts": {"encoder": encoder, "head": head}, "anchors": None, "main": False}
+    names["optimizer"] = torch.optim.Adam([*encoder.parameters(), *head.parameters()])
+    names["read"] = reader(np.zeros((2 * n, 160, 160), np.uint8), meta, hold=True)
+    names |= {"rows": np.arange(2 * n), "labels": torch.arange(2 * n) % 4}
+    names |= {"positions": torch.rand(2 * n), "mine": torch.arange(n)}
+    names |= {"sampler": [list(range(n))] * 2, "steps": range(1, 3), "n_steps": 9}
+    names |= {"warmup_steps": 2, "log_every": 100, "generator": torch.Generator().manual_seed(0)}
+    names["accelerator"] = SimpleNamespace(backward=lambda loss: loss.backward())
+    with Waits() as waits:
+        exec(loop, names)
+    return waits.copies
+
+
+@pytest.mark.parametrize(("method", "copies"), [("wsp", 4), ("byol", 3)])
+@pytest.mark.parametrize("n", [8, 80])  # the plain loss and the one in blocks
+def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkeypatch):
+    # "meta" has no autocast; that of a GPU waits for nothing.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    imports, loop = code[0], next(text for text in code if text.startswith("for step, batch in"))
+    # Row numbers, two sets of maps and the kernel, in each of two steps.
+    assert run_loop(imports, loop, method, n) == 2 * copies
+    waiting = {  # for wsp, for byol
+        "kernel.to(device, non_blocking=True)": "kernel.to(device)",
+        "loss = guess(view_1, view_2, views)": "loss = guess(view_1, view_2, views).item()",
+    }
+    for good, bad in waiting.items():
+        assert loop.count(good) == 1
+        loop = loop.replace(good, bad)
+    with pytest.raises((AssertionError, RuntimeError), match=r"that waits|meta tensors"):
+        run_loop(imports, loop, method, n)
