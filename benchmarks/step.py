@@ -2,18 +2,22 @@
 
     python benchmarks/step.py [--backbone tiny] [--size 512] [--slices 64] [--steps 20] [--largest]
 
-Prints seconds of each part of a step, images per second, arithmetic and bytes counted, the
-device's own limits as measured here (a large matrix product, a large copy), the share of them that
-the step reaches, and the time of the paper's pretraining (6,240 steps) at this speed. On a GPU
-`--largest` doubles the batch until it no longer fits.
+Prints seconds of each part of a step, images per second, the share of the time in which the device
+works, arithmetic and bytes counted, the device's own limits as measured here (a large matrix
+product, a large copy), the share of them that the step reaches, and the time of the paper's
+pretraining (6,240 steps) at this speed. On a GPU `--largest` doubles the batch until it no longer
+fits.
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -100,6 +104,21 @@ def count(step: Step) -> tuple[float, float]:
     return counter.get_total_flops(), 3 * sum(sizes) + 9 * weights
 
 
+def utilisation(step: Step, steps: int) -> float:
+    """Share of the time in which the device works, without waiting between the parts: of a GPU its
+    kernels' seconds (by torch's profiler) over those of the clock, of a CPU its threads' seconds
+    over those of all cores that torch uses."""
+    recorder = profile(activities=[ProfilerActivity.CUDA]) if DEVICE.type == "cuda" else None
+    with recorder or contextlib.nullcontext():
+        begin = time.process_time()
+        whole = timed(lambda: [step() for _ in range(steps)])
+        spent = time.process_time() - begin
+    if recorder is None:
+        return spent / torch.get_num_threads() / whole
+    kernels = (event for event in recorder.events() if event.device_type == DeviceType.CUDA)
+    return sum(event.self_device_time_total for event in kernels) / 1e6 / whole
+
+
 def largest(backbone: str, size: int) -> int:
     """Largest power of two of slices in a batch that fits on the card."""
     n = 8
@@ -128,9 +147,7 @@ def main() -> None:
     step = Step(asked.backbone, asked.size, asked.slices)
     step(), step()
     # Without waiting between the parts, as in training; the parts apart.
-    begin = time.perf_counter()
-    timed(lambda: [step() for _ in range(asked.steps)])
-    whole = (time.perf_counter() - begin) / asked.steps
+    whole = timed(lambda: [step() for _ in range(asked.steps)]) / asked.steps
     for _ in range(asked.steps):
         step(step.part)
     parts = {name: sorted(found)[len(found) // 2] for name, found in step.seconds.items()}
@@ -138,6 +155,7 @@ def main() -> None:
     for name, seconds in parts.items():
         print(f"  {name:16s} {seconds:9.5f} s  {seconds / sum(parts.values()):4.0%}")
     print(f"  {'whole step':16s} {whole:9.5f} s, {2 * asked.slices / whole:.0f} views/s")
+    print(f"  {'utilisation':16s} {utilisation(step, asked.steps):9.0%}")
     memory = torch.cuda.max_memory_allocated() if gpu else 0
     (flops, moved), (peak, bandwidth) = count(step), limits()
     print(
