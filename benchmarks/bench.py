@@ -2,8 +2,9 @@
 ``python benchmarks/bench.py [TOPIC ...]``.
 
 Every row is the median of runs taken in turn, plain and ours, in this one process; the ratio is
-what counts. A run of all topics writes ``results.csv`` and ``cost.png`` beside this file, and its
-table into ``README.md``.
+what counts. A run of all topics puts its rows into ``results.csv`` beside this file, in place of
+this machine's old ones, draws them as ``cost.png`` and writes a table of each machine into
+``README.md``.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from umap import UMAP
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
+import preprocess
 
 from wspnb import audit, plots, probe
 from wspnb.augment import augment
@@ -272,6 +274,21 @@ print(time.perf_counter() - begin, peak / 1024)
             yield {"what": what, "ours_s": seconds, "peak_mb": peak, "note": note}
 
 
+def bench_preprocess(runs: int, quick: bool):
+    """The work of notebook 01 on volumes of 3 MB, which become 36 slices of 512 px each; peak
+    memory of a worker, and in the note of the parent."""
+    for volumes in (3,) if quick else (140, 560):
+        with tempfile.TemporaryDirectory() as folder:
+            preprocess.draw(Path(folder), volumes, 128, 52 if quick else 104)
+            run = preprocess.in_new_process(Path(folder), 2, 64 if quick else 512)
+        yield {
+            "what": f"notebook 01's slices of {volumes} volumes, 2 processes",
+            "ours_s": run["seconds"],
+            "peak_mb": run["peak"],
+            "note": f"store of {run['stored'] / 1e9:.1f} GB; parent {run['parent']:.0f} MB",
+        }
+
+
 def bench_probe(runs: int, quick: bool):
     """Five deals of five folds, in one process and in two; UMAP of a cohort's slices."""
     rng, n = np.random.default_rng(0), 200 if quick else 1200
@@ -357,29 +374,36 @@ def draw(table: pd.DataFrame, file: Path) -> None:
 
 
 def publish(table: pd.DataFrame, page: Path) -> None:
-    """Put the table between the two marks of the page."""
+    """Put a table of each machine between the two marks of the page."""
 
     def number(value, digits=3):
         if pd.isna(value):
             return ""
         return f"{value:.0f}" if value >= 100 else f"{value:#.{digits}g}".rstrip(".")
 
-    lines = ["| what | plain, s | ours, s | times faster | peak, MB | note |", "|" + "---|" * 6]
-    for row in table.itertuples():
-        cells = [row.what, number(row.plain_s), number(row.ours_s), number(row.times_faster, 2)]
-        cells += ["" if pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"]
-        lines.append(f"| {' | '.join([*cells, '' if pd.isna(row.note) else row.note])} |")
+    lines = []
+    for name, rows in table.groupby("machine", sort=False):
+        lines += [f"{name}.", ""]
+        lines += [
+            "| what | plain, s | ours, s | times faster | peak, MB | note |",
+            "|" + "---|" * 6,
+        ]
+        for row in rows.itertuples():
+            cells = [row.what, number(row.plain_s), number(row.ours_s), number(row.times_faster, 2)]
+            cells += ["" if pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"]
+            lines.append(f"| {' | '.join([*cells, '' if pd.isna(row.note) else row.note])} |")
+        lines.append("")
     text = page.read_text()
     head, rest = text.split("<!-- results -->")
     tail = rest.split("<!-- end of results -->")[1]
-    middle = "\n".join([machine() + ".", "", *lines])
     part = page.with_suffix(".part")
-    part.write_text(f"{head}<!-- results -->\n{middle}\n<!-- end of results -->{tail}")
+    middle = "\n".join(lines)
+    part.write_text(f"{head}<!-- results -->\n{middle}<!-- end of results -->{tail}")
     part.replace(page)
 
 
 def machine() -> str:
-    """Processor or card, cores, versions."""
+    """Processor or card, cores, versions and the precision that trainings choose here."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -388,7 +412,9 @@ def machine() -> str:
         ]
         cpu = names[0].strip() if names else cpu
     card = torch.cuda.get_device_name(0) if DEVICE.type == "cuda" else "no GPU"
-    return f"{cpu}, {os.cpu_count()} cores, {card}; torch {torch.__version__}, {platform.system()}"
+    precision = pick_precision("auto").replace("no", "float32")
+    found = f"{cpu}, {os.cpu_count()} cores, {card}; {precision}; torch {torch.__version__}"
+    return f"{found}, {platform.system()}"
 
 
 def main() -> None:
@@ -406,10 +432,13 @@ def main() -> None:
     print(machine())
     print(table.to_string(index=False))
     if not options.quick and not options.topics:
-        part = HERE / "results.csv.part"
-        table.assign(machine=machine()).to_csv(part, index=False)
-        part.replace(HERE / "results.csv")
         draw(table, HERE / "cost.png")
+        results, part = HERE / "results.csv", HERE / "results.csv.part"
+        before = pd.read_csv(results) if results.exists() else pd.DataFrame({"machine": []})
+        others = before[before.machine != machine()]
+        table = pd.concat([table.assign(machine=machine()), others])
+        table.to_csv(part, index=False)
+        part.replace(results)
         publish(table, HERE / "README.md")
 
 

@@ -45,8 +45,22 @@ def draw(folder: Path, volumes: int, side: int, depth: int) -> float:
     return side * side * depth * 2 / 1e6
 
 
+def in_new_process(folder: Path, workers: int, image_size: int) -> dict:
+    """What :func:`measure` says of a run in a process of its own."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--workers", str(workers)]
+    command += ["--image-size", str(image_size)]
+    return json.loads(subprocess.check_output(command).splitlines()[-1])
+
+
+def own_peak() -> float:
+    """Peak MB of this process. (Linux; its ``ru_maxrss`` may be that of the one that began it.)"""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmHWM"))
+
+
 def measure(folder: Path, workers: int, image_size: int) -> None:
-    """One run, in this process; prints seconds, CPU seconds, peak memory of worker and parent."""
+    """One run, in this process; prints seconds, CPU seconds, peak MB of worker and parent, and the
+    bytes of the store."""
     from wspnb.data.slices import write_slices
 
     def peak(who):
@@ -56,6 +70,7 @@ def measure(folder: Path, workers: int, image_size: int) -> None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as out:
         write_slices(folder / "cohort.csv", out, image_size, workers=workers, progress=False)
+        stored = (Path(out) / "slices.npy").stat().st_size
     seconds = time.perf_counter() - start
     who = resource.RUSAGE_SELF if workers == 1 else resource.RUSAGE_CHILDREN
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -67,7 +82,8 @@ def measure(folder: Path, workers: int, image_size: int) -> None:
                 "cpu": cpu,
                 "peak": peak(who),
                 "before": before,
-                "parent": peak(resource.RUSAGE_SELF),
+                "parent": own_peak(),
+                "stored": stored,
             }
         )
     )
@@ -98,9 +114,7 @@ def main() -> None:
         print("|" + "---|" * len(names))
         first = None
         for workers in counts:
-            command = [sys.executable, __file__, "--folder", folder, "--workers", str(workers)]
-            command += ["--image-size", str(asked.image_size)]
-            run = json.loads(subprocess.check_output(command).splitlines()[-1])
+            run = in_new_process(Path(folder), workers, asked.image_size)
             rate = asked.volumes / run["seconds"]
             first = first or rate
             above = (run["peak"] - run["before"]) / size  # beside the libraries
