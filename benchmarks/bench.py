@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 from tqdm import tqdm
 from umap import UMAP
 
@@ -367,8 +368,11 @@ def draw(table: pd.DataFrame, file: Path) -> None:
             axis.plot(rows.x, rows.ours_s, "o-", label="ours")
             axis.set_xticks(rows.x, [f"{x:g}" for x in rows.x], minor=False)
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+            axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(fontsize=8)
     axes[0, 0].set_ylabel("seconds")
+    fig.suptitle(machine(), fontsize=9)
     plots.save_figure(fig, file.parent, file.stem)
     plt.close(fig)
 
