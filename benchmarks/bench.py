@@ -397,12 +397,13 @@ def publish(table: pd.DataFrame, page: Path) -> None:
             cells += ["" if pd.isna(row.peak_mb) else f"{row.peak_mb:.0f}"]
             lines.append(f"| {' | '.join([*cells, '' if pd.isna(row.note) else row.note])} |")
         lines.append("")
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     head, rest = text.split("<!-- results -->")
     tail = rest.split("<!-- end of results -->")[1]
     part = page.with_suffix(".part")
     middle = "\n".join(lines)
-    part.write_text(f"{head}<!-- results -->\n{middle}<!-- end of results -->{tail}")
+    text = f"{head}<!-- results -->\n{middle}<!-- end of results -->{tail}"
+    part.write_text(text, encoding="utf-8")
     part.replace(page)
 
 

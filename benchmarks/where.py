@@ -12,7 +12,9 @@ def seconds(run: Path) -> pd.Series:
     """Seconds of the executed notebooks by step, and their number."""
     spent = {}
     for file in sorted((run / "notebooks").glob("*.ipynb")):
-        if "duration" in (found := json.loads(file.read_text())["metadata"].get("papermill", {})):
+        if "duration" in (
+            found := json.loads(file.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
+        ):
             spent.setdefault(file.stem.split("-")[0], []).append(found["duration"])
     named = {step: f"{sum(each):.0f} ({len(each)})" for step, each in sorted(spent.items())}
     return pd.Series(named | {"sum": f"{sum(map(sum, spent.values())):.0f}"}, name=str(run))

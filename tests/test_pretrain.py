@@ -258,7 +258,7 @@ def run_loop(imports: str, loop: str, method: str, n: int) -> int:
 def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkeypatch):
     # "meta" has no autocast; that of a GPU waits for nothing.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     imports, loop = code[0], next(text for text in code if text.startswith("for step, batch in"))
     # Row numbers, two sets of maps and the kernel, in each of two steps.

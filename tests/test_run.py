@@ -103,7 +103,7 @@ def test_exit_codes_and_files(notebook, tmp_path, capfd):
 
     assert run.main([str(notebook), str(out), "-p", "steps", "4"]) == 0
     assert [p.name for p in out.parent.iterdir()] == ["one.ipynb"]
-    text = json.loads(out.read_text())["cells"][2]["outputs"][0]["text"]
+    text = json.loads(out.read_text(encoding="utf-8"))["cells"][2]["outputs"][0]["text"]
     assert "".join(text).startswith("4 0.1 a True []")
 
 
@@ -114,7 +114,9 @@ def test_kernels_share_no_port(notebook, tmp_path):
     content.cells.append(new_code_cell(asked))
     nbformat.write(content, notebook)
     run.run(notebook, tmp_path / "out.ipynb", {})
-    text = json.loads((tmp_path / "out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"]
+    text = json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"][-1]["outputs"][
+        0
+    ]["text"]
     connection = json.loads("".join(text))
     assert connection["transport"] == "ipc"
     assert not Path(connection["ip"]).parent.exists()  # the folder of the sockets went with it
