@@ -1,10 +1,10 @@
 """Speed and memory against plain versions, side by side: ``make bench`` or
 ``python benchmarks/bench.py [TOPIC ...]``.
 
-Every row is the median of runs taken in turn, plain and ours, in this one process; the ratio is
-what counts. A run of all topics puts its rows into ``results.csv`` beside this file, in place of
-this machine's old ones, draws them as ``cost.png`` and writes a table of each machine into
-``README.md``.
+Every row is the median of runs taken in turn, plain and ours, in this one process; the median of
+their ratios is what counts. Rows of memory need Linux. A run of all topics puts its rows into
+``results.csv`` beside this file, in place of this machine's old ones, draws them as ``cost.png``
+and writes a table of each machine into ``README.md``.
 """
 
 import argparse
@@ -41,6 +41,13 @@ from wspnb.sampling import OneSlicePerPatient
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value}: at least 1")
+    return value
 
 
 def timed(work) -> float:
@@ -177,7 +184,7 @@ def training_step(backbone: str, size: int, n: int, fast: bool, compiler: str = 
     encoder = torch.compile(encoder, backend=compiler) if compiler else encoder
     chain, generator = plain.five_passes(), torch.Generator().manual_seed(0)
     chain[2].flags["size"] = (size, size)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto"))
+    kind = {"bf16": torch.bfloat16}.get(pick_precision("auto"))
 
     def step():
         rows = torch.randperm(4 * n, generator=generator)[:n]
@@ -212,7 +219,7 @@ def bench_step(runs: int, quick: bool):
         if (backbone, n) == ("tiny", 8):
             row |= {"panel": "pixels of a side (step of 8 slices)", "x": size}
         if gpu:
-            torch.cuda.reset_peak_memory_stats()  # ours alone, not the plain step's
+            torch.cuda.reset_peak_memory_stats()  # without the plain step's images
             timed(steps[1])
             row["peak_mb"] = torch.cuda.max_memory_allocated() / 2**20
         yield row
@@ -312,7 +319,9 @@ def bench_probe(runs: int, quick: bool):
 
 def bench_devices(runs: int, quick: bool):
     """One process against two, a thread or a card each: the same batch shared (strong scaling), and
-    twice the batch (weak)."""
+    twice the batch (weak). Nothing where one card is all there is."""
+    if DEVICE.type == "cuda" and torch.cuda.device_count() < 2:
+        return
     size, n = (160, 4) if quick else (160, 64)
 
     def seconds(processes: int, batch: int) -> float:
@@ -425,7 +434,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topics", nargs="*", help=f"of {', '.join(TOPICS)}; all if none")
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=at_least_one, default=7)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
     options = parser.parse_args()
     if unknown := set(options.topics) - set(TOPICS):

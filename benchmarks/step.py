@@ -2,6 +2,8 @@
 
     python benchmarks/step.py [--backbone tiny] [--size 512] [--slices 64] [--steps 20] [--largest]
 
+(without a GPU 4 slices and 3 steps where nothing else is asked).
+
 Prints seconds of each part of a step, images per second, the share of the time in which the device
 works, arithmetic and bytes counted, the device's own limits as measured here (a large matrix
 product, a large copy), the share of them that the step reaches, and the time of the paper's
@@ -21,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import DEVICE, machine, timed
+from bench import DEVICE, at_least_one, machine, timed
 
 from wspnb.augment import augment
 from wspnb.kernels import pair_kernel
@@ -29,7 +31,7 @@ from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head
 from wspnb.pretrain import pick_precision
 
-KIND = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(pick_precision("auto"))
+KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))
 PAPER_STEPS = 6240
 
 
@@ -106,8 +108,8 @@ def count(step: Step) -> tuple[float, float]:
 
 def utilisation(step: Step, steps: int) -> float:
     """Share of the time in which the device works, without waiting between the parts: of a GPU its
-    kernels' seconds (by torch's profiler) over those of the clock, of a CPU its threads' seconds
-    over those of all cores that torch uses."""
+    kernels' seconds (by torch's profiler) over those of the clock, of a CPU its threads' seconds,
+    waiting for one another included, over those of all cores that torch uses."""
     recorder = profile(activities=[ProfilerActivity.CUDA]) if DEVICE.type == "cuda" else None
     with recorder or contextlib.nullcontext():
         begin = time.process_time()
@@ -121,25 +123,25 @@ def utilisation(step: Step, steps: int) -> float:
 
 
 def largest(backbone: str, size: int) -> int:
-    """Largest power of two of slices in a batch that fits on the card."""
-    n = 8
+    """Largest power of two of slices in a batch that fits on the card; 0 if two do not."""
+    fits, n = 0, 2
     while True:
         try:
-            Step(backbone, size, 2 * n)()
+            Step(backbone, size, n)()
         except torch.OutOfMemoryError:
-            return n
+            return fits
         finally:
             torch.cuda.empty_cache()
-        n *= 2
+        fits, n = n, 2 * n
 
 
 def main() -> None:
     gpu = DEVICE.type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="resnet18", choices=["tiny", "resnet18"])
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--slices", type=int, default=64 if gpu else 4)
-    parser.add_argument("--steps", type=int, default=20 if gpu else 3)
+    parser.add_argument("--size", type=at_least_one, default=512)
+    parser.add_argument("--slices", type=at_least_one, default=64 if gpu else 4)
+    parser.add_argument("--steps", type=at_least_one, default=20 if gpu else 3)
     parser.add_argument("--largest", action="store_true")
     asked = parser.parse_args()
     if asked.largest and not gpu:
@@ -160,14 +162,14 @@ def main() -> None:
     memory = torch.cuda.max_memory_allocated() if gpu else 0
     (flops, moved), (peak, bandwidth) = count(step), limits()
     print(
-        f"arithmetic {flops / 1e9:.0f} GFLOP a step: {flops / whole / 1e12:.2f} TFLOP/s,", end=" "
+        f"arithmetic {flops / 1e9:.0f} GFLOP a step: {flops / whole / 1e12:.3g} TFLOP/s,", end=" "
     )
-    print(f"{flops / whole / peak:.0%} of the measured {peak / 1e12:.2f}")
+    print(f"{flops / whole / peak:.0%} of the measured {peak / 1e12:.3g}")
     print(
-        f"bytes, at the least, {moved / 1e9:.2f} GB a step: {moved / whole / 1e9:.0f} GB/s,",
+        f"bytes, at the least, {moved / 1e9:.2f} GB a step: {moved / whole / 1e9:.3g} GB/s,",
         end=" ",
     )
-    print(f"{moved / whole / bandwidth:.0%} of the measured {bandwidth / 1e9:.0f}")
+    print(f"{moved / whole / bandwidth:.0%} of the measured {bandwidth / 1e9:.3g}")
     print(f"{PAPER_STEPS} steps: {PAPER_STEPS * whole / 60:.1f} min")
     if gpu:
         print(f"peak memory {memory / 2**30:.1f} GiB")

@@ -1,5 +1,7 @@
 """DICOM series written and read back: HU, place, and the refusals."""
 
+import locale
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ def write_series(folder, hu, number=1, heights=None, modality="CT", words="venou
     folder.mkdir(parents=True, exist_ok=True)
     uid = f"{ROOT}.{number}"
     heights = np.arange(hu.shape[2]) * 2.5 - 40 if heights is None else heights
-    writer = sitk.ImageFileWriter()
+    before, writer = locale.setlocale(locale.LC_CTYPE), sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in np.random.default_rng(0).permutation(hu.shape[2]):  # file names in no order
         image = sitk.GetImageFromArray(np.ascontiguousarray(hu[:, :, k].T[None]))
@@ -37,6 +39,7 @@ def write_series(folder, hu, number=1, heights=None, modality="CT", words="venou
             image.SetMetaData(key, value)
         writer.SetFileName(str(folder / f"{number}-{(k * 7) % 11}-{k}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_CTYPE, before)  # the writer sets it to C
     return uid
 
 

@@ -212,19 +212,19 @@ def test_rows_of_a_cohort():
 
 class Waits(TorchDispatchMode):
     """Refuses what makes the host wait for the device "meta", from which nothing can be read
-    anyway: a copy to it that is not asynchronous, hidden ones (an index on the CPU) included."""
+    anyway: a copy to it that is not asynchronous, hidden ones (an index on the CPU) included. What
+    a GPU's own operations do inside does not show."""
 
     copies = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        # A number as a tensor without axes goes along with the call.
-        met = [
-            t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor) and t.ndim
-        ]
-        if len({t.device.type for t in met}) > 1:
-            assert func is torch.ops.aten._to_copy.default, f"{func} mixes devices"
+        copy = func is torch.ops.aten._to_copy.default
+        met = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        # Anywhere but in a copy a number as a tensor without axes goes along with the call.
+        if len({t.device.type for t in met if t.ndim or copy}) > 1:
+            assert copy, f"{func} mixes devices"
             assert kwargs.get("non_blocking"), f"copy of {tuple(met[0].shape)} that waits"
             self.copies += 1
         return out

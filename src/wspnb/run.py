@@ -199,4 +199,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
-    sys.exit(main())
+    with contextlib.suppress(KeyboardInterrupt):  # also while it is still importing
+        sys.exit(main())
+    sys.exit(130)
