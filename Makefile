@@ -50,7 +50,7 @@ test: $(STAMP)  ## all tests
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py
 
-check: $(STAMP)  ## lint, stripped notebooks, unit tests: under two minutes
+check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
 	$(BIN)/python -m pytest -m "not slow"
