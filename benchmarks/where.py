@@ -12,9 +12,8 @@ def seconds(run: Path) -> pd.Series:
     """Seconds of the executed notebooks by step, and their number."""
     spent = {}
     for file in sorted((run / "notebooks").glob("*.ipynb")):
-        if "duration" in (
-            found := json.loads(file.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
-        ):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if "duration" in (found := content["metadata"].get("papermill", {})):
             spent.setdefault(file.stem.split("-")[0], []).append(found["duration"])
     named = {step: f"{sum(each):.0f} ({len(each)})" for step, each in sorted(spent.items())}
     return pd.Series(named | {"sum": f"{sum(map(sum, spent.values())):.0f}"}, name=str(run))

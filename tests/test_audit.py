@@ -180,7 +180,6 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
     words = "supported" if len(cohorts) > 1 else "supported (1 seed)"
     assert best.run == (words if (ends > 0).all() else "cannot be told")
     assert best["run evidence"].startswith("WSP − Supervised = +0.")
-    text = str(
-        [cell.get("outputs") for cell in json.loads(out.read_text(encoding="utf-8"))["cells"]]
-    )
+    written = json.loads(out.read_text(encoding="utf-8"))
+    text = str([cell.get("outputs") for cell in written["cells"]])
     assert ("no joined cohort" in text) == (len(cohorts) == 1)

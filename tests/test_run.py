@@ -114,10 +114,8 @@ def test_kernels_share_no_port(notebook, tmp_path):
     content.cells.append(new_code_cell(asked))
     nbformat.write(content, notebook)
     run.run(notebook, tmp_path / "out.ipynb", {})
-    text = json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))["cells"][-1]["outputs"][
-        0
-    ]["text"]
-    connection = json.loads("".join(text))
+    text = nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text
+    connection = json.loads(text)
     assert connection["transport"] == "ipc"
     assert not Path(connection["ip"]).parent.exists()  # the folder of the sockets went with it
 
