@@ -12,13 +12,17 @@ def seconds(run: Path) -> pd.Series:
     """Seconds of the executed notebooks by step, and their number."""
     spent = {}
     for file in sorted((run / "notebooks").glob("*.ipynb")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if "duration" in (found := content["metadata"].get("papermill", {})):
-            spent.setdefault(file.stem.split("-")[0], []).append(found["duration"])
+        told = json.loads(file.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
+        if told.get("duration"):  # not one that still runs
+            spent.setdefault(file.stem.split("-")[0], []).append(told["duration"])
+    if not spent:
+        sys.exit(f"{run}: no executed notebook in its folder notebooks")
     named = {step: f"{sum(each):.0f} ({len(each)})" for step, each in sorted(spent.items())}
     return pd.Series(named | {"sum": f"{sum(map(sum, spent.values())):.0f}"}, name=str(run))
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     table = pd.concat(map(seconds, map(Path, sys.argv[1:])), axis=1).fillna("").sort_index()
     print(table.to_string())
