@@ -41,6 +41,7 @@ from wspnb.sampling import OneSlicePerPatient
 
 HERE = Path(__file__).parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))  # None: float32
 
 
 def at_least_one(text: str) -> int:
@@ -184,14 +185,13 @@ def training_step(backbone: str, size: int, n: int, fast: bool, compiler: str = 
     encoder = torch.compile(encoder, backend=compiler) if compiler else encoder
     chain, generator = plain.five_passes(), torch.Generator().manual_seed(0)
     chain[2].flags["size"] = (size, size)
-    kind = {"bf16": torch.bfloat16}.get(pick_precision("auto"))
 
     def step():
         rows = torch.randperm(4 * n, generator=generator)[:n]
         if fast:
             images = store[rows.to(store.device, non_blocking=True)]
             views = torch.cat([augment(images, generator) for _ in range(2)])
-            with torch.autocast(DEVICE.type, kind, enabled=kind is not None):
+            with torch.autocast(DEVICE.type, KIND, enabled=KIND is not None):
                 pair = head(encoder(views)).chunk(2)
             kernel = pair_kernel("wsp", labels[rows], positions[rows])
             loss = contrastive_loss(*pair, kernel.to(DEVICE, non_blocking=True))

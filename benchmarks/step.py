@@ -23,15 +23,13 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import DEVICE, at_least_one, machine, timed
+from bench import DEVICE, KIND, at_least_one, machine, timed
 
 from wspnb.augment import augment
 from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head
-from wspnb.pretrain import pick_precision
 
-KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))
 PAPER_STEPS = 6240
 
 
