@@ -147,6 +147,19 @@ def test_sigterm_ends_the_kernel_too(notebook, tmp_path):
     assert not list((tmp_path / "tmp").iterdir()) and (tmp_path / "out.failed.ipynb").exists()
 
 
+@pytest.mark.parametrize("module", ["nbformat", "papermill"])
+def test_ctrl_c_while_importing_ends_quietly(notebook, tmp_path, module):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "wspnb.run", notebook, tmp_path / "out.ipynb"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
     monkeypatch.chdir(notebook.parent)
     assert run.project_path("runs/x") == tmp_path / "runs" / "x"
