@@ -9,13 +9,10 @@ and writes a table of each machine into ``README.md``.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,35 +26,16 @@ from umap import UMAP
 sys.path.insert(0, str(Path(__file__).parent))
 import plain
 import preprocess
+from ours import DEVICE, Step, at_least_one, machine, timed
 
 from wspnb import audit, plots, probe
 from wspnb.augment import augment
 from wspnb.data.slices import reader
 from wspnb.kernels import pair_kernel, pair_weights
 from wspnb.losses import contrastive_loss
-from wspnb.models import build_encoder, build_head
-from wspnb.pretrain import pick_precision
 from wspnb.sampling import OneSlicePerPatient
 
 HERE = Path(__file__).parent
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))  # None: float32
-
-
-def at_least_one(text: str) -> int:
-    """A number of the command line."""
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{value}: at least 1")
-    return value
-
-
-def timed(work) -> float:
-    """Seconds of one call, the device's work included."""
-    begin = time.perf_counter()
-    work()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def compare(what: str, plain_work, our_work, runs: int, **more) -> dict:
@@ -79,8 +57,7 @@ def in_new_process(code: str) -> tuple[float, float]:
 def bench_augment(runs: int, quick: bool):
     for size, n in ((64, 4),) if quick else ((160, 64), (512, 16)):
         images = torch.rand(n, 1, size, size)
-        chain, generator = plain.five_passes(0.2), torch.Generator().manual_seed(0)
-        chain[2].flags["size"] = (size, size)
+        chain, generator = plain.five_passes(size, 0.2), torch.Generator().manual_seed(0)
         yield compare(
             f"augmentation, {n} images of {size} px",
             lambda images=images, chain=chain: chain(images),
@@ -93,7 +70,7 @@ def bench_compile(runs: int, quick: bool):
     """Our step with `torch.compile` of the encoder as "ours", without as "plain"."""
     size, n = (160, 2) if quick else (512, 64 if DEVICE.type == "cuda" else 8)
     compilers = ("", "eager" if quick else "inductor")
-    steps = [training_step("tiny", size, n, True, compiler) for compiler in compilers]
+    steps = [Step("tiny", size, n, compiler) for compiler in compilers]
     first = timed(steps[1])
     row = compare(f"step, tiny, {n} slices of {size} px, compiled", *steps, runs)
     yield row | {"note": f"{first:.0f} s to compile"}
@@ -173,47 +150,12 @@ def bench_sampler(runs: int, quick: bool):
     )
 
 
-def training_step(backbone: str, size: int, n: int, fast: bool, compiler: str = ""):
-    """One whole step on random bytes, plain or ours, as a function without arguments."""
-    store = torch.randint(0, 256, (4 * n, 1, size, size), dtype=torch.uint8)
-    labels, positions = torch.arange(4 * n) % 4, torch.rand(4 * n)
-    encoder, head = build_encoder(backbone, "batch"), build_head(backbone)
-    encoder, head = encoder.to(DEVICE), head.to(DEVICE)
-    if fast:
-        encoder, store = encoder.to(memory_format=torch.channels_last), store.to(DEVICE)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-5)
-    encoder = torch.compile(encoder, backend=compiler) if compiler else encoder
-    chain, generator = plain.five_passes(), torch.Generator().manual_seed(0)
-    chain[2].flags["size"] = (size, size)
-
-    def step():
-        rows = torch.randperm(4 * n, generator=generator)[:n]
-        if fast:
-            images = store[rows.to(store.device, non_blocking=True)]
-            views = torch.cat([augment(images, generator) for _ in range(2)])
-            with torch.autocast(DEVICE.type, KIND, enabled=KIND is not None):
-                pair = head(encoder(views)).chunk(2)
-            kernel = pair_kernel("wsp", labels[rows], positions[rows])
-            loss = contrastive_loss(*pair, kernel.to(DEVICE, non_blocking=True))
-        else:
-            images = store[rows].float().to(DEVICE) / 255
-            views = torch.cat([chain(images) for _ in range(2)])
-            weights = plain.weights(labels[rows], positions[rows], 0.1)
-            loss = plain.loss(*(v.cpu() for v in head(encoder(views)).chunk(2)), weights)
-            loss.item()  # a log line at every step
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def bench_step(runs: int, quick: bool):
     gpu = DEVICE.type == "cuda"
     sizes = [("tiny", 512, 64 if gpu else 8), ("resnet18", 512, 64 if gpu else 4)]
     sizes += [("tiny", 160, 64), ("tiny", 256, 8), ("tiny", 160, 8)]
     for backbone, size, n in [("tiny", 160, 2)] if quick else sizes:
-        steps = [training_step(backbone, size, n, fast) for fast in (False, True)]
+        steps = [plain.step(backbone, size, n, DEVICE), Step(backbone, size, n)]
         row = compare(f"step, {backbone}, {n} slices of {size} px", *steps, runs)
         row["views_per_s"] = 2 * n / row["ours_s"]
         if (backbone, n) == ("tiny", 8):
@@ -288,7 +230,7 @@ def bench_preprocess(runs: int, quick: bool):
     for volumes in (3,) if quick else (140, 560):
         with tempfile.TemporaryDirectory() as folder:
             preprocess.draw(Path(folder), volumes, 128, 52 if quick else 104)
-            run = preprocess.in_new_process(Path(folder), 2, 64 if quick else 512)
+            run = preprocess.measure_apart(Path(folder), 2, 64 if quick else 512)
         yield {
             "what": f"notebook 01's slices of {volumes} volumes, 2 processes",
             "ours_s": run["seconds"],
@@ -414,21 +356,6 @@ def publish(table: pd.DataFrame, page: Path) -> None:
     text = f"{head}<!-- results -->\n{middle}<!-- end of results -->{tail}"
     part.write_text(text, encoding="utf-8")
     part.replace(page)
-
-
-def machine() -> str:
-    """Processor or card, cores, versions and the precision that trainings choose here."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line
-        ]
-        cpu = names[0].strip() if names else cpu
-    card = torch.cuda.get_device_name(0) if DEVICE.type == "cuda" else "no GPU"
-    precision = pick_precision("auto").replace("no", "float32")
-    found = f"{cpu}, {os.cpu_count()} cores, {card}; {precision}; torch {torch.__version__}"
-    return f"{found}, {platform.system()}"
 
 
 def main() -> None:

@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from sklearn.metrics.pairwise import rbf_kernel
 
+from wspnb.models import build_encoder, build_head
 
-def five_passes(translate: float = 0.0) -> torch.nn.Module:
+
+def five_passes(size: int, translate: float = 0.0) -> torch.nn.Module:
     """Kornia's flips, crop, translation and rotation one after the other, each its own warp."""
     return torch.nn.Sequential(
         K.RandomHorizontalFlip(p=0.5),
         K.RandomVerticalFlip(p=0.5),
-        K.RandomResizedCrop((512, 512), scale=(0.7, 0.7), p=0.5),
+        K.RandomResizedCrop((size, size), scale=(0.7, 0.7), p=0.5),
         K.RandomAffine(0.0, translate=(translate, translate), p=0.5),
         K.RandomRotation(30.0, p=0.5),
     )
@@ -56,3 +58,24 @@ def batches(slices: dict, label: dict, batch_size: int, n_batches: int):
                 room[label[patient]] -= 1
                 chosen.append(random.choice(slices[patient]))
         yield chosen
+
+
+def step(backbone: str, size: int, n: int, device: torch.device):
+    """One training step in float32 on random bytes, as a function without arguments."""
+    store = torch.randint(0, 256, (2 * n, 1, size, size), dtype=torch.uint8)
+    labels, positions = torch.arange(2 * n) % 4, torch.rand(2 * n)
+    network = torch.nn.Sequential(build_encoder(backbone, "batch"), build_head(backbone)).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
+    chain = five_passes(size)
+
+    def work():
+        rows = torch.randperm(2 * n)[:n]
+        images = store[rows].float().to(device) / 255
+        pair = network(torch.cat([chain(images) for _ in range(2)])).cpu().chunk(2)
+        value = loss(*pair, weights(labels[rows], positions[rows], 0.1))
+        value.item()  # a log line at every step
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return work

@@ -45,7 +45,7 @@ def draw(folder: Path, volumes: int, side: int, depth: int) -> float:
     return side * side * depth * 2 / 1e6
 
 
-def in_new_process(folder: Path, workers: int, image_size: int) -> dict:
+def measure_apart(folder: Path, workers: int, image_size: int) -> dict:
     """What :func:`measure` says of a run in a process of its own."""
     command = [sys.executable, __file__, "--folder", str(folder), "--workers", str(workers)]
     command += ["--image-size", str(image_size)]
@@ -114,7 +114,7 @@ def main() -> None:
         print("|" + "---|" * len(names))
         first = None
         for workers in counts:
-            run = in_new_process(Path(folder), workers, asked.image_size)
+            run = measure_apart(Path(folder), workers, asked.image_size)
             rate = asked.volumes / run["seconds"]
             first = first or rate
             above = (run["peak"] - run["before"]) / size  # beside the libraries

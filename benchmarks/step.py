@@ -23,55 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench import DEVICE, KIND, at_least_one, machine, timed
-
-from wspnb.augment import augment
-from wspnb.kernels import pair_kernel
-from wspnb.losses import contrastive_loss
-from wspnb.models import build_encoder, build_head
+from ours import DEVICE, KIND, Step, at_least_one, machine, timed
 
 PAPER_STEPS = 6240
-
-
-class Step:
-    """One pretraining step of notebook 02 in parts that can be timed one by one."""
-
-    def __init__(self, backbone: str, size: int, n: int):
-        self.n, self.seconds = n, {}
-        self.store = torch.randint(0, 256, (2 * n, 1, size, size), dtype=torch.uint8).to(DEVICE)
-        self.labels, self.positions = torch.arange(2 * n) % 4, torch.rand(2 * n)
-        encoder = build_encoder(backbone, "batch").to(DEVICE, memory_format=torch.channels_last)
-        self.network = torch.nn.Sequential(encoder, build_head(backbone).to(DEVICE))
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-5)
-        self.generator = torch.Generator().manual_seed(0)
-
-    def part(self, name: str, work):
-        """Run and time a part of the step, the device's work included."""
-        kept = []
-        seconds = timed(lambda: kept.append(work()))
-        self.seconds.setdefault(name, []).append(seconds)
-        return kept[0]
-
-    def __call__(self, part=None):
-        part = part or (lambda name, work: work())
-        rows = torch.randperm(2 * self.n, generator=self.generator)[: self.n]
-        images = part("read", lambda: self.store[rows.to(DEVICE, non_blocking=True)])
-        views = part(
-            "augment", lambda: torch.cat([augment(images, self.generator) for _ in range(2)])
-        )
-        pair = part("forward", lambda: self.embed(views))
-        loss = part("kernel and loss", lambda: self.loss(pair, rows))
-        part("backward", loss.backward)
-        part("optimiser", self.optimizer.step)
-        self.optimizer.zero_grad()
-
-    def embed(self, views):
-        with torch.autocast(DEVICE.type, KIND, enabled=KIND is not None):
-            return self.network(views).chunk(2)
-
-    def loss(self, pair, rows):
-        kernel = pair_kernel("wsp", self.labels[rows], self.positions[rows])
-        return contrastive_loss(*pair, kernel.to(DEVICE, non_blocking=True))
 
 
 def limits() -> tuple[float, float]:
