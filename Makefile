@@ -13,10 +13,6 @@ FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/pro
 .DEFAULT_GOAL := help
 .PHONY: help reproduce plan tables lihc smoke test bench check lab unlock clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Freed memory is kept, up to 1 GiB, instead of being zeroed by the system again and again (glibc):
-# a third of a training step on a CPU, for 0.3 GB more.
-export MALLOC_MMAP_MAX_ := 0
-export MALLOC_TRIM_THRESHOLD_ := 1073741824
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

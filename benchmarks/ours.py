@@ -12,7 +12,7 @@ from wspnb.augment import augment
 from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head
-from wspnb.pretrain import pick_precision
+from wspnb.pretrain import keep_memory, pick_precision
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))  # None: float32
@@ -60,6 +60,7 @@ class Step:
     """
 
     def __init__(self, backbone: str, size: int, n: int, compiler: str = ""):
+        keep_memory()  # for the plain step in this process as well
         self.n, self.seconds = n, {}
         self.store = torch.randint(0, 256, (2 * n, 1, size, size), dtype=torch.uint8).to(DEVICE)
         self.labels, self.positions = torch.arange(2 * n) % 4, torch.rand(2 * n)

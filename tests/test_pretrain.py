@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import json
 import math
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -272,3 +275,20 @@ def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkey
         loop = loop.replace(good, bad)
     with pytest.raises((AssertionError, RuntimeError), match=r"that waits|meta tensors"):
         run_loop(imports, loop, method, n)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_used_again(kept):
+    code = f"""
+import resource
+from wspnb.pretrain import keep_memory
+faults, size = [], 10**8
+if {kept}:
+    keep_memory()
+for _ in range(3):
+    len(b"x" * size)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[2] - faults[1])"""
+    new_pages = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert (new_pages < 100) == kept, new_pages  # a block has 24,000 of 4 KiB

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -119,21 +118,6 @@ def test_kernels_share_no_port(notebook, tmp_path):
     connection = json.loads(text)
     assert connection["transport"] == "ipc"
     assert not Path(connection["ip"]).parent.exists()  # the folder of the sockets went with it
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
-def test_a_notebook_uses_its_freed_memory_again(notebook, tmp_path):
-    content = nbformat.read(notebook, as_version=4)
-    block = """import resource
-faults, size = [], 10**8
-for _ in range(3):
-    len(b"x" * size)  # 24,000 pages of 4 KiB
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-print(faults[2] - faults[1])"""
-    content.cells.append(new_code_cell(block))
-    nbformat.write(content, notebook)
-    run.run(notebook, tmp_path / "out.ipynb", {})
-    assert int(nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0].text) < 100
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -10,13 +10,15 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from wspnb.pretrain import pick_precision
+from wspnb.pretrain import keep_memory, pick_precision
 
 
 def start(precision: str) -> Accelerator:
     """This process' device in one of accelerate's precisions, or "auto"; under torchrun it joins
     the others, on CPUs too."""
     on_cpus = "RANK" in os.environ and not torch.cuda.is_available()
+    if not torch.cuda.is_available():
+        keep_memory()
     return Accelerator(cpu=on_cpus, mixed_precision=pick_precision(precision))
 
 

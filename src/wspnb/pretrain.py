@@ -1,8 +1,10 @@
 """What the visible loop of notebook 02 needs tested: settings, schedule, health, files."""
 
+import ctypes
 import json
 import math
 import os
+import platform
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,6 +143,19 @@ def pick_precision(precision: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     flags = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if flags.get("amx_bf16") or flags.get("avx512_bf16") else "no"
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees, up to 1 GiB, for its next large block.
+
+    Else the system takes every large block back and fills a new one with zeros, a third of a
+    training step on a CPU; the price is 0.3 GB. Results stay the same. Without glibc (macOS,
+    Windows) nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:

@@ -18,10 +18,6 @@ from pathlib import Path
 
 import yaml
 
-# A notebook's process keeps what it frees, up to 1 GiB, for its next large block, instead of having
-# the system fill new memory with zeros each time: a third of a training step on a CPU (glibc).
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-
 
 def project_path(path: str | Path) -> Path:
     """A path of the parameters as a full path: relative ones start at the project's folder.
@@ -125,8 +121,6 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     from traitlets.config import Config
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name, value in MALLOC.items():
-        os.environ.setdefault(name, value)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
     for left in out.parent.glob(f".{glob.escape(out.stem)}.[0-9]*.ipynb"):
         left.unlink()  # of a run that was killed
