@@ -148,9 +148,9 @@ def pick_precision(precision: str) -> str:
 def keep_memory() -> None:
     """Let this process keep what it frees, up to 1 GiB, for its next large block.
 
-    Else the system takes every large block back and fills a new one with zeros, a third of a
-    training step on a CPU; the price is 0.3 GB. Results stay the same. Without glibc (macOS,
-    Windows) nothing happens.
+    Else the system takes every large block back and fills a new one with zeros, a quarter of a
+    training step on a CPU or more; the price is 0.3 GB. Results stay the same. Without glibc
+    (macOS, Windows) nothing happens.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
