@@ -16,6 +16,8 @@ from wspnb.pretrain import keep_memory, pick_precision
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))  # None: float32
+if DEVICE.type == "cpu":
+    keep_memory()  # as trainings do; the plain versions profit as well
 
 
 def machine() -> str:
@@ -60,7 +62,6 @@ class Step:
     """
 
     def __init__(self, backbone: str, size: int, n: int, compiler: str = ""):
-        keep_memory()  # for the plain step in this process as well
         self.n, self.seconds = n, {}
         self.store = torch.randint(0, 256, (2 * n, 1, size, size), dtype=torch.uint8).to(DEVICE)
         self.labels, self.positions = torch.arange(2 * n) % 4, torch.rand(2 * n)
