@@ -36,6 +36,7 @@ from wspnb.losses import contrastive_loss
 from wspnb.sampling import OneSlicePerPatient
 
 HERE = Path(__file__).parent
+NUMBERS = ("plain_s", "ours_s", "times_faster", "peak_mb")
 
 
 def compare(what: str, plain_work, our_work, runs: int, **more) -> dict:
@@ -368,7 +369,10 @@ def main() -> None:
         parser.error(f"no topic {', '.join(unknown)}; there are {', '.join(TOPICS)}")
     rows = []
     for topic in tqdm(options.topics or TOPICS):
-        rows += TOPICS[topic](options.runs, options.quick)
+        for row in TOPICS[topic](options.runs, options.quick):
+            rows.append(row)
+            cells = {name: f"{row[name]:.3g}" for name in NUMBERS if name in row}
+            tqdm.write(", ".join([row["what"], *(f"{k} {v}" for k, v in cells.items())]))
     table = pd.DataFrame(rows).round(4)
     print(machine())
     print(table.to_string(index=False))

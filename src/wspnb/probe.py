@@ -98,7 +98,7 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
 
 @torch.inference_mode()
 def extract_features(
-    encoder: nn.Module, images: np.ndarray, rows, batch_size: int = 32, progress=None
+    encoder: nn.Module, images: np.ndarray, rows, batch_size: int = 16, progress=None
 ) -> np.ndarray:
     """Frozen features of slices, in float32 and without augmentation (paper: none at inference).
 
