@@ -4,7 +4,7 @@ import pytest
 import torch
 from kornia.geometry import transform as kornia
 
-from wspnb.augment import augment, jitter, sample_affine
+from wspnb.augment import augment, jitter, sample_affine, warp
 
 OFF = {"p_flip": 0.0, "p_crop": 0.0, "p_rotate": 0.0, "p_translate": 0.0}
 
@@ -206,13 +206,13 @@ def test_one_interpolation_is_sharper_than_two():
     assert min(ratios) > 1.02 and sum(ratios) / 10 > 1.1
 
 
-def test_pieces_give_the_same_bits_as_the_whole_batch(monkeypatch):
-    images = torch.rand(7, 1, 33, 40)
-    views = []
-    for piece in (2**30, 3 * 33 * 40, 1):  # all at once, by three, one by one
-        monkeypatch.setattr("wspnb.augment.PIECE", piece)
-        views.append(augment(images, torch.Generator().manual_seed(0), translate=0.1))
-    assert torch.equal(views[0], views[1]) and torch.equal(views[0], views[2])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 40, 48), (3, 65, 33)])
+def test_warp_equals_kornia(channels, height, width):
+    images = torch.rand(50, channels, height, width, generator=seeded(0))
+    affine = sample_affine(50, height, width, seeded(1), translate=0.2)
+    expected = kornia.warp_affine(images, affine, (height, width))
+    torch.testing.assert_close(warp(images, affine), expected, rtol=0, atol=1e-6)
+    assert (expected - images).abs().mean() > 0.01
 
 
 def test_errors_say_what_to_do():
