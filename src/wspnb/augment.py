@@ -136,15 +136,15 @@ def warp(images: Tensor, affine: Tensor) -> Tensor:
     bit, without the copies it makes of the grid.
 
     Args:
-        images: ``(b, c, h, w)`` float.
-        affine: ``(b, 2, 3)``, (x, y) of the destination from (x, y, 1) of the source, in pixels.
+        images: ``(b, c, h, w)`` float32, two pixels or more each way.
+        affine: ``(b, 2, 3)`` float32, (x, y) of the destination from (x, y, 1) of the source, in pixels.
 
     Returns:
         ``(b, c, h, w)``.
     """
     size = images.shape[2:]
     forth = normalize_homography(convert_affinematrix_to_homography(affine), size, size)
-    rows = forth.unbind(1)
+    rows = forth.unbind(1)  # the inverse by its adjugate: torch's would wait for a GPU
     adjugate = [torch.linalg.cross(rows[i - 2], rows[i - 1]) for i in range(3)]
     back = torch.stack(adjugate, 2) / (rows[0] * adjugate[0]).sum(1)[:, None, None]
     along_x, along_y, offset = back[:, :2, :, None, None].unbind(2)  # (b, 2, 1, 1) each
