@@ -137,7 +137,7 @@ def warp(images: Tensor, affine: Tensor) -> Tensor:
 
     Args:
         images: ``(b, c, h, w)`` float32, two pixels or more each way.
-        affine: ``(b, 2, 3)`` float32, (x, y) of the destination from (x, y, 1) of the source, in pixels.
+        affine: ``(b, 2, 3)`` float32, in pixels: (x, y) of the destination from (x, y, 1).
 
     Returns:
         ``(b, c, h, w)``.
