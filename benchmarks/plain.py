@@ -11,7 +11,7 @@ from wspnb.models import build_encoder, build_head
 
 
 def five_passes(size: int, translate: float = 0.0) -> torch.nn.Module:
-    """Kornia's flips, crop, translation and rotation one after the other, each its own warp."""
+    """Kornia's flips, crop, translation and rotation one after the other."""
     return torch.nn.Sequential(
         K.RandomHorizontalFlip(p=0.5),
         K.RandomVerticalFlip(p=0.5),

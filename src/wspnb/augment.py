@@ -132,8 +132,8 @@ def augment(
 
 
 def warp(images: Tensor, affine: Tensor) -> Tensor:
-    """Images through affine maps, bilinear, air (0) outside: Kornia's ``warp_affine`` to the last
-    bit, without the copies it makes of the grid.
+    """Images through affine maps, bilinear, air (0) outside: the numbers of Kornia's
+    ``warp_affine`` without the copies it makes of the grid. Not under autocast.
 
     Args:
         images: ``(b, c, h, w)`` float32, two pixels or more each way.
