@@ -49,7 +49,7 @@ bench: $(STAMP)  ## speed and memory against plain versions, side by side -> ben
 	$(BIN)/python benchmarks/bench.py
 
 check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
 	$(BIN)/python -m pytest -m "not slow"
 

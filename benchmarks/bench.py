@@ -28,11 +28,12 @@ import plain
 import preprocess
 from ours import DEVICE, Step, at_least_one, machine, timed
 
-from wspnb import audit, plots, probe
+from wspnb import plots, probe
 from wspnb.augment import augment
 from wspnb.data.slices import reader
 from wspnb.kernels import pair_kernel, pair_weights
 from wspnb.losses import contrastive_loss
+from wspnb.results import audit
 from wspnb.sampling import OneSlicePerPatient
 
 HERE = Path(__file__).parent

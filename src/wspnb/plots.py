@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from wspnb.files import whole
+
 # Okabe-Ito colours: told apart by colour-blind readers (Okabe & Ito 2008).
 PALETTE = {
     "supervised": "#000000",
@@ -34,11 +36,9 @@ def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
         Path of the PNG.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-        temporary = folder / f".{name}.tmp.{ending}"
-        fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
-        temporary.replace(folder / f"{name}.{ending}")
+        with whole(folder / f"{name}.{ending}") as temporary:
+            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
     return folder / f"{name}.png"
 
 

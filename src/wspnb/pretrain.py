@@ -3,7 +3,6 @@
 import ctypes
 import json
 import math
-import os
 import platform
 import re
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from wspnb.files import whole
 from wspnb.kernels import KERNELS
 from wspnb.models import HEADS
 
@@ -261,9 +261,8 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
         name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
         for name, part in parts.items()
     }
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save({"step": step, "log": log, "config": asdict(config), **state}, temporary)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        torch.save({"step": step, "log": log, "config": asdict(config), **state}, temporary)
 
 
 def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict]]:
@@ -327,6 +326,5 @@ def save_run(
         "encoder.safetensors": lambda file: save_file(weights, file),
     }
     for name, write in writers.items():
-        temporary = folder / f".{name}.tmp"
-        write(temporary)
-        temporary.replace(folder / name)
+        with whole(folder / name) as temporary:
+            write(temporary)

@@ -18,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from wspnb.augment import to_unit
+from wspnb.files import whole
 from wspnb.models import build_encoder
 from wspnb.pretrain import UNTRAINED
 
@@ -333,14 +334,6 @@ def plane_quality(
     }
 
 
-def write_csv(file: Path, table: pd.DataFrame) -> None:
-    """Write a table that appears whole or not at all; the folder is made if missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.tmp")
-    table.to_csv(temporary, index=False)
-    temporary.replace(file)
-
-
 def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, slices=None) -> None:
     """Write ``features.npy`` and ``slices.csv`` (row-aligned, if given), ``scores.csv`` and, last,
     ``results.json``.
@@ -363,6 +356,5 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
         "results.json": lambda file: file.write_text(json.dumps(run, indent=1)),
     }
     for name, write in writers.items():
-        temporary = folder / f".tmp.{name}"
-        write(temporary)
-        temporary.replace(folder / name)
+        with whole(folder / name) as temporary:
+            write(temporary)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from wspnb.files import whole
+
 
 def find_series(folder: str | Path) -> dict[str, list[str]]:
     """Files of each series below a folder; those of one folder in the order of their place.
@@ -77,10 +79,8 @@ def convert_series(folder: str | Path, out: str | Path, series: tuple[str, ...] 
         raise ValueError(f"{folder}: series {uid} has a tilted gantry: resample it first")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(files)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".part-{out.name}")
-    sitk.WriteImage(reader.Execute(), str(part), useCompression=True)
-    os.replace(part, out)
+    with whole(out) as temporary:
+        sitk.WriteImage(reader.Execute(), str(temporary), useCompression=True)
     return out
 
 

@@ -16,9 +16,8 @@ from nibabel.orientations import (
 )
 from scipy import ndimage
 
-from wspnb.data.phantom import _write_image
-from wspnb.data.volumes import load_mask
-from wspnb.probe import write_csv
+from wspnb.data.volumes import load_mask, write_image
+from wspnb.files import write_csv, write_text
 
 OURS = ("settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors")
 OURS += (
@@ -57,7 +56,7 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
     """
     affine = nib.load(volume).affine
     turn = ornt_transform(io_orientation(np.eye(4)), io_orientation(affine))
-    _write_image(Path(path), apply_orientation(np.asarray(mask, np.uint8), turn), affine)
+    write_image(Path(path), apply_orientation(np.asarray(mask, np.uint8), turn), affine)
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -182,9 +181,7 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    temporary = note.with_name(".settings.json.tmp")
-    temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    temporary.replace(note)
+    write_text(note, json.dumps(settings, indent=1))
 
 
 def digest(table: pd.DataFrame) -> str:

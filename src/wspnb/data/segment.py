@@ -18,6 +18,7 @@ from wspnb.augment import augment, to_unit
 from wspnb.data.inventory import load_hu
 from wspnb.data.masks import largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image, window
+from wspnb.files import whole
 
 MOST_ML = 6000.0  # no liver is larger, save for rare diseases; paper silent
 
@@ -187,9 +188,8 @@ def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: 
 def save_network(network: torch.nn.Module, file: Path) -> None:
     """Weights in float32 on the CPU (safetensors); the file appears whole or not at all."""
     weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    temporary = file.with_name(f".{file.name}.tmp")
-    save_file(weights, temporary)
-    temporary.replace(file)
+    with whole(file) as temporary:
+        save_file(weights, temporary)
 
 
 def load_network(file: Path, device="cpu") -> Callable[[np.ndarray], np.ndarray]:

@@ -45,6 +45,7 @@ from wspnb.data.volumes import (
     to_image,
     window,
 )
+from wspnb.files import write_text
 
 FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 SLICE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
@@ -656,10 +657,3 @@ def _table(cohort: pd.DataFrame, done: list[dict[str, Any]]) -> pd.DataFrame:
     )
     extra = [c for c in rows.columns if c not in (*OWN_COLUMNS, "mask", "path", "mask_path")]
     return pd.concat([own, rows[extra]], axis=1)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file under its name only when it is whole."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from wspnb.files import whole
+
 # Paper silent on slices without a mask: a slice shows the body where this share of its pixels is
 # denser than fat and air.
 BODY_HU, BODY_SHARE = -300.0, 0.05
@@ -419,3 +421,14 @@ def _check_same_grid(path, mask: _Header, volume_path, volume: _Header) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    """NIfTI in mm, gzipped without name or date: equal images are equal files."""
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        with gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
+            packed.write(image.to_bytes())

@@ -1,0 +1,107 @@
+"""B-scans of optical coherence tomography: preprocessing, and the store of ``slices.py`` for them.
+
+The store is the one of the CT slices (``open_slices``), with one row per B-scan: patient, eye,
+side, visit, scan, position, bcva, cst, cohort (train or test) and a column 0/1 for each biomarker,
+empty where nobody read the scan.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wspnb.data.volumes import resize
+from wspnb.files import write_text
+
+# Column of the store -> header of the authors' label tables.
+BIOMARKERS = {
+    "irf": "Fluid (IRF)",
+    "drt_me": "DRT/ME",
+    "ir_hrf": "IR HRF",
+    "favf": "Fully attached vitreous face",
+    "pavf": "Partially attached vitreous face",
+    "vd": "Vitreous debris",
+}
+COLUMNS = ("patient", "eye", "side", "visit", "scan", "position", "bcva", "cst", "cohort")
+NO_SCAN = pd.DataFrame(columns=["volume", "patient", "reason"])
+
+
+def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
+    """A grey B-scan as a square of bytes: padded with black, then interpolated with antialiasing.
+
+    Args:
+        image: ``(h, w)``, grey values 0..255.
+        size: pixels a side.
+
+    Returns:
+        ``(size, size)`` uint8.
+
+    Raises:
+        ValueError: if the image is not grey, or empty.
+    """
+    image = np.asarray(image)
+    if image.ndim != 2 or not image.size:
+        raise ValueError(f"B-scan of shape {image.shape}: expected (h, w), grey values")
+    return np.rint(resize(image.astype(np.float32), size, air=0.0)).clip(0, 255).astype(np.uint8)
+
+
+def write_bscans(
+    folder: str | Path,
+    blocks: Iterable[np.ndarray],
+    table: pd.DataFrame,
+    size: int,
+    failed: pd.DataFrame = NO_SCAN,
+    **settings,
+) -> Path:
+    """Write a store; each file appears whole or not at all, ``slices.npy`` last.
+
+    Args:
+        folder: made if missing; a store there is replaced.
+        blocks: images in the order of the table, ``(k, size, size)`` uint8 each.
+        table: one row per image, with :data:`COLUMNS` at least.
+        size: pixels a side.
+        failed: volume, patient and reason of what was left out.
+        settings: what the images were made from, kept in ``store.json``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if a column is missing, or the blocks do not fit the table; nothing is written.
+    """
+    folder = Path(folder)
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise ValueError(f"{folder}: the table has no column {missing}")
+    folder.mkdir(parents=True, exist_ok=True)
+    shape, part, done = (len(table), size, size), folder / "slices.npy.part", 0
+    content = hashlib.sha256()
+    try:
+        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        for block in blocks:
+            if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
+                raise ValueError(f"{folder}: images {block.dtype}{block.shape}, expected {shape}")
+            images[done : done + len(block)] = block
+            content.update(block.tobytes())
+            done += len(block)
+        if done != len(table):
+            raise ValueError(f"{folder}: {done} images for {len(table)} rows")
+        images.flush()
+        del images
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    text = table.to_csv(index=False)
+    content.update(text.encode())
+    store = {**settings, "image_size": size, "n_slices": len(table), "convention": "k/(n-1)"}
+    store |= {"n_patients": int(table.patient.nunique()), "n_failed": len(failed)}
+    store |= {"sha256": content.hexdigest(), "versions": {"wspnb": version("wspnb")}}
+    write_text(folder / "slices.csv", text)
+    write_text(folder / "failed.csv", failed.to_csv(index=False))
+    write_text(folder / "store.json", json.dumps(store, indent=1))
+    os.replace(part, folder / "slices.npy")
+    return folder

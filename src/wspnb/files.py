@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A temporary name in the same folder to write to; at the end it becomes ``path``.
+
+    The folder is made if missing. What was written is flushed to the disk before it is renamed, so
+    that a power cut cannot leave an empty file under a finished name. On any error the temporary
+    file goes and an earlier ``path`` stays. What a killed process has left is removed by the next
+    writer of the same file.
+
+    Args:
+        path: file that is to appear.
+
+    Yields:
+        ``.tmp-PID-NAME`` beside it: each process has its own, and the ending is the file's.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".tmp-*-{path.name}"):
+        if not _alive(left.name.split("-")[1]):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """UTF-8 text with its line ends as they are."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """A table without its index."""
+    write_text(path, table.to_csv(index=False))
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this number runs; anything that is no number counts as running."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):
+        pass
+    return True

@@ -1,0 +1,221 @@
+"""What notebook 06 needs tested: reading the runs, differences of all pairs, verdicts on claims."""
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from sklearn.utils.parallel import Parallel, delayed
+
+from wspnb import plots
+from wspnb.probe import cross_validate
+from wspnb.results import statistics, tables
+
+
+def read_probes(
+    folder: Path, backbone: str, seeds: list, reference: str, settings: dict
+) -> tuple[dict, dict]:
+    """Finished probes of the methods and of their variants.
+
+    Args:
+        folder: of the run; a probe whose name is not its method is a variant.
+        backbone: of the probes.
+        seeds: pretraining seeds to keep, empty for all.
+        reference: method that must be there.
+        settings: what every probe must have been made with (C, n_folds, fold_seed).
+
+    Returns:
+        ``{(name, seed): run as wspnb.tables.read_runs gives it}`` and
+        ``{cohort: {(name, seed): score table}}``.
+
+    Raises:
+        FileNotFoundError: if the reference or anything to compare it with is missing.
+        ValueError: if a probe was made with other settings.
+    """
+    probes, scores = {}, {}
+    for run in tables.read_runs(folder, seeds, [backbone]):
+        other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
+        if other:
+            raise ValueError(
+                f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
+            )
+        probes[run["name"], run["seed"]] = run
+        for cohort in run["results"]:
+            part = tables.cohort_scores(run, cohort)
+            scores.setdefault(cohort, {})[run["name"], run["seed"]] = part
+    found = sorted({name for name, _ in probes})
+    if reference not in found or len(found) < 2:
+        raise FileNotFoundError(
+            f"{folder}: found {found or 'nothing'} of backbone {backbone}, seeds {seeds or 'all'}; "
+            f"run 03_linear_probe for {reference!r} and at least one other method first"
+        )
+    return probes, scores
+
+
+def differences(scores: dict, pairs) -> pd.DataFrame:
+    """:func:`~wspnb.results.statistics.paired_difference` of pairs of runs, over the seeds both
+    have.
+
+    Args:
+        scores: ``{cohort: {(name, seed): score table}}``.
+        pairs: ``(name, name)`` of the one that should be better and the other; pairs without a
+            common seed, or of a name with itself, are left out.
+
+    Returns:
+        A row per cohort and pair: cohort, better, worse, seeds, the fields of
+        :class:`~wspnb.results.statistics.Difference`, and by DeLong's formula p (of the patients)
+        and r, the correlation of the two AUCs over draws of the patients.
+    """
+    rows = []
+    for cohort, found in scores.items():
+        for a, b in dict.fromkeys(pairs):
+            common = [seed for name, seed in found if name == a and (b, seed) in found]
+            if common and a != b:
+                sides = [[found[name, seed] for seed in common] for name in (a, b)]
+                row = {"cohort": cohort, "better": a, "worse": b, "seeds": len(common)}
+                row |= statistics.paired_difference(*sides)._asdict()
+                error, p = statistics.delong(*sides)
+                # Against constant scores the error of the difference is that of the AUC itself.
+                blank = [run.assign(score=0.0) for run in sides[0]]
+                one, two = (statistics.delong(side, blank)[0] for side in sides)
+                r = (one**2 + two**2 - error**2) / (2 * one * two) if one * two else np.nan
+                rows.append(row | {"p": p, "r": r})
+    return pd.DataFrame(rows)
+
+
+def printed_differences(printed: pd.DataFrame, counts: dict, correlation: float = 0):
+    """Differences of all ordered pairs of rows of a printed table, with two standard errors.
+
+    Args:
+        printed: index name, one column of AUCs per cohort.
+        counts: ``{cohort: (n_positive, n_negative)}``.
+        correlation: of two AUCs on the same patients; 0 treats them as independent.
+
+    Returns:
+        Columns cohort, better, worse, mean, low, high.
+    """
+    rows = []
+    for cohort, sizes in counts.items():
+        auc = printed[cohort].to_dict()
+        error = {name: statistics.hanley_mcneil(value, *sizes) for name, value in auc.items()}
+        for a, b in permutations(auc, 2):
+            mean = auc[a] - auc[b]
+            variance = error[a] ** 2 + error[b] ** 2 - 2 * correlation * error[a] * error[b]
+            row = {"cohort": cohort, "better": a, "worse": b, "mean": mean}
+            half = 2 * variance**0.5
+            rows.append(row | {"low": mean - half, "high": mean + half})
+    return pd.DataFrame(rows)
+
+
+def repeat_folds(
+    probes: dict, cohorts, fold_seeds, C: float, n_folds: int, workers: int = 1
+) -> pd.DataFrame:
+    """The linear probe again from cached features, with other deals of the patients to folds.
+
+    Args:
+        probes: as :func:`read_probes` returns them; those without cached features are left out.
+        cohorts: names; a plus joins them.
+        fold_seeds: one deal each.
+        C: inverse strength of the L2 penalty.
+        n_folds: number of folds.
+        workers: processes that share runs and cohorts; the numbers do not depend on it.
+
+    Returns:
+        One row per fold: cohort, method, seed, fold_seed, fold, auc.
+    """
+
+    def deals(name, seed, cohort):
+        features, part = read_features(probes[name, seed]["folder"], cohort)
+        rows = []
+        for deal in fold_seeds:
+            probe = cross_validate(features, part.label, part.patient, C, n_folds, deal)
+            row = {"cohort": cohort, "method": name, "seed": seed, "fold_seed": deal}
+            rows += [row | {"fold": fold, "auc": auc} for fold, auc in enumerate(probe.fold_auc)]
+        return rows
+
+    cached = [key for key, run in probes.items() if (run["folder"] / "features.npy").exists()]
+    jobs = [delayed(deals)(*key, cohort) for key in cached for cohort in cohorts]
+    return pd.DataFrame([row for rows in Parallel(n_jobs=workers)(jobs) for row in rows])
+
+
+def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Cached features ``(n_slices, d)`` of a cohort and the row-aligned slices."""
+    columns = ["patient", "label", "cohort"]
+    slices = pd.read_csv(folder / "slices.csv", usecols=columns, dtype={"patient": str})
+    keep = slices.cohort.isin(cohort.split("+")).to_numpy()
+    return np.load(folder / "features.npy")[keep], slices[keep]
+
+
+def read_printed(folder: Path, cohorts) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables 1 and 3 of the paper, their columns of AUCs named by cohort (d1+d2 is auc_d12)."""
+    columns = {f"auc_{cohort.replace('+d', '')}": cohort for cohort in cohorts}
+    names = ("table1_auc.csv", "table3_sigma.csv")
+    return tuple(pd.read_csv(folder / name).rename(columns=columns) for name in names)
+
+
+def verdict(rows: pd.DataFrame) -> str:
+    """Whether differences (columns mean, low) bear the claim that all of them are above zero."""
+    if not len(rows):
+        return "not there"
+    if (rows["mean"] <= 0).any():
+        return "not supported"
+    return "supported" if (rows.low > 0).all() else "cannot be told"
+
+
+def evidence(rows: pd.DataFrame, labels: dict) -> str:
+    """The least of the differences in words, empty if there is none."""
+    if not len(rows):
+        return ""
+    least = rows.loc[rows["mean"].idxmin()]
+    sides = " − ".join(labels.get(name, name) for name in (least.better, least.worse))
+    least_of = f", least of {len(rows)}" if len(rows) > 1 else ""
+    return f"{sides} = {least['mean']:+.2f} [{least.low:+.2f}, {least.high:+.2f}]{least_of}"
+
+
+def judge(claims: dict, sources: dict, cohorts, labels: dict) -> pd.DataFrame:
+    """Verdict and evidence for each claim and cohort, from each source of differences.
+
+    Args:
+        claims: ``{words: (names that should be better, names that should be worse)}``.
+        sources: ``{name: table with cohort, better, worse, mean, low, high}``.
+        cohorts: in the order wanted.
+        labels: printed name of each method.
+
+    Returns:
+        Columns claim, cohort, and for each source its verdict (under its name) and evidence.
+    """
+    rows = []
+    for claim, (better, worse) in claims.items():
+        for cohort in cohorts:
+            row = {"claim": claim, "cohort": cohort}
+            for source, table in sources.items():
+                chosen = table[
+                    (table.cohort == cohort) & table.better.isin(better) & table.worse.isin(worse)
+                ]
+                row |= {source: verdict(chosen), f"{source} evidence": evidence(chosen, labels)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def sentences(claims: pd.DataFrame, sources) -> str:
+    """The table of :func:`judge` as lines to read; what no source has is left out."""
+    lines = []
+    for row in claims.to_dict("records"):
+        known = [source for source in sources if row[f"{source} evidence"]]
+        lines += [f"{row['claim']}, {row['cohort']}"] if known else []
+        lines += [f"    {s + ':':7}{row[s]:15}{row[f'{s} evidence']}" for s in known]
+    return "\n".join(lines)
+
+
+def draw_differences(axis: Axes, rows: pd.DataFrame, order: list[str]) -> None:
+    """Thick bar: interval of patients; thin line: with seeds; small dots: single seeds."""
+    for row in rows.itertuples():
+        y, colour = order.index(row.worse), plots.PALETTE.get(row.worse, "black")
+        axis.plot([row.low_both, row.high_both], [y, y], color=colour, lw=1)
+        axis.plot([row.low, row.high], [y, y], color=colour, lw=5, alpha=0.5, solid_capstyle="butt")
+        axis.plot(row.mean, y, "o", color=colour, mec="black", mew=0.7, zorder=3)
+        if row.seeds > 1:
+            axis.plot(row.per_seed, [y + 0.28] * row.seeds, ".", ms=4, color=colour)
+    axis.axvline(0, color="black", lw=0.8, ls=":")
+    axis.set(ylim=(len(order) - 0.4, -0.6), yticks=range(len(order)))

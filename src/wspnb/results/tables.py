@@ -1,0 +1,256 @@
+"""From finished probes to the paper's tables."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wspnb.probe import fold_balanced_accuracy
+from wspnb.results.statistics import bootstrap_interval
+
+# Names of runs and backbones as the paper's tables print them, in its order.
+ROWS = {
+    "supervised": "Supervised",
+    "random": "None (random)",
+    "imagenet": "ImageNet",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "supcon": "SupCon",
+    "depth_aware": "depth-Aware",
+    "wsp": "WSP",
+}
+# Runs of params/NAME.yaml: as the tables print them, and the settings that the file changes.
+RELEASED = {"sigma", "normalise", "convention", "severe_from", "translate"}
+SWITCHES = {
+    "as_released": ("WSP, as released", RELEASED),
+    "full_precision": ("WSP, float32", {"precision"}),
+}
+BACKBONES = {"tiny": "TinyNet", "tiny_padded": "TinyNet (padded)", "resnet18": "ResNet-18"}
+
+
+def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
+    """Finished probes of a folder, each with its ``folder``, ``scores`` (one row per patient and
+    cohort) and ``results`` by cohort; ordered as in the paper, variants last.
+
+    Args:
+        run_dir: folder with ``probe/<name>-<backbone>-seed<seed>/``.
+        seeds: pretraining seeds to keep, empty for all found.
+        backbones: backbones to keep, empty for all found.
+
+    Raises:
+        FileNotFoundError: if no probe is finished.
+        ValueError: if a seed asked for was not probed, or a file cannot be read; names it.
+    """
+    runs = []
+    for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
+        try:
+            run = json.loads(file.read_text())
+            run["results"] = {result["cohort"]: result for result in run["results"]}
+            run["scores"] = pd.read_csv(file.parent / "scores.csv", dtype={"patient": str})
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(
+                f"{file.parent}: not a readable probe ({error}); run 03 again"
+            ) from None
+        if not backbones or run["backbone"] in backbones:
+            runs.append(run | {"folder": file.parent})
+    if not runs:
+        raise FileNotFoundError(
+            f"{run_dir / 'probe'}: no finished probe, run 03_linear_probe first"
+        )
+    found = {run["seed"] for run in runs}
+    if set(seeds) - found:
+        raise ValueError(
+            f"seeds {sorted(set(seeds) - found)} were not probed; found {sorted(found)}"
+        )
+    runs = [run for run in runs if not seeds or run["seed"] in seeds]
+    order, backbone_order = list(ROWS), list(BACKBONES)
+    return sorted(
+        runs,
+        key=lambda run: (
+            backbone_order.index(run["backbone"]),
+            order.index(run["name"]) if run["name"] in ROWS else len(ROWS),
+            run["name"],
+            run["seed"],
+        ),
+    )
+
+
+def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Runs of one row of a table, the seeds of a (backbone, name), in the order given."""
+    rows = {}
+    for run in runs:
+        rows.setdefault((run["backbone"], run["name"]), []).append(run)
+    return rows
+
+
+def cohort_scores(run: dict, cohort: str) -> pd.DataFrame:
+    """Scores of the patients of one cohort, from one run."""
+    return run["scores"][run["scores"].cohort == cohort].reset_index(drop=True)
+
+
+def auc_table(runs: list[dict]) -> pd.DataFrame:
+    """Table 1 of the runs: one row per backbone and name.
+
+    Columns for each cohort: ``auc`` mean of the folds and seeds, ``sd`` over folds (as the paper),
+    ``seed_sd`` over seeds (NaN for one), ``low`` and ``high`` 95 % interval over patients. Then
+    ``n_seeds``, ``collapsed`` seeds, and ``run``, the folders that the row comes from.
+    """
+    records = []
+    for (backbone, name), own in grouped(runs).items():
+        record = {"backbone": BACKBONES[backbone], "method": row_label(name)}
+        for cohort in own[0]["results"]:
+            tag, results = short(cohort), [run["results"][cohort] for run in own]
+            auc = [result["auc"] for result in results]
+            record[f"auc_{tag}"] = np.mean(auc)
+            record[f"sd_{tag}"] = np.mean([result["sd"] for result in results])
+            record[f"seed_sd_{tag}"] = np.std(auc, ddof=1) if len(auc) > 1 else np.nan
+            low, high = bootstrap_interval([cohort_scores(run, cohort) for run in own])
+            record |= {f"low_{tag}": low, f"high_{tag}": high}
+        records.append(record | _sources(own))
+    return pd.DataFrame(records)
+
+
+def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """Some columns of an :func:`auc_table` and its cells as text: "mean (SD over folds) ±SD over
+    seeds [interval over patients]"; collapsed seeds are named in the column before."""
+    shown = table[columns].copy()
+    shown["n_seeds"] = shown.n_seeds.astype(str)
+    shown["n_seeds"] += table.collapsed.map(lambda n: f" ({n:.0f} collapsed)" if n else "")
+    for tag in [name.removeprefix("auc_") for name in table if name.startswith("auc_")]:
+        parts = [table[f"{kind}_{tag}"] for kind in ("auc", "sd", "seed_sd", "low", "high")]
+        text = (
+            "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]".format(*v) for v in zip(*parts, strict=True)
+        )
+        shown[tag] = [cell.replace(" ±nan", "") for cell in text]
+    return shown.rename(columns={"n_seeds": "seeds"})
+
+
+def accuracy_table(runs: list[dict], cohort: str) -> pd.DataFrame:
+    """Table 2 of the runs: balanced accuracy on one cohort, one row per name.
+
+    ``bacc`` and ``sd`` (over folds) are those of the better backbone, as in the paper, named in
+    ``backbone``; picking the better of two on the test patients is optimistic, so each backbone has
+    its own ``bacc_<backbone>`` and ``seed_sd_<backbone>`` beside it.
+    """
+    records = {}
+    for (backbone, name), own in grouped(runs).items():
+        bacc = [run["results"][cohort]["bacc"] for run in own]
+        sd = np.mean([run["results"][cohort]["bacc_sd"] for run in own])
+        label = BACKBONES[backbone]
+        record = records.setdefault(name, {"method": row_label(name), "bacc": -1.0})
+        record |= {f"bacc_{label}": np.mean(bacc), f"n_seeds_{label}": len(own)}
+        record[f"seed_sd_{label}"] = np.std(bacc, ddof=1) if len(bacc) > 1 else np.nan
+        record["run"] = " ".join(filter(None, [record.get("run"), _sources(own)["run"]]))
+        record["collapsed"] = record.get("collapsed", 0) + _sources(own)["collapsed"]
+        if np.mean(bacc) > record["bacc"]:
+            low, high = accuracy_interval([cohort_scores(run, cohort) for run in own])
+            record |= {"bacc": np.mean(bacc), "sd": sd, "low": low, "high": high}
+            record["backbone"] = label
+    return pd.DataFrame(records.values())
+
+
+def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
+    """95 % percentile interval of the mean fold balanced accuracy, resampling patients within fold
+    and class as :func:`~wspnb.results.statistics.bootstrap_interval` does for the AUC; thresholds
+    stay."""
+    rng, total = np.random.default_rng(seed), np.zeros(n)
+    right = [((run.score >= run.threshold) == run.label).to_numpy() for run in runs]
+    mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]]
+    for _, part in keys.groupby(["fold", "label"]):
+        values = mean[part.index]
+        drawn = rng.integers(len(values), size=(n, max(len(values) - 1, 1)))
+        total += values[drawn].mean(1) / 2
+    low, high = np.quantile(total / keys.fold.nunique(), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def sigma_table(runs: list[dict], run_dir: Path, backbone: str = "tiny") -> pd.DataFrame:
+    """Table 3 of the runs: WSP at each sigma that was run, with effective positives per anchor."""
+    records = []
+    for (_, name), own in grouped([r for r in runs if r["backbone"] == backbone]).items():
+        if name == "wsp" or name.startswith("wsp_sigma"):
+            logs = [run_dir / "pretrain" / run["folder"].name / "log.csv" for run in own]
+            # Encoders pretrained on another cohort have theirs elsewhere.
+            used = [pd.read_csv(log).effective_positives.mean() for log in logs if log.exists()]
+            used = np.mean(used) if used else np.nan
+            row = auc_table(own).drop(columns=["backbone", "method"]).iloc[0].to_dict()
+            sigma = float(own[0]["training"]["sigma"])
+            records.append({"sigma": sigma, "effective_positives": used} | row)
+    table = pd.DataFrame(records)
+    return table.sort_values("sigma", ignore_index=True) if len(table) else table
+
+
+def reader_accuracy(table: pd.DataFrame, cohort: str, seed: int = 0) -> tuple[float, float, float]:
+    """Balanced accuracy of the phantom's radiologist (column ``reading``, mild or worse against
+    the histological label) with its 95 % bootstrap interval over patients; NaN without readings."""
+    people = table[table.cohort == cohort].drop_duplicates("patient")
+    if "reading" not in people or people.reading.isna().all() or not len(people):
+        return (np.nan,) * 3
+    right = ((people.reading >= 1) == people.label).to_numpy()
+    classes = [right[people.label == label] for label in (0, 1)]
+    rng = np.random.default_rng(seed)
+    draws = [c[rng.integers(len(c), size=(2000, len(c)))].mean(1) for c in classes]
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
+    return float(np.mean([c.mean() for c in classes])), float(low), float(high)
+
+
+def check_alike(runs: list[dict], data: str) -> None:
+    """All runs of a table judge the same data in the same folds, and were trained alike.
+
+    Args:
+        runs: as :func:`read_runs` gives them.
+        data: checksum of the preprocessed cohort.
+
+    Raises:
+        ValueError: names the run that differs and in what.
+    """
+    first = next((run for run in runs if "C" in run), runs[0])
+    plain = [run for run in runs if run["name"] in ROWS]
+    trained = next((run for run in plain + runs if run.get("training")), None)
+    supervised = next((run for run in runs if run.get("supervised")), None)
+    for run in runs:
+        name = run["folder"].name
+        if run["data"] != data:
+            raise ValueError(f"{name} was probed on other data: use another run_dir")
+        for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
+            if run[key] != first[key]:
+                raise ValueError(f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}")
+        if list(run["results"]) != list(first["results"]):
+            raise ValueError(f"{name} was judged on {list(run['results'])}, not as the others")
+        for kind, other in (("training", trained), ("supervised", supervised)):
+            if run.get(kind) and _but_changed(run, run[kind]) != _but_changed(run, other[kind]):
+                raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}")
+        for cohort, result in run["results"].items():
+            scores = cohort_scores(run, cohort)
+            if abs(fold_balanced_accuracy(scores).mean() - result["bacc"]) > 1e-6:
+                raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
+
+
+def row_label(name: str) -> str:
+    """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
+    if name in SWITCHES:
+        return SWITCHES[name][0]
+    changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
+    return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}" if changed else ROWS.get(name, name)
+
+
+def short(cohort: str) -> str:
+    """Name of a cohort in column names: ``d1+d2`` is ``d12``."""
+    return cohort.replace("d1+d2", "d12").replace("+", "_")
+
+
+def _but_changed(run: dict, settings: dict) -> dict:
+    """Settings without those that the run's name says it changed."""
+    if run["name"] in SWITCHES:
+        changed = SWITCHES[run["name"]][1]
+    else:
+        changed = {key for key in settings if f"_{key}" in run["name"]}
+    return {key: value for key, value in settings.items() if key not in changed}
+
+
+def _sources(own: list[dict]) -> dict:
+    collapsed = sum(run["collapsed"] for run in own)
+    folders = " ".join(run["folder"].name for run in own)
+    return {"n_seeds": len(own), "collapsed": collapsed, "run": folders}

@@ -1,0 +1,174 @@
+"""AdrenalMNIST3D as a cohort: real adrenal shapes from abdominal CT, normal against hyperplasia.
+
+Source: MedMNIST v2 (Yang et al., Scientific Data 2023, doi 10.1038/s41597-022-01721-8), CC BY 4.0;
+1,584 left and right glands of 792 patients, a binary mask each, 28 voxels a side of a 64 mm cube
+about the gland. Which two are one patient's is not published, nor does the order tell: the
+official parts are split by patient, but within a part every gland counts as a patient here, so
+folds may part a patient's two glands and intervals over "patients" are too narrow. The grey
+values of the CT are not published, and the anatomy of the axes is undocumented: by the shapes the
+last axis runs along the body (the two limbs of the gland show across it), and LPS is assumed.
+Whether it runs upwards, and which side a gland is from, cannot be told.
+
+The label is strong (0 normal, 1 hyperplasia). A weak label is *simulated* for the training part.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+from importlib.metadata import version
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pooch
+from tqdm.auto import tqdm
+
+from wspnb.files import whole, write_text
+
+URL = "https://zenodo.org/records/10519652/files/adrenalmnist3d.npz?download=1"
+MD5 = "bbd3c5a5576322bc4cdfea780653b1ce"
+COUNTS = {"train": 1188, "val": 98, "test": 298}
+SPACING = 64 / 28  # mm
+BACKGROUND, GLAND = -100, 400  # HU, the ends of the default window: the mask itself is the image
+
+
+def fetch_adrenal(folder: str | Path, local: str | Path | None = None) -> Path:
+    """The official file, 277 KB: a local copy, the one in ``folder``, or downloaded to ``folder``.
+
+    Args:
+        folder: made if missing.
+        local: a copy of adrenalmnist3d.npz; used in place after its checksum is verified.
+
+    Returns:
+        Path of a file with the official md5.
+
+    Raises:
+        FileNotFoundError: if the local copy is missing.
+        ValueError: if it has another md5.
+        ConnectionError: if the download fails.
+    """
+    if local:
+        local = Path(local)
+        if not local.is_file():
+            raise FileNotFoundError(f"{local}: no such file; download it from {URL}")
+        found = hashlib.md5(local.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != MD5:
+            raise ValueError(
+                f"{local}: md5 {found}, not the official {MD5}: download it from {URL}"
+            )
+        return local
+    try:
+        agent = {"User-Agent": f"wspnb/{version('wspnb')}"}
+        file = pooch.retrieve(
+            URL,
+            known_hash=f"md5:{MD5}",
+            fname="adrenalmnist3d.npz",
+            path=folder,
+            downloader=pooch.HTTPDownloader(headers=agent, timeout=60),
+        )
+    except Exception as error:  # no network, a refusal (429), a damaged download
+        raise ConnectionError(
+            f"{URL}: download failed ({error}): try again later, or download it by hand and give"
+            " its path (local)"
+        ) from error
+    return Path(file)
+
+
+def make_adrenal(
+    folder: str | Path,
+    local: str | Path | None = None,
+    reader_accuracy: float = 0.82,
+    seed: int = 0,
+    max_patients: int | None = None,
+    progress: bool = True,
+) -> Path:
+    r"""Write the patients as NIfTI volumes with masks and a cohort table, as any other CT.
+
+    Cohort "train" (official training part): ``weak_label`` is the true label, wrong in a share
+    :math:`1-a` of each class, drawn without replacement, so its balanced accuracy is :math:`a` up
+    to rounding; ``weak_label_simulated`` says so and ``label`` is empty. Cohort "probe" (official
+    validation and test parts): ``label`` only. ``true_label`` is for audits.
+
+    Args:
+        folder: receives volumes/, masks/ and cohort.csv; volumes that exist are kept, as they
+            follow from the checked source.
+        local: see :func:`fetch_adrenal`.
+        reader_accuracy: a, in [0.5, 1]; 0.82 is the radiologist's in the paper.
+        seed: of the wrong weak labels.
+        max_patients: first so many patients of each cohort only; their labels do not change.
+        progress: show a bar.
+
+    Returns:
+        Path of cohort.csv.
+
+    Raises:
+        ValueError: if the accuracy is outside [0.5, 1], or the source is another file; others as
+            :func:`fetch_adrenal`.
+    """
+    if not 0.5 <= reader_accuracy <= 1:
+        raise ValueError(f"reader_accuracy {reader_accuracy}: choose a value in [0.5, 1]")
+    folder = Path(folder)
+    for part in ("volumes", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    with np.load(fetch_adrenal(folder, local)) as source:
+        shapes = {split: source[f"{split}_images"] for split in COUNTS}
+        labels = {split: source[f"{split}_labels"][:, 0].astype(int) for split in COUNTS}
+    weak = simulate_weak_labels(labels["train"], reader_accuracy, seed)
+    patients = [(split, n) for split, count in COUNTS.items() for n in range(count)]
+    if max_patients:
+        train = [p for p in patients if p[0] == "train"][:max_patients]
+        patients = train + [p for p in patients if p[0] != "train"][:max_patients]
+
+    affine = np.diag([-SPACING, -SPACING, SPACING, 1])  # LPS, see above
+    heads = {kind: _header(kind, affine) for kind in (np.int16, np.uint8)}
+    table = io.StringIO()
+    columns = ["volume", "mask", "patient", "weak_label", "label", "cohort"]
+    columns += ["split", "weak_label_simulated", "true_label"]
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(columns)
+    for split, number in tqdm(patients, "adrenal", unit="patient", disable=not progress):
+        name, truth = f"{split}_{number:04d}", labels[split][number]
+        gland = shapes[split][number] > 0
+        volume = np.where(gland, GLAND, BACKGROUND).astype(np.int16)
+        _write(folder / "volumes" / f"{name}.nii.gz", heads[np.int16], volume)
+        _write(folder / "masks" / f"{name}.nii.gz", heads[np.uint8], gland.astype(np.uint8))
+        row = [f"volumes/{name}.nii.gz", f"masks/{name}.nii.gz", name]
+        row += [weak[number], "", "train"] if split == "train" else ["", truth, "probe"]
+        writer.writerow([*row, split, int(split == "train"), truth])
+    write_text(folder / "cohort.csv", table.getvalue())
+    return folder / "cohort.csv"
+
+
+def simulate_weak_labels(labels: np.ndarray, accuracy: float, seed: int) -> np.ndarray:
+    """Labels read by someone of this balanced accuracy: wrong in the same share of each class.
+
+    Args:
+        labels: ``(n,)`` 0 or 1.
+        accuracy: share that stays right in each class, rounded to whole patients.
+        seed: which patients are read wrongly.
+
+    Returns:
+        ``(n,)`` 0 or 1.
+    """
+    rng = np.random.default_rng(seed)
+    read = labels.copy()
+    for value in (0, 1):
+        patients = np.flatnonzero(labels == value)
+        wrong = rng.permutation(patients)[: round((1 - accuracy) * len(patients))]
+        read[wrong] = 1 - value
+    return read
+
+
+def _header(kind: type, affine: np.ndarray) -> bytes:
+    """The bytes before the voxels, equal for all patients."""
+    image = nib.Nifti1Image(np.zeros((28, 28, 28), kind), affine)
+    image.header.set_xyzt_units("mm")
+    content = image.to_bytes()
+    return content[: len(content) - 28**3 * np.dtype(kind).itemsize]
+
+
+def _write(path: Path, head: bytes, voxels: np.ndarray) -> None:
+    if not path.exists():
+        with whole(path) as temporary:
+            temporary.write_bytes(gzip.compress(head + voxels.tobytes(order="F"), 1, mtime=0))

@@ -1,0 +1,281 @@
+"""TCGA-LIHC as a cohort: 49 public patients, portal-venous CT with a histological score.
+
+Volumes: Zenodo record 8199165, the authors' preprocessed files. What it holds is taken as found:
+archives are unpacked, every file is listed with its fate in ``inventory.csv``. Labels: one's own
+table, or the ``dataframe_lihc.csv`` of the paper's released code, fetched when it is needed and not
+part of this package (the code has no licence at the commit studied). Raw collection: TCIA,
+doi 10.7937/K9/TCIA.2016.IMMQW8UQ.
+"""
+
+import re
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pooch
+
+from wspnb.data.cohort import EMPTY
+from wspnb.files import write_csv
+from wspnb.sources.archives import SUFFIXES, unpack
+from wspnb.sources.zenodo import API, fetch_record
+
+RECORD = "8199165"
+COMMIT = "8904203398e2a7d8e9a8fd2c459aa229feb47091"
+LABELS_URL = (
+    f"https://raw.githubusercontent.com/Guerbet-AI/wsp-contrastive/{COMMIT}/dataframe_lihc.csv"
+)
+LABELS_SHA256 = "b96d280340ba78fa2c87498d99b6d727063963a3a22e1df89d5835ff3ba8ea4a"
+# Ishak's score as TCGA's field `fibrosis_ishak_score` prints it, up to " - ", and its class.
+ISHAK = {"0": 0, "1": 1, "2": 1, "1,2": 1, "3": 2, "4": 2, "3,4": 2, "5": 3, "6": 4}
+FIRST_POSITIVE = 3  # Ishak 5 and 6 are label 1 (paper)
+NIFTI = (".nii.gz", ".nii")
+BARCODE, DATE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}"), re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+def make_lihc(
+    folder: str | Path,
+    local: str | Path | None = None,
+    labels: str | Path | None = None,
+    api: str = API,
+    labels_url: str = LABELS_URL,
+    accept_changed: bool = False,
+    sleep=time.sleep,
+    progress: bool = True,
+) -> Path:
+    """Write ``cohort.csv``: one row per labelled patient, their oldest scan, cohort "d2".
+
+    Files in a folder called ``masks`` (``FOLDER/masks``, or one in ``local`` or in the record) are
+    liver masks of the volumes of the same name.
+
+    Args:
+        folder: of the download, the unpacked archives, ``cohort.csv`` and ``inventory.csv``.
+        local: folder of a copy of the record, archives or NIfTI files, used in place; without a
+            ``registry.json`` it cannot be verified. None downloads the record.
+        labels: see :func:`read_labels`; None fetches the authors' table.
+        api, accept_changed, sleep, progress: see :func:`wspnb.sources.zenodo.fetch_record`.
+        labels_url: where the authors' table is.
+
+    Returns:
+        Path of ``cohort.csv``.
+
+    Raises:
+        FileNotFoundError: if ``local`` or ``labels`` is missing.
+        ValueError: if files and labels do not fit together; others as
+            :func:`wspnb.sources.zenodo.fetch_record` and :func:`wspnb.sources.archives.unpack`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = read_labels(labels or fetch_labels(folder, labels_url))  # before gigabytes are fetched
+    if local and not Path(local).is_dir():
+        raise FileNotFoundError(f"{local}: no such folder; give the one that holds the record")
+    if local and not (Path(local) / "registry.json").exists():
+        files = sorted(path for path in Path(local).rglob("*") if path.is_file())
+    else:
+        files = fetch_record(RECORD, local or folder, api, accept_changed, sleep, progress)
+    found = set(files) | set((folder / "masks").glob("*"))
+    for archive in [path for path in files if path.name.lower().endswith(SUFFIXES)]:
+        digest = pooch.file_hash(str(archive), alg="md5")[:8]
+        content = unpack(archive, folder / "unpacked" / f"{archive.name}-{digest}")
+        found |= {path for path in content.rglob("*") if path.is_file()}
+    inventory = join(list_files(found), table)
+    inventory["file"] = [_seen_from(folder, file) if file else "" for file in inventory.file]
+    write_csv(folder / "inventory.csv", inventory)
+    used = inventory[inventory.status == "used"].sort_values("patient")
+    if used.label.nunique() < 2:
+        raise ValueError(
+            f"{folder}: {len(used)} patients with file and label, labels {set(used.label)}: both"
+            f" are needed; {folder / 'inventory.csv'} says what became of each file and label."
+            f" Files are called {_some(inventory.file)}, labels are for {_some(table.key)}"
+        )
+    masks = inventory[inventory.status == "mask"].set_index("name").file.to_dict()
+    cohort = pd.DataFrame({"volume": used.file, "mask": [masks.get(n, "") for n in used.name]})
+    cohort = cohort.assign(patient=used.patient, weak_label="", label=used.label, cohort="d2")
+    write_csv(folder / "cohort.csv", cohort.assign(**used[["class", "date", "score"]]))
+    left = inventory.status[
+        ~inventory.status.isin(["used", "mask", "archive", "no CT"])
+    ].value_counts()
+    if len(left):
+        words = ", ".join(f"{status}: {n}" for status, n in left.items())
+        warnings.warn(
+            f"{len(used)} patients are used; not used: {words}; see {folder / 'inventory.csv'}",
+            stacklevel=2,
+        )
+    return folder / "cohort.csv"
+
+
+def fetch_labels(folder: Path, url: str = LABELS_URL) -> Path:
+    """The authors' label table, from their public repository at a fixed commit, verified."""
+    agent = {"User-Agent": f"wspnb/{version('wspnb')}"}
+    try:
+        file = pooch.retrieve(
+            url,
+            known_hash=f"sha256:{LABELS_SHA256}",
+            fname="dataframe_lihc.csv",
+            path=folder,
+            downloader=pooch.HTTPDownloader(headers=agent, timeout=60),
+        )
+    except Exception as error:  # no network, a refusal, another file
+        raise ConnectionError(
+            f"{url}: download failed ({error}): give a table of your own (labels_file) with the"
+            " columns patient (TCGA barcode) and score (Ishak), or patient and label (0/1); TCGA's"
+            " clinical field is fibrosis_ishak_score"
+        ) from error
+    return Path(file)
+
+
+def read_labels(path: str | Path) -> pd.DataFrame:
+    """A table of labels, checked: each row says who, and the score, the class or the label.
+
+    Args:
+        path: CSV file. Column ``subject`` (file name of the scan) or ``patient`` (a text with the
+            TCGA barcode), and at least one of ``score`` (Ishak, such as "3,4 - Fibrous Speta"),
+            ``class`` (0 to 4) and ``label`` (0/1).
+
+    Returns:
+        ``key`` (file name without its ending, or barcode), ``patient``, ``score``, ``class`` (""
+        where unknown), ``label`` (0/1) and ``line`` of each row that has a label; ``attrs["by"]``
+        says which column was the key.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: with every problem found (the first ten): line, value, what to do.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such table of labels")
+    options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}  # lines count
+    try:
+        raw = pd.read_csv(path, **options, encoding="utf-8-sig")
+    except ValueError as error:
+        reason = str(error).strip()
+        raise ValueError(f"{path}: not a CSV table ({reason}): save it as CSV UTF-8") from error
+    raw.columns = raw.columns.str.strip()
+    by = next((name for name in ("subject", "patient") if name in raw), None)
+    if by is None or not {"score", "class", "label"} & set(raw.columns):
+        raise ValueError(
+            f"{path}: columns {list(raw.columns)}: needed are subject or patient, and at least one"
+            " of score, class, label"
+        )
+    rows, problems, first, labels = [], [], {}, {}
+    for line, row in enumerate(raw.to_dict("records"), start=2):
+        if not any(value.strip() for value in row.values()):
+            continue
+        try:
+            own = {"line": line, **_row(row, by)}
+            other = first.setdefault(own["key"], own)
+            if other is not own:
+                raise ValueError(f"{own['key']!r} is already in line {other['line']}: delete one")
+            if own["label"] == "":
+                continue
+            known = labels.setdefault(own["patient"], own)
+            if known["label"] != own["label"]:
+                raise ValueError(
+                    f"patient {own['patient']} has label {own['label']} here and {known['label']}"
+                    f" in line {known['line']}: correct it"
+                )
+            rows.append(own)
+        except ValueError as error:
+            problems.append(f"  line {line}: {error}")
+    if problems or not rows:
+        shown = "\n".join(problems[:10]) or "  no row has a label"
+        raise ValueError(f"{path}: {len(problems)} problems in the table of labels\n{shown}")
+    table = pd.DataFrame(rows)
+    table.attrs["by"] = by
+    return table
+
+
+def list_files(paths) -> pd.DataFrame:
+    """Each file with what its name says: ``file``, ``name`` (without ending), ``patient``, ``date``
+    (empty where there is none) and ``status``: "mask", "archive", "no CT" (other), or empty."""
+    rows = []
+    for path in sorted(map(Path, paths)):
+        name = next((path.name[: -len(end)] for end in NIFTI if path.name.endswith(end)), "")
+        barcode, date = BARCODE.search(name), DATE.search(name)
+        kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
+        kind = "no CT" if not name or name.startswith(".") else kind
+        kind = "archive" if path.name.lower().endswith(SUFFIXES) else kind
+        row = {"file": str(path.absolute()), "name": name, "status": kind}
+        row |= {"patient": barcode[0] if barcode else "", "date": date[0] if date else ""}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["file", "name", "patient", "date", "status"])
+
+
+def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
+    """Files and labels together; nothing is lost, ``status`` says what became of each.
+
+    Status: "used", "another scan is used" (of a patient: the oldest one that has a label is used),
+    "no label", "mask", "archive", "no CT", "no TCGA name"; for a row of the labels "no file".
+
+    Raises:
+        ValueError: if two volumes, or two masks, have one name.
+    """
+    files, by = files.copy(), "name" if labels.attrs["by"] == "subject" else "patient"
+    volumes = files[files.status == ""]
+    images = files[files.status.isin(["", "mask"])]
+    twice = images[images.duplicated(["status", "name"], keep=False)].sort_values("name")
+    if len(twice):
+        raise ValueError(
+            f"two files of one name: {', '.join(twice.file[:2])}: give the folder of those that"
+            " are CT (local_file); liver masks belong in a folder called masks"
+        )
+    known = labels.set_index("key")[["score", "class", "label"]].astype(object)
+    files = files.join(known, on=by)
+    labelled = files[(files.status == "") & files.label.notna()]
+    # A scan without a date comes last.
+    oldest = labelled.assign(when=labelled.date.replace("", "9999")).sort_values(["when", "name"])
+    used = oldest.drop_duplicates("patient")
+    rest = (files.status == "") & ~files.index.isin(used.index)
+    files.loc[rest, "status"] = "no label"
+    files.loc[rest & files.patient.isin(used.patient), "status"] = "another scan is used"
+    files.loc[used.index, "status"] = "used"
+    absent = labels[~labels.key.isin(volumes[by])]
+    absent = absent.assign(status="no file", name=absent.key)
+    columns = ["file", "name", "patient", "date", "status", "score", "class", "label"]
+    return pd.concat([files, absent])[columns].fillna("").reset_index(drop=True)
+
+
+def _row(row: dict, by: str) -> dict:
+    """One row of labels: its three values agree, and are completed."""
+    name, barcode = row[by].strip(), BARCODE.search(row[by])
+    if not barcode:
+        raise ValueError(f"{by} {name!r} holds no TCGA barcode (TCGA-XX-XXXX): correct it")
+    key = re.sub(r"\.nii(\.gz)?$", "", name) if by == "subject" else barcode[0]
+    score, stage, label = (row.get(column, "").strip() for column in ("score", "class", "label"))
+    score, stage, label = ("" if v.lower() in EMPTY else v for v in (score, stage, label))
+    found = {"key": key, "patient": barcode[0], "score": score}
+    if score:
+        if score.split(" - ")[0].strip() not in ISHAK:
+            raise ValueError(f"score {score!r} is no Ishak score: one of {', '.join(ISHAK)}")
+        graded = ISHAK[score.split(" - ")[0].strip()]
+        if stage and _whole("class", stage, 4) != graded:
+            raise ValueError(f"score {score!r} is class {graded}, but class is {stage}: correct it")
+        stage = str(graded)
+    stage = _whole("class", stage, 4) if stage else ""
+    if stage != "":
+        if label and _whole("label", label, 1) != int(stage >= FIRST_POSITIVE):
+            raise ValueError(
+                f"class {stage} is not label {label}: from {FIRST_POSITIVE} on it is 1"
+            )
+        label = str(int(stage >= FIRST_POSITIVE))
+    return {**found, "class": stage, "label": _whole("label", label, 1) if label else ""}
+
+
+def _whole(name: str, value: str, highest: int) -> int:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if number not in range(highest + 1):
+        raise ValueError(f"{name} {value!r} is not one of 0 to {highest}: correct it")
+    return int(number)
+
+
+def _some(names) -> str:
+    return ", ".join(repr(Path(name).name) for name in list(names)[:2]) or "nothing"
+
+
+def _seen_from(folder: Path, file: str) -> str:
+    """A file below the folder relative to it, so that the folder can be moved; else its path."""
+    inside = Path(file).is_relative_to(folder.absolute())
+    return Path(file).relative_to(folder.absolute()).as_posix() if inside else file

@@ -1,0 +1,265 @@
+"""OLIVES: label tables as the authors publish them, checked, and the user's images into a store.
+
+Images and tables: Zenodo, doi 10.5281/zenodo.7105232 (Prabhushankar et al., NeurIPS 2022). Paths
+end in ``folder/visit/side/file``, e.g. ``/Prime_FULL/02-010/W0/OD/0.tif``; the number in the file's
+name is the scan, 0 to 48. What is wrong with a table is refused, and repaired only on request.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from wspnb.data.bscans import BIOMARKERS, NO_SCAN, prepare_bscan, write_bscans
+
+N_SCANS = 49  # B-scans of a visit
+
+
+def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
+    """One of the authors' image tables with plain names.
+
+    Args:
+        csv: table with a column of paths, BCVA, CST and Patient_ID; Eye_ID, biomarkers and Snellen
+            where it has them.
+        swapped: what to do where BCVA and Snellen carry each other's header: "refuse" or "repair".
+
+    Returns:
+        image, patient, eye, side, visit, scan (1..49), position, bcva (letters), cst (um), volume,
+        and the biomarkers of ``BIOMARKERS`` that the table has, 0/1.
+
+    Raises:
+        ValueError: names file, row and value: missing columns, paths of another form, repeated
+            paths, swapped headers, biomarkers that are not 0 or 1, two patients in one visit.
+    """
+    csv = Path(csv)
+    raw = pd.read_csv(csv)
+    column = next((c for c in raw if c.startswith(("Path", "File_Path"))), None)
+    missing = [c for c in ("BCVA", "CST", "Patient_ID") if c not in raw]
+    if column is None or missing:
+        raise ValueError(f"{csv}: no column {missing or 'Path or File_Path'}; it has {list(raw)}")
+    if headers_swapped(raw):
+        if swapped != "repair":
+            raise ValueError(
+                f"{csv}: BCVA holds Snellen denominators (first {raw.BCVA[0]:g}): headers swapped; "
+                "correct them, or read with swapped='repair'"
+            )
+        if "Snellen" not in raw:
+            raise ValueError(f"{csv}: BCVA holds Snellen denominators and no column the letters")
+        raw = raw.rename(columns={"BCVA": "Snellen", "Snellen": "BCVA"})
+    # File names as Prime's 27.tif and TREX's TREXW_000027.tif.
+    form = r"([^/]+)/([^/]+)/(O[DS])/[^/]*?(\d+)\.(?:tif|tiff|png|jpg)$"
+    parts = raw[column].str.extract(form)
+    if parts[0].isna().any():
+        row = int(parts[0].isna().idxmax())
+        found = raw[column][row]
+        raise ValueError(f"{csv}, line {row + 2}: {found!r} is no folder/visit/side/file")
+    if raw[column].duplicated().any():
+        row = int(raw[column].duplicated().idxmax())
+        raise ValueError(f"{csv}, line {row + 2}: {raw[column][row]} a second time")
+    scan = parts[3].astype(int) + 1
+    table = pd.DataFrame(
+        {
+            "image": raw[column].str.lstrip("/"),
+            "patient": raw.Patient_ID.astype(int).astype(str),
+            "eye": raw.get("Eye_ID", raw.Patient_ID).astype(int),
+            "side": parts[2],
+            "visit": parts[1],
+            "scan": scan,
+            "position": (scan - 1) / (N_SCANS - 1),
+            "bcva": raw.BCVA.astype(float),
+            "cst": raw.CST.astype(float),
+            "volume": parts[0] + "/" + parts[1] + "/" + parts[2],
+        }
+    )
+    for name, header in BIOMARKERS.items():
+        if header in raw:
+            if not raw[header].isin([0, 1]).all():
+                found = sorted(raw[header].unique().tolist())
+                raise ValueError(f"{csv}: {header} holds {found[:5]}, expected 0 and 1")
+            table[name] = raw[header].astype(float)
+    mixed = table.groupby("volume").patient.nunique()
+    if (mixed > 1).any():
+        raise ValueError(f"{csv}: volume {mixed.idxmax()} has {mixed.max()} patients")
+    return table
+
+
+def headers_swapped(raw: pd.DataFrame) -> bool:
+    r"""Whether BCVA (letters) and Snellen (denominator of 20/x) carry each other's header.
+
+    Letters are about :math:`85 - 50 \log_{10}(x / 20)`: the assignment that fits better is taken.
+    Without a Snellen column, a BCVA of chart denominators only, most of them under 60, is suspect.
+    """
+    if "BCVA" not in raw:
+        return False
+    bcva = pd.to_numeric(raw.BCVA, errors="coerce").dropna()
+    if "Snellen" in raw:
+        both = raw[["BCVA", "Snellen"]].apply(pd.to_numeric, errors="coerce").dropna()
+        both = both[(both > 0).all(axis=1)]
+
+        def misfit(letters, denominator):
+            return (letters - 85 + 50 * np.log10(denominator / 20)).abs().mean()
+
+        return bool(misfit(both.Snellen, both.BCVA) < misfit(both.BCVA, both.Snellen))
+    chart = {10, 12.5, 13, 16, 20, 25, 32, 40, 50, 63, 80, 100, 125, 160, 200, 250, 320, 400, 800}
+    return bool(len(bcva) and bcva.isin(chart).all() and bcva.median() < 60)
+
+
+def shared_patients(train: pd.DataFrame, test: pd.DataFrame) -> list[str]:
+    """Patients that stand on both sides of a split, also with different eyes, sorted."""
+    return sorted(set(train.patient) & set(test.patient))
+
+
+def check_split(
+    train: pd.DataFrame, test: pd.DataFrame, repair: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Refuse a split that shares patients; or repair it: they leave the training part.
+
+    Raises:
+        ValueError: names the patients on both sides, unless ``repair``; or if nobody is left.
+    """
+    both = shared_patients(train, test)
+    if both and not repair:
+        raise ValueError(
+            f"patients {', '.join(both)} are in training and test: correct the split, or set repair"
+            " to take them out of the training part"
+        )
+    train = train[~train.patient.isin(both)].reset_index(drop=True)
+    if not len(train):
+        raise ValueError(f"every training patient is in the test part ({len(both)} patients)")
+    return train, test
+
+
+def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Leave out missing files and byte-identical copies (SHA-256 of the file).
+
+    The first copy stays where all copies belong to one patient; else none does, as nobody knows
+    whose it is (*paper silent*).
+
+    Returns:
+        The rows kept, and volume, patient, reason of the others.
+    """
+    reasons, groups = {}, {}
+    for row in table.itertuples():
+        file = images / row.image
+        if file.is_file():
+            groups.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), []).append(row)
+        else:
+            reasons[row.Index] = f"{row.image}: no such file"
+    for rows in groups.values():
+        alone = len({row.patient for row in rows}) == 1
+        others = "" if alone else ", of other patients too: none kept"
+        for row in rows[1:] if alone else rows:
+            twin = rows[0] if row is not rows[0] else rows[1]
+            reasons[row.Index] = f"{row.image}: same bytes as {twin.image}{others}"
+    lost = table.loc[sorted(reasons)]
+    failed = lost[["volume", "patient"]].assign(reason=[reasons[i] for i in lost.index])
+    kept = table.drop(index=list(reasons)).reset_index(drop=True)
+    return kept, (failed if len(failed) else NO_SCAN).reset_index(drop=True)
+
+
+def write_olives(
+    images: str | Path,
+    train_csv: str | Path,
+    test_csv: str | Path,
+    folder: str | Path,
+    pretrain_csv: str | Path | None = None,
+    size: int = 64,
+    repair: bool = False,
+    progress=None,
+) -> Path:
+    """The user's OLIVES images and tables into a store.
+
+    Args:
+        images: folder that the tables' paths start from.
+        train_csv: biomarker table of the training part.
+        test_csv: biomarker table of the test part.
+        folder: of the store.
+        pretrain_csv: further images with clinical values only, or None.
+        size: pixels a side.
+        repair: take shared patients out of the training part and put swapped headers right, instead
+            of refusing them.
+        progress: wraps the rows (``tqdm``), or None.
+
+    Raises:
+        ValueError: as :func:`read_labels` and :func:`check_split`; or if no image is found.
+    """
+    swapped = "repair" if repair else "refuse"
+    train, test = (read_labels(csv, swapped) for csv in (train_csv, test_csv))
+    if missing := [n for n in BIOMARKERS if n not in train or n not in test]:
+        raise ValueError(f"{train_csv} or {test_csv}: no biomarker {missing}")
+    if pretrain_csv:
+        more = read_labels(pretrain_csv, swapped)
+        train = pd.concat([train, more[~more.image.isin([*train.image, *test.image])]])
+    train, test = check_split(train, test, repair)
+    table = pd.concat([train.assign(cohort="train"), test.assign(cohort="test")], ignore_index=True)
+    kept, failed = drop_copies(Path(images), table)
+    if not len(kept):
+        raise ValueError(f"{images}: none of {len(table)} images found, first {table.image[0]}")
+
+    def read():
+        for name in progress(kept.image) if progress else kept.image:
+            with Image.open(Path(images) / name) as file:
+                yield prepare_bscan(np.asarray(file.convert("L")), size)[None]
+
+    return write_bscans(folder, read(), kept, size, failed, source="OLIVES", repaired=repair)
+
+
+def audit_tables(folder: str | Path) -> pd.DataFrame:
+    """What is in the label tables of a folder, and what is wrong with them.
+
+    Image tables are counted; tables of volumes (paths end in ``.npy``, eyes of the training part)
+    are compared with the test table by patient.
+
+    Returns:
+        Columns table, finding, value (text).
+    """
+    rows, tables, eyes = [], {}, None
+    for csv in sorted(Path(folder).glob("*.csv")):
+        raw, name = pd.read_csv(csv), csv.stem
+        rows.append((name, "rows", len(raw)))
+        rows.append((name, "headers BCVA and Snellen swapped", headers_swapped(raw)))
+        if "File_Path" in raw and raw.File_Path.str.endswith(".npy").all():
+            eyes = raw.assign(patient=raw.Patient_ID.astype(int).astype(str))
+            rows.append((name, "eyes", eyes.Eye_ID.nunique()))
+            rows.append((name, "patients", eyes.patient.nunique()))
+            rows.append((name, "correlation of BCVA and CST", f"{raw.BCVA.corr(raw.CST):.2f}"))
+            continue
+        table = tables[name] = read_labels(csv, "repair")
+        visits, per_eye = table.groupby("volume").scan, table.groupby("eye").volume.nunique()
+        rows.append((name, "eyes", table.eye.nunique()))
+        rows.append((name, "visits of an eye", "/".join(map(str, sorted(set(per_eye))))))
+        rows.append((name, "scans of a visit", "/".join(map(str, sorted(set(visits.size()))))))
+        rows.append((name, "patients with both eyes", _both_eyes(table)))
+        kinds = {c: str(raw[c].dtype) for c in ("BCVA", "CST", "Patient_ID")}
+        rows.append((name, "column types", ", ".join(f"{c} {k}" for c, k in kinds.items())))
+        for marker in (m for m in BIOMARKERS if m in table):
+            part = np.clip(table.position * 7, 0, 6.99).astype(int)
+            share = table.groupby(part)[marker].mean()
+            text = " -> ".join(f"{share.get(i, np.nan):.2f}" for i in (0, 3, 6))
+            rows.append((name, f"share of {marker}: first, middle, last seventh", text))
+    for name, table in tables.items():
+        for other in [n for n in tables if n > name]:
+            both = table.merge(tables[other], on="image", suffixes=("", "_other"))
+            same = [c for c in ("bcva", "cst", *BIOMARKERS) if c in both]
+            differ = (both[same].to_numpy() != both[[f"{c}_other" for c in same]].to_numpy()).sum()
+            rows.append((f"{name} and {other}", "images in both", len(both)))
+            rows.append((f"{name} and {other}", "values that differ", int(differ)))
+        if eyes is not None and "test" in name:
+            both = shared_patients(eyes, table)
+            rows.append((f"volumes and {name}", "eyes in both", _common(eyes.Eye_ID, table.eye)))
+            rows.append((f"volumes and {name}", "patients in both", " ".join(both)))
+            n_eyes = len({*eyes.Eye_ID, *table.eye})
+            rows.append((f"volumes and {name}", "eyes together", n_eyes))
+            text = f"{n_eyes * 2 * N_SCANS} = {n_eyes} x 2 x {N_SCANS}"
+            rows.append((f"volumes and {name}", "biomarker rows of all eyes", text))
+    return pd.DataFrame(rows, columns=["table", "finding", "value"]).astype({"value": str})
+
+
+def _both_eyes(table: pd.DataFrame) -> int:
+    return int((table.groupby("patient").eye.nunique() > 1).sum())
+
+
+def _common(a, b) -> int:
+    return len(set(a) & set(b))

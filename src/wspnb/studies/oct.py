@@ -1,0 +1,343 @@
+"""Clinical values as weak labels (Kokilepersaud et al. 2023), and how biomarkers are judged."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from wspnb.data.bscans import BIOMARKERS
+from wspnb.kernels import gaussian, mixture, same_label, same_slice
+from wspnb.losses import contrastive_loss
+from wspnb.models import Byol, build_encoder, build_head
+from wspnb.pretrain import verdict
+from wspnb.probe import classifier
+from wspnb.results.statistics import pairwise_wins
+from wspnb.studies.moco import Moco
+
+# Method -> kernel of a batch, from its values and the widths or weights in ``s``. Widths of BCVA
+# and CST are in units of their SD, that of the position as WSP's.
+KERNELS = {
+    "simclr": lambda v, s: same_slice(v["bcva"]),
+    "bcva": lambda v, s: same_label(v["bcva"]),
+    "cst": lambda v, s: same_label(v["cst"]),
+    "eye": lambda v, s: same_label(v["eye"]),
+    "bcva_cst": lambda v, s: mixture(
+        [same_label(v["bcva"]), same_label(v["cst"])], [s["alpha"], 1 - s["alpha"]]
+    ),
+    "soft": lambda v, s: (
+        gaussian(v["bcva"], s["sigma_bcva"] * s["sd_bcva"])
+        * gaussian(v["cst"], s["sigma_cst"] * s["sd_cst"])
+        * gaussian(v["position"], s["sigma"])
+    ),
+}
+ROWS = {
+    "random": "None (random)",
+    "supervised": "Supervised",
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "moco": "MoCo v2",
+    "bcva": "BCVA",
+    "cst": "CST",
+    "eye": "Eye",
+    "bcva_cst": "BCVA + CST",
+    "soft": "BCVA x CST x position (ours)",
+}
+COLOURS = dict(
+    zip(
+        ROWS,
+        ("#999999 #000000 #56B4E9 #CC79A7 #888844 #E69F00 #F0E442 #0072B2 #009E73 #D55E00").split(),
+        strict=True,
+    )
+)
+
+
+METHODS = tuple(ROWS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one training, checked when made; saved beside the encoder.
+
+    Raises:
+        ValueError: names the setting and the value received.
+    """
+
+    method: str
+    backbone: str
+    norm: str
+    seed: int
+    optimizer: str
+    batch_size: int
+    n_steps: int
+    warmup_steps: int
+    learning_rate: float
+    weight_decay: float
+    temperature: float
+    alpha: float
+    sigma: float
+    sigma_bcva: float
+    sigma_cst: float
+    n_keys: int
+    momentum: float
+    precision: str
+    image_size: int
+    data: str  # checksum of the store
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r}: choose one of {', '.join(METHODS)}")
+        for name in ("batch_size", "n_steps", "learning_rate", "temperature", "sigma", "n_keys"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if self.optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer={self.optimizer!r}: choose adam or sgd (authors)")
+        if not (self.sigma_bcva > 0 and self.sigma_cst > 0 and self.batch_size > 1):
+            raise ValueError("sigma_bcva and sigma_cst must be positive, batch_size 2 or more")
+        if not 0 <= self.alpha <= 1 or not 0 <= self.momentum < 1:
+            raise ValueError(f"alpha={self.alpha}, momentum={self.momentum}: shares are 0 to 1")
+
+
+def finished(folder: Path, settings: Settings) -> bool:
+    """Whether a folder holds the encoder of these very settings."""
+    if not (folder / "encoder.safetensors").exists():
+        return False
+    found = json.loads((folder / "config.json").read_text())
+    return all(found.get(name) == value for name, value in asdict(settings).items())
+
+
+def collapsed(folder: Path) -> bool:
+    """Whether a finished training ended at embeddings without spread, see
+    :func:`wspnb.pretrain.verdict`; the untrained and the supervised network train no head: no."""
+    if json.loads((folder / "config.json").read_text())["method"] in ("random", "supervised"):
+        return False
+    log = pd.read_csv(folder / "log.csv").to_dict("records")
+    return verdict("byol", log, 0) == "COLLAPSED"  # by the spread alone
+
+
+def clinical_kernel(method: str, values: dict[str, Tensor], settings: dict[str, float]) -> Tensor:
+    """Kernel of a clinical method for one batch, looked up in ``KERNELS``.
+
+    Args:
+        method: simclr, bcva, cst, eye, bcva_cst or soft.
+        values: bcva, cst, eye, position of each scan, ``(n,)``.
+        settings: alpha; sigma_bcva and sigma_cst in units of sd_bcva and sd_cst; sigma.
+
+    Returns:
+        ``(n, n)`` degrees of positiveness.
+
+    Raises:
+        ValueError: if the method has no kernel.
+    """
+    if method not in KERNELS:
+        raise ValueError(f"method={method!r} has no kernel: choose one of {', '.join(KERNELS)}")
+    return KERNELS[method](values, settings)
+
+
+def build(settings: Settings):
+    """Encoder, head and what the method needs besides, with weights that depend on the seed alone.
+
+    The third is BYOL's or MoCo's following copy, the supervised layer of the biomarkers, or an
+    empty module.
+    """
+    encoder = build_encoder(settings.backbone, settings.norm, settings.seed)
+    encoder = encoder.to(memory_format=torch.channels_last)
+    head = build_head(settings.backbone, settings.seed)
+    if settings.backbone == "resnet18":  # the authors' head is wider than WSP's: 512-512-128
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(settings.seed + 1_000_003)
+            head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
+    if settings.method == "byol":
+        return encoder, head, Byol(encoder, head, settings.backbone, settings.seed)
+    if settings.method == "moco":
+        return encoder, head, Moco(encoder, head, settings.n_keys, settings.temperature)
+    if settings.method != "supervised":
+        return encoder, head, nn.Module()
+    layer = nn.Linear(encoder.n_features, len(BIOMARKERS))
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return encoder, head, layer
+
+
+def optimizer(parts: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9 as the authors', or Adam.
+
+    Adam is a deviation of the laptop profile, chosen by the losses of SimCLR alone: in 100 steps
+    SGD with the authors' rate (and with a fifth of it) ends at equal embeddings.
+    """
+    given = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parts.parameters(), **given)
+    return torch.optim.SGD(parts.parameters(), momentum=0.9, **given)
+
+
+def loss(
+    extra: nn.Module,
+    features: Tensor,
+    view_1: Tensor,
+    view_2: Tensor,
+    views: Tensor,
+    truth: Tensor,
+    values: dict[str, Tensor],
+    settings: Settings,
+    widths: dict[str, float],
+) -> Tensor:
+    """Loss of one batch: cross-entropy (supervised), BYOL's, MoCo's, or the contrastive loss of all
+    others with the method's kernel.
+
+    Args:
+        extra: third part of :func:`build`.
+        features: of both views, ``(2n, d)``.
+        view_1: embeddings of the first views, ``(n, dim)``.
+        view_2: of the second views.
+        views: the images, ``(2n, 1, h, w)``.
+        truth: biomarkers, 0/1, ``(n, k)``; read by the supervised method only.
+        values: clinical values and position, ``(n,)`` each.
+        settings: of the training.
+        widths: of the kernels, see :func:`clinical_kernel`.
+    """
+    if settings.method == "supervised":
+        target = truth.to(features.device).repeat(2, 1)
+        return binary_cross_entropy_with_logits(extra(features).float(), target)
+    if settings.method in ("byol", "moco"):
+        return extra(view_1, view_2, views)
+    kernel = clinical_kernel(settings.method, values, widths).to(view_1.device)
+    return contrastive_loss(view_1, view_2, kernel, settings.temperature)
+
+
+def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
+    """Macro AUROC of each method: mean and SD over seeds, 95 % interval over patients, difference.
+
+    Args:
+        labels: 0/1, ``(m, k)``.
+        runs: method -> probabilities of each seed, ``(m, k)`` each.
+        patients: of each scan, ``(m,)``.
+        n: number of resamples.
+
+    Returns:
+        One row per method: method, seeds, macro_auroc, seed_sd, low, high; the mean of the metrics
+        over biomarkers and seeds; the AUROC of each biomarker; and "soft" minus the method with its
+        interval over patients (NaN where there is no "soft").
+    """
+    draws = {m: macro_draws(labels, own, patients, n).mean(1) for m, own in runs.items()}
+    rows, means = [], {}
+    for method, own in runs.items():
+        found = [biomarker_metrics(labels, run, BIOMARKERS) for run in own]
+        macro = [table.auroc.mean() for table in found]
+        both, means[method] = pd.concat(found), np.mean(macro)
+        low, high = _ends(draws[method])
+        row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": means[method]}
+        row |= {"seed_sd": np.std(macro, ddof=1) if len(own) > 1 else np.nan}
+        row |= {"low": low, "high": high}
+        kinds = ["rounded", "accuracy", "precision", "recall", "specificity"]
+        row |= {kind: both[kind].mean() for kind in kinds}
+        row |= {f"auroc_{n}": both.auroc[both.biomarker == n].mean() for n in BIOMARKERS}
+        rows.append(row)
+    for method, row in zip(runs, rows, strict=True):
+        ends = [np.nan, np.nan]
+        if "soft" in runs and method != "soft":
+            ends = _ends(draws["soft"] - draws[method])
+        row["soft_minus"] = means.get("soft", np.nan) - means[method]
+        row |= {"soft_minus_low": ends[0], "soft_minus_high": ends[1]}
+    return pd.DataFrame(rows)
+
+
+def probabilities(features, labels, train, test, C: float = 0.01) -> np.ndarray:
+    """Probability of each biomarker in the test scans, from one linear layer each.
+
+    The layer is the logistic regression of notebook 03. Under the multi-label loss (a sum of binary
+    cross-entropies) a shared linear layer falls apart into the same layers: this is it as well.
+
+    Args:
+        features: ``(n, d)``.
+        labels: 0/1, ``(n, k)``.
+        train, test: row numbers.
+        C: inverse strength of the L2 penalty, *paper silent*.
+
+    Returns:
+        ``(len(test), k)``.
+    """
+    labels, found = np.asarray(labels).astype(int), []
+    for own in labels.T:
+        if len(np.unique(own[train])) < 2:  # nothing to learn: the class that all have
+            found.append(np.full(len(features[test]), float(own[train][0])))
+        else:
+            layer = classifier(C).fit(features[train], own[train])
+            found.append(layer.predict_proba(features[test])[:, 1])
+    return np.stack(found, axis=1)
+
+
+def biomarker_metrics(labels, scores, names) -> pd.DataFrame:
+    """Accuracy, precision, recall, specificity at one half, and AUROC of each biomarker.
+
+    Args:
+        labels: 0/1, ``(n, k)``.
+        scores: probabilities, ``(n, k)``.
+        names: k names.
+
+    Returns:
+        One row per biomarker; ``rounded`` is the AUROC of the scores rounded to 0 or 1, which is
+        (recall + specificity) / 2 and no AUROC of the scores; ratios without cases are NaN.
+    """
+    rows = []
+    for name, truth, score in zip(names, np.asarray(labels).T, np.asarray(scores).T, strict=True):
+        called, truth = score >= 0.5, truth == 1
+        with np.errstate(invalid="ignore"):
+            row = {
+                "biomarker": name,
+                "accuracy": np.mean(called == truth),
+                "precision": np.divide((called & truth).sum(), called.sum()),
+                "recall": np.divide((called & truth).sum(), truth.sum()),
+                "specificity": np.divide((~called & ~truth).sum(), (~truth).sum()),
+            }
+        both = 0 < truth.sum() < len(truth)
+        row["auroc"] = roc_auc_score(truth, score) if both else np.nan
+        row["rounded"] = roc_auc_score(truth, called) if both else np.nan
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndarray:
+    """Macro AUROC of each run under resamples of the patients, ``(n, n_runs)``.
+
+    Scans of a patient stay together; one patient fewer is drawn than there are (Rao and Wu 1988).
+    A pair of scans counts as often as its two patients are drawn. Resamples are the same for all
+    runs, so that differences are paired. A biomarker that a resample lacks is left out of its mean.
+
+    Args:
+        labels: 0/1, ``(m, k)``.
+        runs: probabilities of each run, ``(m, k)`` each.
+        patients: of each scan, ``(m,)``.
+        n: number of resamples.
+        seed: of the resampling.
+    """
+    number, names = pd.factorize(np.asarray(patients))
+    size, labels = len(names), np.asarray(labels)
+    belongs = np.eye(size)[number]  # (m, size)
+    drawn = np.random.default_rng(seed).integers(size, size=(n, max(size - 1, 1)))
+    times = (drawn[:, :, None] == np.arange(size)).sum(1).astype(float)  # (n, size)
+    total = []
+    for run in runs:
+        aucs = []
+        for truth, score in zip(labels.T, np.asarray(run).T, strict=True):
+            yes, no = belongs[truth == 1], belongs[truth == 0]
+            wins = yes.T @ pairwise_wins(truth, score) @ no  # (size, size)
+            pairs = np.outer(yes.sum(0), no.sum(0))
+            with np.errstate(invalid="ignore"):
+                ratio = [np.einsum("np,pq,nq->n", times, x, times) for x in (wins, pairs)]
+                aucs.append(ratio[0] / ratio[1])
+        known = ~np.isnan(aucs)  # (k, n)
+        with np.errstate(invalid="ignore"):
+            total.append(np.where(known, aucs, 0).sum(0) / known.sum(0))
+    return np.stack(total, axis=1)
+
+
+def _ends(draws: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of the resamples that have a value; NaN if none has."""
+    draws = draws[~np.isnan(draws)]
+    return tuple(np.quantile(draws, [0.025, 0.975])) if len(draws) else (np.nan, np.nan)

@@ -1,0 +1,94 @@
+"""Drawing of a study: differences along a factor, over two factors, and learning on the way."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from wspnb.plots import PALETTE
+from wspnb.studies.position_runs import paired_difference, point_name
+
+
+def difference_panel(
+    axis: Axes, gaps: pd.DataFrame, ticks: dict[str, tuple[str, str]], joined: bool = True
+) -> None:
+    """Differences with their intervals; a ring marks pairs with a collapsed run, grey the base.
+
+    Args:
+        axis: where to draw.
+        gaps: of :func:`~wspnb.studies.position_runs.differences`.
+        ticks: level and point by the text under it, from left to right.
+        joined: connect the points.
+    """
+    others = list(dict.fromkeys(gaps.other))
+    rows = gaps.set_index(["level", "point", "other"])
+    for number, other in enumerate(others):
+        own = rows.loc[[(*key, other) for key in ticks.values()]].reset_index()
+        x = own.index.to_numpy() + 0.16 * (number - (len(others) - 1) / 2)
+        error = [own["mean"] - own.low, own.high - own["mean"]]
+        look = {"color": PALETTE[other], "capsize": 2, "marker": "o", "ms": 4}
+        line = "-" if joined else ""
+        axis.errorbar(x, own["mean"], error, ls=line, label=f"WSP minus {other}", **look)
+        bad = own.collapsed.to_numpy() > 0
+        axis.plot(x[bad], own["mean"][bad], "o", ms=11, mfc="none", color="black")
+    for number, (_, point) in enumerate(ticks.values()):
+        if point == "base":
+            axis.axvspan(number - 0.4, number + 0.4, color="0.92", zorder=0)
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+
+
+def difference_map(
+    axis: Axes, gaps: pd.DataFrame, other: str, factors: dict[str, list], base: dict, top: float
+):
+    """Differences over two factors of the minimal level, with half the interval in each cell.
+
+    Args:
+        axis: where to draw.
+        gaps: of :func:`~wspnb.studies.position_runs.differences`.
+        other: the method that is subtracted.
+        factors: values of the factor that goes up, then of the one that goes right.
+        base: value of both at the base point.
+        top: difference at the end of the colour scale.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    rows = gaps[(gaps.level == "minimal") & (gaps.other == other)].set_index("point")
+    (up, right), (ups, rights) = factors.keys(), factors.values()
+    pairs = [[{up: a, right: b} for b in rights] for a in ups]
+    names = [[point_name({k: v for k, v in p.items() if v != base[k]}) for p in r] for r in pairs]
+    mean = np.array([rows["mean"].loc[line] for line in names])
+    high = np.array([rows.high.loc[line] for line in names])
+    picture = axis.imshow(mean, cmap="RdBu_r", vmin=-top, vmax=top, origin="lower", aspect="auto")
+    for (i, j), value in np.ndenumerate(mean):
+        text = f"{value:+.2f}\n± {high[i, j] - value:.2f}"
+        colour = "white" if abs(value) > 0.7 * top else "black"
+        axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(rights)), rights)
+    axis.set_yticks(range(len(ups)), ups)
+    axis.set(title=f"WSP minus {other}", xlabel=right)
+    return picture
+
+
+def learning_curves(
+    axis: Axes, rows: pd.DataFrame, value: str, methods, gained: bool = False
+) -> None:
+    """Mean of a judged value against the training step, with 95 % intervals over seeds.
+
+    Args:
+        axis: where to draw.
+        rows: of the table of runs, one point.
+        value: column to draw.
+        methods: in the order of the legend.
+        gained: draw what was gained since step 0, seed by seed, instead of the value.
+    """
+    for method in methods:
+        seen = rows[rows.method == method].pivot(index="seed", columns="step", values=value)
+        seen = seen.sub(seen[0], axis=0) if gained else seen
+        found = pd.DataFrame([paired_difference(seen[step], 0 * seen[step]) for step in seen])
+        axis.plot(seen.columns, found["mean"], color=PALETTE[method], marker=".", label=method)
+        axis.fill_between(
+            seen.columns, found.low, found.high, color=PALETTE[method], alpha=0.15, lw=0
+        )
+    axis.set_xscale("symlog", linthresh=10)
+    axis.set(xlabel="training step", xlim=(0, None))

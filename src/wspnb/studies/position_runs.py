@@ -1,0 +1,205 @@
+"""The runs of a study: which there are, which are done, and the table that survives a stop."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import t as student
+
+from wspnb.files import write_csv
+from wspnb.pretrain import UNTRAINED
+from wspnb.studies.position import LEVELS, Settings, build_cohort, run
+
+KEYS = ["level", "point", "seed", "method"]  # the name of a run in the table
+TRAINING = {field.name for field in fields(Settings)}
+WITH_SIGMA = ("wsp", "depth_aware")
+
+
+def plan(
+    level: str,
+    points: dict[str, dict],
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    base: dict | None = None,
+    watched: dict[str, Sequence[int]] | None = None,
+) -> list[dict]:
+    """All runs of a level, seed by seed, so that a stopped study has whole seeds.
+
+    A run that could not differ from the base is left out: sigma concerns WSP and depth-Aware only,
+    and the untrained encoder knows no training.
+
+    Args:
+        level: minimal or images.
+        points: what differs from the base, by the point's name; {} is the base itself.
+        seeds: of cohort, weights, batches and views.
+        methods: to train; random is the untrained encoder.
+        base: what holds for every point.
+        watched: steps after which to judge too, by the point's name.
+    """
+    jobs = []
+    for seed in seeds:
+        for point, changes in points.items():
+            for method in methods:
+                if set(changes) == {"sigma"} and method not in WITH_SIGMA:
+                    continue
+                if changes and set(changes) <= TRAINING and method in UNTRAINED:
+                    continue
+                job = {"level": level, "point": point, "seed": seed, "method": method}
+                steps = tuple((watched or {}).get(point, ()))
+                jobs.append(job | {"changes": (base or {}) | changes, "watched": steps})
+    return jobs
+
+
+def point_name(changes: dict) -> str:
+    """Name of a point in the table: what differs from the base, e.g. ``shift=2.0``, or base."""
+    return " ".join(f"{name}={value}" for name, value in changes.items()) or "base"
+
+
+def run_missing(
+    path: Path,
+    jobs: Sequence[dict],
+    settings: Settings,
+    folder: Path,
+    progress: Callable | None = None,
+) -> pd.DataFrame:
+    """Do the runs of ``jobs`` that the table at ``path`` lacks, adding each as it ends.
+
+    Args:
+        path: CSV, made if missing.
+        jobs: from :func:`plan`.
+        settings: of the base point.
+        folder: for cohorts of images.
+        progress: wraps the jobs (``tqdm``), or None.
+
+    Returns:
+        The table: a row per run and judgement, with :data:`KEYS`, definition, step and results.
+
+    Raises:
+        ValueError: if a run is there with another definition, or a parameter is unknown.
+    """
+    table, drawn, cohort = read_table(path), None, None
+    for job in progress(jobs) if progress else jobs:
+        key = {name: job[name] for name in KEYS}
+        changes, own, definition = define(job["level"], job["changes"], settings)
+        if is_done(table, key, definition, path):
+            continue
+        if drawn != (job["level"], changes, job["seed"]):
+            drawn = (job["level"], changes, job["seed"])
+            cohort = build_cohort(*drawn, folder)
+        rows = run(cohort, job["level"], job["method"], job["seed"], own, job["watched"])
+        table = append_rows(path, table, [{**key, "definition": definition, **r} for r in rows])
+    return table
+
+
+def digest(*definition) -> str:
+    """Eight characters that change with the definition (dataclasses, dictionaries, numbers)."""
+    text = json.dumps(definition, sort_keys=True, default=asdict)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def define(level: str, point: dict, settings: Settings) -> tuple[dict, Settings, str]:
+    """Split a point's changes into those of the cohort and of the training; and its digest.
+
+    Raises:
+        ValueError: if a name belongs to neither, or the level is unknown.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level={level!r}: choose one of {', '.join(LEVELS)}")
+    training = {name: value for name, value in point.items() if name in TRAINING}
+    changes = {name: value for name, value in point.items() if name not in TRAINING}
+    unknown = set(changes) - set(LEVELS[level].__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"point {point}: {sorted(unknown)} is no parameter of level {level!r}")
+    settings = replace(settings, **training)
+    return changes, settings, digest(LEVELS[level](**changes), settings)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The rows of finished runs; empty if there is no table yet."""
+    if not path.exists():
+        return pd.DataFrame(columns=[*KEYS, "definition", "step"])
+    return pd.read_csv(path, dtype={"definition": str})
+
+
+def is_done(table: pd.DataFrame, key: dict, definition: str, path: Path) -> bool:
+    """Whether a run is in the table.
+
+    Raises:
+        ValueError: if it is there with another definition; mixing the two would compare nothing.
+    """
+    rows = table[(table[KEYS] == [key[name] for name in KEYS]).all(axis=1)]
+    other = set(rows.definition) - {definition}
+    if other:
+        raise ValueError(
+            f"{path}: run {key} has definition {other.pop()}, now it is {definition}: "
+            "delete the file or choose another run_dir"
+        )
+    return len(rows) > 0
+
+
+def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
+    """The table with a finished run's rows, written whole under a temporary name, then renamed."""
+    parts = [part for part in (table, pd.DataFrame(rows)) if len(part)]
+    table = pd.concat(parts, ignore_index=True)
+    write_csv(path, table.round(6))
+    return table
+
+
+def paired_difference(first: pd.Series, second: pd.Series, level: float = 0.95) -> dict:
+    """Mean difference over the seeds that both have, with Student's interval over seeds.
+
+    Args:
+        first, second: a value per seed, indexed by seed.
+        level: coverage.
+
+    Returns:
+        mean, low, high, n; low and high are NaN for fewer than two seeds.
+    """
+    gap = (first - second).dropna()
+    half = student.ppf(0.5 + level / 2, len(gap) - 1) * gap.std(ddof=1) / max(len(gap), 1) ** 0.5
+    mean = gap.mean()
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(gap)}
+
+
+def last_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The judgement at the end of each run."""
+    return table[table.step == table.groupby(KEYS).step.transform("max")]
+
+
+def differences(
+    table: pd.DataFrame,
+    first: str = "wsp",
+    others: Sequence[str] = ("supcon", "depth_aware", "simclr"),
+    value: str = "auc_d1",
+) -> pd.DataFrame:
+    """``first`` minus each other method at the end of training, paired by seed.
+
+    The base's runs of a method without sigma stand for every sigma. A point that ``first`` has not
+    reached yet is left out.
+
+    Returns:
+        A row per level, point and other method: mean, low, high, n (see :func:`paired_difference`)
+        and collapsed, the number of pairs in which either run has collapsed.
+    """
+    runs = last_rows(table).set_index(["level", "point", "method", "seed"]).sort_index()
+    rows = []
+    have = set(runs.index.droplevel("seed"))
+    for level, point in dict.fromkeys(zip(table.level, table.point, strict=True)):
+        if (level, point, first) not in have or (level, "base", first) not in have:
+            continue  # a study that was stopped
+        for other in others:
+            alone = point.startswith("sigma=") and other not in WITH_SIGMA
+            pair = [
+                runs.loc[level, point, first],
+                runs.loc[level, "base" if alone else point, other],
+            ]
+            found = paired_difference(pair[0][value], pair[1][value])
+            joined = pair[0].merge(
+                pair[1], left_index=True, right_index=True, suffixes=("", "_other")
+            )
+            bad = int((joined.collapsed.astype(bool) | joined.collapsed_other.astype(bool)).sum())
+            rows.append({"level": level, "point": point, "other": other, **found, "collapsed": bad})
+    return pd.DataFrame(rows)

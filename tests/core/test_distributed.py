@@ -1,0 +1,104 @@
+"""Two processes on one machine (gloo, CPU): the batch they share is the batch of one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+
+from wspnb.augment import augment
+from wspnb.data.slices import write_slices
+from wspnb.distributed import gather, share
+from wspnb.kernels import pair_kernel
+from wspnb.losses import contrastive_loss
+from wspnb.phantom.patients import Phantom, make_phantom
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_pretrain.ipynb"
+
+
+def network() -> torch.nn.Module:
+    layers = torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)
+    for number, parameter in enumerate(torch.nn.Sequential(*layers).parameters()):
+        generator = torch.Generator().manual_seed(number)
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return torch.nn.Sequential(*layers).double()
+
+
+def one_step(model, mine, anchors, method, normalise):
+    """Loss and gradients of a batch of 12 slices, of which this process holds ``mine``."""
+    generator = torch.Generator().manual_seed(9)
+    views = torch.randn(2, 12, 6, generator=generator, dtype=torch.float64)
+    kernel = pair_kernel(method, torch.arange(12) % 3, torch.linspace(0, 1, 12), 0.2)
+    pair = (gather(model(view[mine])) for view in views)
+    loss = contrastive_loss(*pair, kernel, normalise=normalise, anchors=anchors)
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def _process(rank, folder, cases):
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    mine = share(12, rank, 2)
+    for case in cases:
+        model = torch.nn.parallel.DistributedDataParallel(network())
+        loss, gradient = one_step(model, mine, mine, *case)
+        dist.all_reduce(loss)
+        torch.save((loss / 2, gradient), f"{folder}/{rank}-{'-'.join(case)}.pt")
+    dist.destroy_process_group()
+
+
+def test_loss_and_gradient_of_two_processes_are_those_of_one(tmp_path):
+    cases = [(m, n) for m in ("wsp", "supcon", "simclr") for n in ("row", "column")]
+    torch.multiprocessing.spawn(_process, (str(tmp_path), cases), nprocs=2)
+    for case in cases:
+        loss, gradient = one_step(network(), torch.arange(12), None, *case)
+        for rank in (0, 1):
+            found, slope = torch.load(tmp_path / f"{rank}-{'-'.join(case)}.pt")
+            assert found.item() == pytest.approx(loss.item(), rel=1e-12)
+            torch.testing.assert_close(slope, gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_shares_hold_every_place_once():
+    places = torch.cat([share(12, rank, 3) for rank in range(3)])
+    assert places.tolist() == list(range(12))
+    with pytest.raises(ValueError, match="batch_size=10: must be a multiple of the 4 devices"):
+        share(10, 0, 4)
+
+
+def test_views_of_the_shares_are_those_of_the_batch():
+    images = torch.rand(6, 1, 24, 24)
+    whole = augment(images, torch.Generator().manual_seed(1))
+    for rank in (0, 1):
+        mine = share(6, rank, 2)
+        found = augment(images[mine], torch.Generator().manual_seed(1), mine, 6)
+        assert torch.equal(found, whole[mine])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["wsp", "byol"])
+def test_notebook_under_torchrun_learns_the_same(tmp_path, method):
+    table = make_phantom(
+        tmp_path / "source", Phantom(image_size=32, spacing_mm=20), 0.01, 0.1, 1, progress=False
+    )
+    write_slices(table, tmp_path / "cohort", image_size=32, workers=1, progress=False)
+    values = f"method={method} backbone=tiny_padded image_size=32 norm=none precision=no n_steps=4"
+    values += f" batch_size=8 warmup_steps=1 log_every=1 cohort_dir={tmp_path / 'cohort'}"
+    pairs = [word for pair in values.split() for word in ("-p", *pair.split("=", 1))]
+    run, logs = [sys.executable, "-m", "wspnb.run", str(NOTEBOOK)], []
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", "--no-python"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, launcher in (("one", []), ("two", torchrun)):
+        own = [str(tmp_path / f"{name}.ipynb"), *pairs, "-p", "run_dir", str(tmp_path / name)]
+        done = subprocess.run(
+            [*launcher, *run, *own], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = tmp_path / name / "pretrain" / f"{method}-tiny_padded-seed0"
+        logs.append(pd.read_csv(folder / "log.csv").loss)
+    assert logs[1].tolist() == pytest.approx(logs[0].tolist(), rel=1e-5)
+    assert logs[0].nunique() == 4
+    assert (tmp_path / "two-rank1.ipynb").exists()

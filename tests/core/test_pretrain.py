@@ -1,0 +1,294 @@
+"""Settings, schedule, health and the checkpoint of a pretraining."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
+from torch.utils._pytree import tree_leaves  # noqa: PLC2701
+
+from wspnb import pretrain
+from wspnb.data.slices import reader
+from wspnb.models import Byol, build_encoder, build_head
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_pretrain.ipynb"
+
+SETTINGS = {
+    "method": "wsp",
+    "backbone": "tiny",
+    "norm": "batch",
+    "sigma": 0.1,
+    "temperature": 0.1,
+    "batch_size": 64,
+    "n_steps": 100,
+    "warmup_steps": 10,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "image_size": 160,
+    "precision": "no",
+    "translate": 0.0,
+    "crop_area": 0.7,
+    "normalise": "row",
+    "convention": "k/(n-1)",
+    "severe_from": 0,
+    "train_cohort": "radio",
+    "data": "0123",
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("method", "wps"),
+        ("backbone", "vgg"),
+        ("method", "imagenet"),  # of a TinyNet
+        ("norm", "layer"),
+        ("normalise", "rows"),
+        ("convention", "k"),
+        ("crop_area", 0.0),
+        ("precision", "fp8"),
+        ("sigma", 0.0),
+        ("sigma", float("nan")),
+        ("temperature", -1.0),
+        ("batch_size", 1),
+        ("n_steps", 0),
+        ("learning_rate", 0.0),
+        ("seed", -1),
+    ],
+)
+def test_bad_setting_is_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        pretrain.Config(**SETTINGS | {name: value})
+
+
+def test_schedule_rises_linearly_and_falls_as_a_cosine_to_zero():
+    factors = [pretrain.learning_rate_factor(s, 100, 10) for s in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert pretrain.learning_rate_factor(0, 100, 0) == 1  # as the paper: no rise
+
+
+def test_collapse_line_and_verdict():
+    line = pretrain.collapse_loss(64)
+    assert line == pytest.approx(4.844, abs=5e-4)  # log(127), FACTS section 5
+    assert pretrain.is_collapsed([5.0] * 10 + [line - 0.01], 64)
+    assert pretrain.is_collapsed([3.0, float("nan")], 64)
+    assert not pretrain.is_collapsed([line] * 90 + [line - 0.2] * 10, 64)
+
+
+def test_health_of_collapsed_and_of_uniform_embeddings():
+    same = torch.ones(32, 8)
+    values = pretrain.health(same, 5 * same, torch.cat([same, same]))  # scale does not matter
+    zeros = dict.fromkeys(["alignment", "uniformity", "embedding_sd", "feature_sd"], 0)
+    assert values == pytest.approx(zeros, abs=1e-6)
+    points = torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))
+    values = pretrain.health(points, -points, 7 * points)
+    assert values["feature_sd"] == pytest.approx((math.pi / 2) ** 0.5, abs=0.01)  # SD / mean |x|
+    assert values["alignment"] == pytest.approx(4)
+    assert values["embedding_sd"] == pytest.approx(1, abs=0.01)
+    # t = 2 on the sphere S^15: E exp(-2 (2 - 2u)) = e^-4 E e^{4u}, by the Bessel series of E e^{4u}
+    expected = sum(
+        4 ** (2 * k) / (2**k * math.factorial(k) * math.prod(range(16, 16 + 2 * k, 2)))
+        for k in range(20)
+    )
+    assert values["uniformity"] == pytest.approx(-4 + math.log(expected), abs=0.01)
+
+
+def test_verdict_of_byol_looks_at_the_spread_not_at_the_loss():
+    flat = [{"loss": 0.0, "embedding_sd": 0.01}] * 20
+    spread = [{"loss": 0.0, "embedding_sd": 0.5}] * 20
+    assert pretrain.verdict("byol", flat, 64) == "COLLAPSED"
+    assert pretrain.verdict("byol", spread, 64) == "healthy"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in spread], 64) == "at the line"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in flat], 64) == "COLLAPSED"
+    broken = {"loss": float("nan"), "embedding_sd": float("nan")}
+    assert pretrain.verdict("wsp", [broken], 64) == pretrain.verdict("byol", [broken], 64)
+    assert pretrain.verdict("wsp", [broken], 64) == "COLLAPSED"
+    assert pretrain.verdict("wsp", [row | {"loss": 4.7} for row in flat], 64) == "healthy"
+    assert pretrain.verdict("random", [], 64) == "untrained"
+
+
+def test_byol_momentum_goes_from_start_to_one():
+    values = [pretrain.byol_momentum(step, 100) for step in (0, 50, 100)]
+    assert values == pytest.approx([0.996, 0.998, 1.0])
+
+
+def test_run_names_are_plain():
+    assert pretrain.run_name("wsp_sigma0.3", "tiny", 2) == "wsp_sigma0.3-tiny-seed2"
+    for name in ("", "a-b", "../a", "a b"):
+        with pytest.raises(ValueError, match="letters, digits"):
+            pretrain.run_name(name, "tiny", 0)
+
+
+def test_weak_labels_and_positions_as_released():
+    table = pd.DataFrame({"weak_label": [0, 1, 2, 3, np.nan]})
+    assert pretrain.weak_labels(table).tolist() == [0, 1, 2, 3, -1]
+    assert pretrain.weak_labels(table, severe_from=3).tolist() == [0, 0, 0, 1, -1]
+    kept = {"position": [0, 1 / 3, 2 / 3, 1, 0.5], "n_kept": [4, 4, 4, 4, 1]}
+    table, ours, theirs = pd.DataFrame(kept), "k/(n-1)", "k/n"
+    assert pretrain.slice_positions(table, ours, ours).tolist() == pytest.approx(kept["position"])
+    released = pretrain.slice_positions(table, ours, theirs)
+    assert released.tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 0])  # FACTS, ledger D1
+    back = table.assign(position=released.numpy())[:4]
+    assert pretrain.slice_positions(back, theirs, ours).tolist() == pytest.approx(
+        [0, 1 / 3, 2 / 3, 1]
+    )
+
+
+def make_parts(seed: int):
+    torch.manual_seed(seed)
+    module = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(module.parameters())
+    return {
+        "encoder": module,
+        "optimizer": optimizer,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+
+
+def advance(parts, steps):
+    for _ in range(steps):
+        x = torch.randn(4, 3, generator=parts["generator"])
+        parts["optimizer"].zero_grad()
+        parts["encoder"](x).pow(2).sum().backward()
+        parts["optimizer"].step()
+    return parts["encoder"].weight.detach().clone()
+
+
+def test_resumed_training_equals_uninterrupted_training_exactly(tmp_path):
+    config = pretrain.Config(**SETTINGS)
+    straight = advance(make_parts(1), 7)
+    first = make_parts(1)
+    advance(first, 4)
+    pretrain.save_checkpoint(tmp_path / "c.pt", 4, [{"step": 0, "loss": 1.5}], config, **first)
+    second = make_parts(2)  # other weights and random state, all replaced
+    step, log = pretrain.load_checkpoint(tmp_path / "c.pt", config, **second)
+    assert (step, log) == (4, [{"step": 0, "loss": 1.5}])
+    assert torch.equal(advance(second, 3), straight)
+
+
+def test_checkpoint_absent_other_or_broken(tmp_path):
+    config, parts, file = pretrain.Config(**SETTINGS), make_parts(0), tmp_path / "c.pt"
+    assert pretrain.load_checkpoint(file, config, **parts) == (0, [])
+    pretrain.save_checkpoint(file, 4, [], config, **parts)
+    with pytest.raises(ValueError, match=r"sigma: 0.1 there, 0.5 now"):
+        pretrain.load_checkpoint(file, dataclasses.replace(config, sigma=0.5), **parts)
+    with pytest.raises(ValueError, match=r"data: 0123 there, 4567 now"):
+        pretrain.load_checkpoint(file, dataclasses.replace(config, data="4567"), **parts)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"c\.pt: not a readable checkpoint"):
+        pretrain.load_checkpoint(file, config, **parts)
+
+
+def test_saved_run_reads_back(tmp_path):
+    module = torch.nn.BatchNorm2d(3).to(torch.bfloat16)
+    log = [{"step": 0, "loss": 2.0}, {"step": 1, "loss": 1.0}]
+    pretrain.save_run(tmp_path / "run", module, pretrain.Config(**SETTINGS), log, collapsed=False)
+    weights = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert weights["weight"].dtype == torch.float32
+    assert weights["num_batches_tracked"].dtype == torch.int64
+    assert pd.read_csv(tmp_path / "run" / "log.csv").loss.tolist() == [2, 1]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["collapsed"] is False
+    assert len(list((tmp_path / "run").iterdir())) == 3
+
+
+def test_rows_of_a_cohort():
+    table = pd.DataFrame({"cohort": ["radio", "d1", "radio"]})
+    assert np.array_equal(pretrain.read_rows(table, "radio"), [0, 2])
+    with pytest.raises(ValueError, match=r"'d3'.*\['d1', 'radio'\]"):
+        pretrain.read_rows(table, "d3")
+
+
+class Waits(TorchDispatchMode):
+    """Refuses what makes the host wait for the device "meta", from which nothing can be read
+    anyway: a copy to it that is not asynchronous, hidden ones (an index on the CPU) included. What
+    a GPU's own operations do inside does not show."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        copy = func is torch.ops.aten._to_copy.default
+        met = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        # Anywhere but in a copy a number as a tensor without axes goes along with the call.
+        if len({t.device.type for t in met if t.ndim or copy}) > 1:
+            assert copy, f"{func} mixes devices"
+            assert kwargs.get("non_blocking"), f"copy of {tuple(met[0].shape)} that waits"
+            self.copies += 1
+        return out
+
+
+def run_loop(imports: str, loop: str, method: str, n: int) -> int:
+    """Two steps of the loop that are not logged, on the device "meta"; number of copies to it."""
+    meta, names = torch.device("meta"), {}
+    exec(imports, names)
+    encoder = build_encoder("tiny", "batch").to(meta, memory_format=torch.channels_last)
+    head = build_head("tiny").to(meta)
+    byol = Byol(encoder, head, "tiny").to(meta)
+    names |= {name: SETTINGS[name] for name in ("learning_rate", "sigma", "temperature")}
+    names |= {"method": method, "batch_size": n, "normalise": "row", "ranges": {"crop_area": 0.7}}
+    names |= {"encoder": encoder, "head": head, "byol": byol, "guess": byol, "device": meta}
+    names |= {"parts": {"encoder": encoder, "head": head}, "anchors": None, "main": False}
+    names["optimizer"] = torch.optim.Adam([*encoder.parameters(), *head.parameters()])
+    names["read"] = reader(np.zeros((2 * n, 160, 160), np.uint8), meta, hold=True)
+    names |= {"rows": np.arange(2 * n), "labels": torch.arange(2 * n) % 4}
+    names |= {"positions": torch.rand(2 * n), "mine": torch.arange(n)}
+    names |= {"sampler": [list(range(n))] * 2, "steps": range(1, 3), "n_steps": 9}
+    names |= {"warmup_steps": 2, "log_every": 100, "generator": torch.Generator().manual_seed(0)}
+    names["accelerator"] = SimpleNamespace(backward=lambda loss: loss.backward())
+    with Waits() as waits:
+        exec(loop, names)
+    return waits.copies
+
+
+@pytest.mark.parametrize(("method", "copies"), [("wsp", 4), ("byol", 3)])
+@pytest.mark.parametrize("n", [8, 80])  # the plain loss and the one in blocks
+def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkeypatch):
+    # "meta" has no autocast; that of a GPU waits for nothing.
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    imports, loop = code[0], next(text for text in code if text.startswith("for step, batch in"))
+    # Row numbers, two sets of maps and the kernel, in each of two steps.
+    assert run_loop(imports, loop, method, n) == 2 * copies
+    waiting = {  # for wsp, for byol
+        "kernel.to(device, non_blocking=True)": "kernel.to(device)",
+        "loss = guess(view_1, view_2, views)": "loss = guess(view_1, view_2, views).item()",
+    }
+    for good, bad in waiting.items():
+        assert loop.count(good) == 1
+        loop = loop.replace(good, bad)
+    with pytest.raises((AssertionError, RuntimeError), match=r"that waits|meta tensors"):
+        run_loop(imports, loop, method, n)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_used_again(kept):
+    code = f"""
+import resource
+from wspnb.pretrain import keep_memory
+faults, size = [], 10**8
+if {kept}:
+    keep_memory()
+for _ in range(3):
+    len(b"x" * size)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[2] - faults[1])"""
+    new_pages = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert (new_pages < 10) == kept, new_pages  # a block has 24,000 of 4 KiB, 48 of 2 MiB

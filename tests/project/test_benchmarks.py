@@ -1,0 +1,76 @@
+"""The benchmarks run; what they measure is not judged here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+BENCH = Path(__file__).parents[2] / "benchmarks" / "bench.py"
+
+
+def run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_topic_gives_rows():
+    results = BENCH.with_name("results.csv")
+    before = results.read_bytes() if results.exists() else None
+    done = run("--quick", "--runs", "1")
+    assert done.returncode == 0, done.stderr
+    for what in (
+        "augmentation",
+        "n = 64",
+        "by rows",
+        "weights",
+        "draws",
+        "step, tiny",
+        "read",
+        "notebook 01",
+        "notebook 02",
+        "compiled",
+        "UMAP",
+        "2 processes",
+    ):
+        assert what in done.stdout, what
+    assert "efficiency" in done.stdout
+    assert (results.read_bytes() if results.exists() else None) == before
+
+
+def test_unknown_topic_is_named():
+    done = run("speed")
+    assert done.returncode == 2 and "no topic speed; there are augment" in done.stderr
+
+
+@pytest.mark.slow
+def test_parts_of_a_step():
+    words = "--backbone tiny --size 160 --slices 2 --steps 1".split()
+    script = [sys.executable, str(BENCH.with_name("step.py")), *words]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for what in ("backward", "utilisation", "GFLOP a step", "of the measured", "6240 steps"):
+        assert what in done.stdout, what
+
+
+@pytest.mark.slow
+def test_a_page_gets_the_table_and_keeps_the_rest(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import bench
+
+    row = {"what": "loss", "plain_s": 0.5, "ours_s": 0.25, "times_faster": 2.0, "note": "two"}
+    table = pd.DataFrame([row, {"what": "read", "ours_s": 0.125, "peak_mb": 99.6}])
+    table = table.assign(panel=["slices in a batch (loss)", None], x=[64, np.nan])
+    table = table.assign(machine=["a laptop", "a node"])
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n")
+    bench.publish(table, page)
+    text = page.read_text()
+    assert "| loss | 0.500 | 0.250 | 2.0 |  | two |" in text and "old" not in text
+    assert "| read |  | 0.125 |  | 100 |  |" in text
+    assert text.index("a laptop.") < text.index("| loss") < text.index("a node.")
+    assert text.startswith("before\n") and text.endswith("<!-- end of results -->\nafter\n")
+    bench.draw(table, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").stat().st_size > 5000

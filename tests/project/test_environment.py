@@ -1,0 +1,55 @@
+"""What must hold for the house as a whole: the environment and the notebooks' form."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from wspnb.run import declared
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_torchvision_never_enters():
+    """Its import breaks CPU builds of torch elsewhere; nothing here needs it."""
+    assert importlib.util.find_spec("torchvision") is None
+    assert "torchvision" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_notebooks_are_there():
+    """The series is complete; notebooks beside it carry a letter, as in 00b."""
+    names = {path.stem.split("_")[0] for path in NOTEBOOKS}
+    assert {"00", "00b", "01", "02", "03", "03b", "04", "05", "06", "06b", "07"} <= names
+    assert len(names) == len(NOTEBOOKS), "two notebooks of one number"
+    for name in names:
+        assert re.fullmatch(r"\d\d[b-z]?", name) and name[:2] in names, name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_form_of_a_notebook(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert cells[0].cell_type == "markdown"
+    for word in ("**Reads**", "**Writes**", "**Cost**", "**Paper**"):
+        assert word in cells[0].source
+    assert "parameters" in cells[2].metadata.tags
+    assert "Recap" in cells[-1].source
+    assert any("assert" in cell.source for cell in cells[-4:])
+    assert max(len(source.splitlines()) for source in code) <= 25
+    for word in ("sys.path", "filterwarnings", "!pip", "%pip"):
+        assert not any(word in source for source in code)
+    for name, (kind, _) in declared(path).items():
+        assert kind in ("int", "float", "str", "bool", "list"), name
+
+
+def test_a_parameter_has_one_meaning_in_the_series():
+    """One YAML file serves all notebooks, so a name has one type and one default everywhere."""
+    types, defaults = {}, {}
+    for path in NOTEBOOKS:
+        for name, (kind, default) in declared(path).items():
+            assert types.setdefault(name, kind) == kind, name
+            if name not in ("methods",):
+                assert defaults.setdefault(name, default) == default, name

@@ -1,0 +1,141 @@
+"""The graph plans what it should: every method and seed once, and nothing twice."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from wspnb.results.tables import ROWS
+
+ROOT = Path(__file__).parents[2]
+
+
+def dry_run(target: str, *config: str) -> str:
+    """What is said of a run in which nothing is done yet."""
+    command = [Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile"]
+    command += ["--dry-run", "--forceall", "--cores", "2", target]
+    command += ["--config", *config] if config else []
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def plan(target: str, *config: str) -> dict[str, int]:
+    """Number of jobs of each rule."""
+    said = dry_run(target, *config)
+    return {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)}
+
+
+@pytest.mark.slow
+def test_notebook_07_runs_in_the_smoke_run_only():
+    assert plan("report", "profile=smoke")["alone"] == plan("report")["alone"] + 1 == 4
+
+
+@pytest.mark.slow
+def test_plan_of_the_default_run():
+    jobs = plan("report")
+    assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 4, 5)
+    assert (jobs["representations"], jobs["results"], jobs["html_report"]) == (1, 1, 1)
+    assert (jobs["audit"], jobs["alone"]) == (1, 3)
+    assert "supervised" not in jobs and "masks" not in jobs
+
+
+@pytest.mark.slow
+def test_plan_of_a_product_of_methods_backbones_seeds_and_sigmas():
+    product = (
+        "methods=supervised,random,wsp",
+        "backbones=tiny,resnet18",
+        "seeds=0,1",
+        "sigmas=0.3",
+    )
+    jobs = plan("report", *product, "profile=smoke")
+    assert (jobs["pretrain"], jobs["linear_probe"], jobs["supervised"]) == (8, 12, 4)
+    assert (jobs["representations"], jobs["audit"]) == (1, 2)  # each backbone has its audit
+    assert jobs["masks"] == 1  # in the smoke run only
+    jobs = plan("report", "methods=supervised", "profile=smoke")
+    assert "audit" not in jobs and "representations" not in jobs  # nothing to compare or draw
+
+
+@pytest.mark.slow
+def test_plan_of_lihc_pretrains_nothing():
+    jobs = plan("report", "profile=lihc", "methods=random", "lihc=/a", "labels=/b.csv")
+    assert (jobs["preprocess"], jobs["linear_probe"], jobs["results"]) == (1, 1, 1)
+    assert not {"alone", "pretrain", "audit", "supervised"} & set(jobs)
+    imagenet = ("backbones=resnet18", "methods=random,imagenet", "imagenet=FILE")
+    assert plan("report", "profile=lihc", *imagenet)["pretrain"] == 1
+
+
+@pytest.mark.slow
+def test_a_corrected_table_of_labels_is_read_again(tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.touch()
+    said = dry_run("report", "profile=lihc", "methods=random", f"labels={labels}")
+    assert f"input: notebooks/01_preprocess.ipynb, {labels}\n" in said
+
+
+@pytest.mark.slow
+def test_plan_of_encoders_from_elsewhere(tmp_path):
+    for run in ("wsp-tiny-seed0", "wsp-tiny-seed1"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "encoder.safetensors").touch()
+    given = ("profile=lihc_160", "methods=random,wsp", f"encoders={tmp_path}")
+    jobs = plan("report", *given, "seeds=0,1")
+    assert (jobs["linear_probe"], jobs["audit"]) == (4, 1)
+    assert not {"alone", "pretrain"} & set(jobs)
+    with pytest.raises(AssertionError, match=r"wsp-tiny-seed2/encoder\.safetensors"):
+        plan("report", *given, "seeds=2")
+
+
+@pytest.mark.slow
+def test_plan_of_the_tables_has_every_row_of_the_paper():
+    sweep = yaml.safe_load((ROOT / "workflow" / "tables.yaml").read_text())
+    runs = [
+        (profile, name, backbone, seed)
+        for profile, blocks in sweep.items()
+        for block in blocks
+        for name in block["names"]
+        for backbone in block["backbones"]
+        for seed in block["seeds"]
+    ]
+    assert len(runs) == len(set(runs))
+    jobs = plan("report", "sweep=workflow/tables.yaml")
+    trained = [run for run in runs if run[1] not in ("random", "supervised")]
+    assert jobs["pretrain"] == len(trained)
+    assert jobs["linear_probe"] == len([run for run in runs if run[1] != "supervised"])
+    assert jobs["results"] == len(sweep)
+    printed = pd.read_csv(ROOT / "figures" / "paper" / "table1_auc.csv")
+    for backbone, label in (("tiny", "TinyNet"), ("resnet18", "ResNet-18")):
+        rows = {ROWS[r[1]] for r in runs if r[0] == "laptop" and r[2] == backbone and r[1] in ROWS}
+        missing = set(printed[printed.backbone == label].method) - rows
+        assert missing <= {"ImageNet"}, missing  # needs torchvision's file: methods=imagenet
+    sigmas = pd.read_csv(ROOT / "figures" / "paper" / "table3_sigma.csv").sigma
+    here = {run[1] for run in runs}
+    assert {f"wsp_sigma{sigma}" for sigma in sigmas} - {"wsp_sigma0.1"} <= here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("seed=3", "--config knows no seed"),
+        ("profile=none", "there is no params/none.yaml"),
+        ("methods=wpsi", "no method of"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(config, message):
+    with pytest.raises(AssertionError, match=message):
+        plan("report", config)
+
+
+def test_profiles_name_only_parameters_that_exist():
+    from wspnb.run import gather
+
+    files = sorted((ROOT / "params").glob("*.yaml"))
+    assert {"smoke", "paper", "adrenal"} <= {file.stem for file in files}
+    for file in files:
+        for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+            gather(notebook, [str(file)], [])

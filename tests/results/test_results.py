@@ -1,0 +1,179 @@
+"""The tables hold what the runs say; runs that do not belong together are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from wspnb import probe
+from wspnb.files import write_csv
+from wspnb.results import tables
+
+ROOT = Path(__file__).parents[2]
+TRAINING = {"sigma": 0.1, "n_steps": 150}
+
+
+def save(run_dir, name, backbone="tiny", seed=0, shift=1.0, training=TRAINING, **facts):
+    """A finished probe of 40 patients in two cohorts, scored at random."""
+    rng = np.random.default_rng([seed, len(name)])
+    parts, records = [], []
+    for cohort in ("d1", "d1+d2"):
+        label = np.arange(40) % 2
+        table = pd.DataFrame({"patient": [f"{i:02d}" for i in range(40)], "label": label})
+        table["fold"] = np.arange(40) // 2 % 5
+        table["score"] = 1 / (1 + np.exp(-rng.normal(size=40) - shift * label))
+        table["threshold"] = 0.5 + 0.02 * table.fold
+        auc = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
+        bacc = probe.fold_balanced_accuracy(table)
+        record = {"method": name, "cohort": cohort, "auc": np.mean(auc), "sd": np.std(auc, ddof=1)}
+        record |= {"bacc": bacc.mean(), "bacc_sd": bacc.std(ddof=1), "folds": auc}
+        records.append(record)
+        parts.append(table.assign(cohort=cohort))
+    run = {"name": name, "method": name, "backbone": backbone, "seed": seed, "norm": "batch"}
+    run |= {"C": 0.01, "n_folds": 5, "fold_seed": 0, "data": "abc", "collapsed": False}
+    run |= {"seconds": 1.0, "training": training, "results": records} | facts
+    folder = run_dir / "probe" / f"{name}-{backbone}-seed{seed}"
+    probe.save_probe(folder, pd.concat(parts), run)
+    return folder
+
+
+def test_auc_table_has_the_rows_of_the_paper_in_its_order(tmp_path):
+    for seed in (0, 1, 2):
+        save(tmp_path, "wsp", seed=seed)
+    save(tmp_path, "supcon", collapsed=True)
+    save(tmp_path, "supervised", training=None)
+    save(tmp_path, "wsp", backbone="resnet18")
+    save(tmp_path, "wsp_sigma0.3", training=TRAINING | {"sigma": 0.3})
+    runs = tables.read_runs(tmp_path)
+    table = tables.auc_table(runs)
+    tiny = ["Supervised", "SupCon", "WSP", "WSP, sigma 0.3"]
+    assert table.method.tolist() == [*tiny, "WSP"]
+    assert table.backbone.tolist() == ["TinyNet"] * 4 + ["ResNet-18"]
+    assert table.n_seeds.tolist() == [1, 1, 3, 1, 1]
+    assert table.collapsed.tolist() == [0, 1, 0, 0, 0]
+    auc = [run["results"]["d1+d2"]["auc"] for run in runs if run["folder"].name[:9] == "wsp-tiny-"]
+    assert table.auc_d12[2] == pytest.approx(np.mean(auc))
+    assert table.seed_sd_d12[2] == pytest.approx(np.std(auc, ddof=1))
+    assert np.isnan(table.seed_sd_d1[0])
+    assert table.run[2] == "wsp-tiny-seed0 wsp-tiny-seed1 wsp-tiny-seed2"
+    assert (table.low_d1 < table.auc_d1).all() and (table.auc_d1 < table.high_d1).all()
+    words = tables.in_words(table, ["method", "n_seeds"])
+    assert words.seeds.tolist() == ["1", "1 (1 collapsed)", "3", "1", "1"]
+    assert words.d1[2].startswith(f"{table.auc_d1[2]:.2f} ({table.sd_d1[2]:.2f}) ±")
+    assert "±" not in words.d1[0]
+    tables.check_alike(runs, "abc")
+
+
+def test_accuracy_table_takes_the_better_backbone_and_shows_both(tmp_path):
+    for seed in (0, 1):
+        save(tmp_path, "wsp", seed=seed, shift=0.5)
+    folder = save(tmp_path, "wsp", backbone="resnet18", shift=4.0)
+    table = tables.accuracy_table(tables.read_runs(tmp_path), "d1")
+    assert table.backbone.tolist() == ["ResNet-18"]
+    scores = pd.read_csv(folder / "scores.csv").query("cohort == 'd1'")
+    folds = [
+        balanced_accuracy_score(p.label, p.score >= p.threshold) for _, p in scores.groupby("fold")
+    ]
+    assert table.bacc[0] == table["bacc_ResNet-18"][0] == pytest.approx(np.mean(folds))
+    assert table["bacc_TinyNet"][0] < table.bacc[0]
+    assert table.low[0] <= table.bacc[0] <= table.high[0]
+    assert table.n_seeds_TinyNet[0] == 2
+
+
+def test_accuracy_interval_by_hand():
+    """One fold, all positives right, half of 200 negatives right: SE is that of one proportion."""
+    label = np.repeat([0, 1], [200, 50])
+    score = np.where(label == 1, 0.9, np.where(np.arange(250) < 100, 0.9, 0.1))
+    run = pd.DataFrame({"label": label, "fold": 0, "score": score, "threshold": 0.5})
+    low, high = tables.accuracy_interval([run])
+    half = 1.96 * (0.25 / 200) ** 0.5 / 2
+    assert (low, high) == pytest.approx((0.75 - half, 0.75 + half), abs=0.006)
+
+
+def test_accuracy_interval_covers_the_truth_as_often_as_it_says():
+    """D1's classes in five folds, sensitivity .7, specificity .6: the truth is .65."""
+    hits, label = 0, np.repeat([0, 1], [28, 78])
+    fold = np.r_[np.arange(28) % 5, np.arange(78) % 5]
+    for seed in range(300):
+        right = np.random.default_rng(seed).random(106) < np.where(label == 1, 0.7, 0.6)
+        columns = {"label": label, "fold": fold, "score": right == label, "threshold": 0.5}
+        run = pd.DataFrame(columns)
+        low, high = tables.accuracy_interval([run.astype(float)], n=400, seed=seed)
+        hits += low <= 0.65 <= high
+    assert 0.92 <= hits / 300 <= 0.98  # standard error .013
+
+
+def test_sigma_table_is_sorted_and_counts_positives(tmp_path):
+    for name, sigma in (("wsp_sigmainf", np.inf), ("wsp", 0.1), ("wsp_sigma0.01", 0.01)):
+        folder = save(tmp_path, name, training=TRAINING | {"sigma": sigma})
+        log = tmp_path / "pretrain" / folder.name / "log.csv"
+        write_csv(log, pd.DataFrame({"effective_positives": [sigma, 3 * sigma]}))
+    save(tmp_path, "supcon")
+    table = tables.sigma_table(tables.read_runs(tmp_path), tmp_path)
+    assert table.sigma.tolist() == [0.01, 0.1, np.inf]
+    assert table.effective_positives[:2].tolist() == pytest.approx([0.02, 0.2])
+    log.unlink()  # of sigma 0.01, as when the encoder comes from another run
+    table = tables.sigma_table(tables.read_runs(tmp_path), tmp_path)
+    assert np.isnan(table.effective_positives[0]) and table.effective_positives[1] > 0
+
+
+def test_reader_accuracy_of_a_known_table():
+    table = pd.DataFrame({"patient": list("aabcd"), "cohort": "d1", "label": [1, 1, 1, 0, 0]})
+    table["reading"] = [2, 2, 0, 0, 0]
+    value, low, high = tables.reader_accuracy(table, "d1")
+    assert value == pytest.approx(0.75)
+    assert low <= value <= high
+    assert np.isnan(tables.reader_accuracy(table.drop(columns="reading"), "d1")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": "xyz"}, "supcon-tiny-seed0 was probed on other data"),
+        ({"fold_seed": 1}, "wsp-tiny-seed0: fold_seed=0, supcon-tiny-seed0: 1"),
+        ({"C": 1.0}, "wsp-tiny-seed0: C=0.01, supcon-tiny-seed0: 1.0"),
+        ({"training": TRAINING | {"n_steps": 300}}, "wsp-tiny-seed0: trained with"),
+    ],
+)
+def test_runs_that_differ_are_refused(tmp_path, change, message):
+    save(tmp_path, "wsp")
+    save(tmp_path, "supcon", **change)
+    with pytest.raises(ValueError, match=message):
+        tables.check_alike(tables.read_runs(tmp_path), "abc")
+
+
+def test_scores_that_were_edited_are_found(tmp_path):
+    file = save(tmp_path, "wsp") / "scores.csv"
+    scores = pd.read_csv(file)
+    scores.loc[:5, "score"] = 1 - scores.score[:6]
+    scores.to_csv(file, index=False)
+    with pytest.raises(ValueError, match="disagree"):
+        tables.check_alike(tables.read_runs(tmp_path), "abc")
+
+
+def test_names_of_rows():
+    assert tables.row_label("depth_aware_crop_area0.25") == "depth-Aware, crop_area 0.25"
+    assert tables.row_label("wsp_sigmainf") == "WSP, sigma inf"
+    assert tables.row_label("as_released") == "WSP, as released"
+    assert tables.row_label("full_precision") == "WSP, float32"
+    assert tables.row_label("ours") == "ours"
+
+
+def test_missing_or_broken_probes_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no finished probe"):
+        tables.read_runs(tmp_path)
+    folder = save(tmp_path, "wsp")
+    with pytest.raises(ValueError, match=r"seeds \[4\] were not probed; found \[0\]"):
+        tables.read_runs(tmp_path, seeds=[4])
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match="wsp-tiny-seed0: not a readable probe"):
+        tables.read_runs(tmp_path)
+
+
+def test_switches_are_those_of_the_parameter_files():
+    for name, (_, changed) in tables.SWITCHES.items():
+        given = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert set(given) - {"method", "name"} == changed, name

@@ -1,0 +1,371 @@
+"""A record from a stand-in server: resumed, verified, pinned; archives that mean harm."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections import namedtuple
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from io import BytesIO
+
+import numpy as np
+import pytest
+import requests
+from zenodo_server import Zenodo
+
+from wspnb.sources import archives, zenodo
+from wspnb.sources.archives import unpack
+from wspnb.sources.zenodo import BLOCK, TRIES, fetch_record, retry_after
+
+RECORD = "8199165"
+BIG = np.random.default_rng(0).bytes(1_000_003)
+Usage = namedtuple("usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def server():
+    server = Zenodo({"big.bin": BIG, "note é.txt": b"small", "empty": b""})
+    yield server
+    server.close()
+
+
+class Clock(list):
+    """Stands for sleep and keeps the seconds asked for."""
+
+    def __call__(self, seconds):
+        self.append(seconds)
+
+
+def fetch(server, folder, **options):
+    options = {"sleep": Clock(), "progress": False} | options
+    return fetch_record(RECORD, folder, server.api, **options)
+
+
+@pytest.mark.parametrize("form", ["list", "entries", "files"])
+def test_whole_record_in_all_forms_of_its_list_then_without_network(tmp_path, form):
+    server = Zenodo({"big.bin": BIG, "note é.txt": b"small", "empty": b""}, form=form)
+    paths = fetch(server, tmp_path)
+    assert [p.read_bytes() for p in paths] == [BIG, b"small", b""]
+    assert server.sent("big.bin") == len(BIG)
+    assert server.agents == {f"wspnb/{zenodo.version('wspnb')}"}
+    pinned = json.loads((tmp_path / "registry.json").read_text())
+    assert pinned["record"] == RECORD and [f["size"] for f in pinned["files"]] == [1_000_003, 5, 0]
+    assert all(set(f) == {"key", "size", "checksum"} for f in pinned["files"])
+    assert sorted(p.name for p in (tmp_path / "download").iterdir()) == [
+        "big.bin",
+        "empty",
+        "note é.txt",
+    ]
+    server.close()  # from here on there is no server
+    assert fetch(server, tmp_path) == paths
+
+
+def test_cut_connection_goes_on_at_the_byte(server, tmp_path):
+    server.cuts = [300_000, 400_000]
+    fetch(server, tmp_path)
+    asked = [row for row in server.asked if "big.bin" in row[0]]
+    assert [row[2] for row in asked] == [200, 206, 206]
+    starts = [int(row[1].removeprefix("bytes=").rstrip("-")) for row in asked[1:]]
+    assert 300_000 - BLOCK < starts[0] <= 300_000 and starts[0] < starts[1]
+    assert len(BIG) <= server.sent("big.bin") <= len(BIG) + 2 * BLOCK  # nothing twice but a block
+
+
+def test_a_file_list_that_breaks_off_is_asked_for_again(server, tmp_path):
+    server.list_cuts, waits = [100, 40], Clock()
+    assert [path.name for path in fetch(server, tmp_path, sleep=waits)] == list(server.files)
+    assert waits == [1, 2]
+    server.list_cuts = [100] * TRIES
+    with pytest.raises(ConnectionError, match="Try again later"):
+        fetch(server, tmp_path / "other")
+
+
+def test_killed_process_goes_on_at_the_byte(server, tmp_path):
+    server.pause = 0.02  # 16 KiB each: the whole takes over a second
+    code = (
+        "import sys; from wspnb.sources.zenodo import fetch_record;"
+        "fetch_record('8199165', sys.argv[1], sys.argv[2], progress=False)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), server.api])
+    part, until = tmp_path / "download" / "big.bin.part", time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 3 * BLOCK):
+        assert child.poll() is None and time.monotonic() < until, "no download to kill"
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    have = part.stat().st_size
+    assert 3 * BLOCK < have < len(BIG) and not (tmp_path / "registry.json").exists()
+    server.pause, server.asked = 0.0, []
+    assert fetch(server, tmp_path)[0].read_bytes() == BIG
+    assert server.sent("big.bin") == len(BIG) - have
+    assert [row[1] for row in server.asked if "big.bin" in row[0]] == [f"bytes={have}-"]
+
+
+def test_server_without_ranges_starts_again(server, tmp_path):
+    server.ranges, server.cuts = False, [500_000]
+    assert fetch(server, tmp_path)[0].read_bytes() == BIG
+    asked = [row for row in server.asked if "big.bin" in row[0]]
+    assert [row[2] for row in asked] == [200, 200] and asked[1][1].startswith("bytes=")
+    assert server.sent("big.bin") == 500_000 + len(BIG)
+
+
+def test_a_part_that_is_too_long_or_of_another_file_is_thrown_away(server, tmp_path):
+    part = tmp_path / "download" / "big.bin.part"
+    part.parent.mkdir()
+    part.write_bytes(BIG + b"more")
+    assert fetch(server, tmp_path)[0].read_bytes() == BIG
+    assert server.sent("big.bin") == len(BIG)
+    for path in tmp_path.glob("*/*"):
+        path.unlink()
+    part.write_bytes(bytes(400_000))  # resumed, damaged as a whole, fetched once afresh
+    server.asked = []
+    assert fetch(server, tmp_path)[0].read_bytes() == BIG
+    assert server.sent("big.bin") == 600_003 + len(BIG)
+
+
+def test_server_that_does_not_have_the_stated_size(server, tmp_path, monkeypatch):
+    right = server.entries()
+    right[0]["size"] += 7
+    monkeypatch.setattr(server, "entries", lambda: right)
+    with pytest.raises(ConnectionError, match=r"1000003 of 1000010 bytes"):
+        fetch(server, tmp_path)
+    assert 416 in [row[2] for row in server.asked]
+    right[0]["size"] -= 14
+    for path in tmp_path.glob("download/big*"):
+        path.unlink()
+    with pytest.raises(ConnectionError, match=r"of 999996 bytes"):
+        fetch(server, tmp_path)
+
+
+def test_wrong_checksum(server, tmp_path):
+    server.damaged = [True]  # once: fetched again
+    assert fetch(server, tmp_path)[0].read_bytes() == BIG
+    assert server.sent("big.bin") == 2 * len(BIG)
+    server.stated["big.bin"] = "md5:" + 32 * "0"
+    with pytest.raises(ValueError, match=r"big\.bin.*both times not the md5:0000"):
+        fetch(server, tmp_path / "other")
+    assert not list((tmp_path / "other").glob("download/big*"))
+    assert not (tmp_path / "other" / "registry.json").exists()
+
+
+def test_busy_server_is_given_the_time_it_asks_for(server, tmp_path):
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    server.refusals = [(429, {"Retry-After": "7"}), (503, {"Retry-After": date}), (429, {})]
+    clock = Clock()
+    fetch(server, tmp_path, sleep=clock)
+    assert clock[0] == 7 and 25 < clock[1] <= 30 and clock[2] == 4
+    assert [row[2] for row in server.asked[:4]] == [429, 503, 429, 200]
+
+
+def test_busy_server_is_not_asked_for_ever(server, tmp_path):
+    server.refusals, clock = [(429, {})] * 100, Clock()
+    with pytest.raises(ConnectionError, match=r"429.*by hand"):
+        fetch(server, tmp_path, sleep=clock)
+    assert len(server.asked) == TRIES and clock == [1, 2, 4, 8, 16]
+    server.refusals, server.asked = [(429, {"Retry-After": "86400"})], []
+    with pytest.raises(ConnectionError, match="again in 86400 s"):
+        fetch(server, tmp_path, sleep=clock)
+    assert len(server.asked) == 1 and len(clock) == 5
+    with pytest.raises(ConnectionError, match="404"):
+        fetch_record("1", tmp_path / "one", server.api, sleep=clock)
+    assert len(clock) == 5  # what does not exist is asked for once
+
+
+def test_retry_after():
+    assert retry_after(None, 3) == retry_after("soon", 3) == 3
+    assert retry_after("12", 3) == 12 and retry_after("-4", 3) == 0
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", 3) == 0
+
+
+def test_no_server(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise requests.ConnectionError("no route")
+
+    monkeypatch.setattr(zenodo.requests, "get", refuse)
+    with pytest.raises(ConnectionError, match=r"no route.*local_file"):
+        fetch_record(RECORD, tmp_path, sleep=Clock())
+
+
+def test_changed_record_is_refused_unless_accepted(server, tmp_path):
+    fetch(server, tmp_path)
+    before = (tmp_path / "registry.json").read_text()
+    server.files["big.bin"] = BIG[::-1]
+    server.files["new.bin"] = b"new"
+    del server.files["empty"]
+    assert fetch(server, tmp_path)[0].read_bytes() == BIG  # all there: nobody asks
+    (tmp_path / "download" / "note é.txt").write_bytes(b"SMALL")  # damaged here
+    with pytest.raises(ValueError, match=r"empty is gone; new\.bin is new; big\.bin had md5"):
+        fetch(server, tmp_path)
+    assert (tmp_path / "registry.json").read_text() == before
+    paths = fetch(server, tmp_path, accept_changed=True)
+    assert [p.read_bytes() for p in paths] == [BIG[::-1], b"small", b"new"]
+    assert (tmp_path / "registry.json").read_text() != before
+    with pytest.raises(ValueError, match="of record 8199165, not 7"):
+        fetch_record("7", tmp_path, server.api)
+
+
+def test_disk_too_small(server, tmp_path, monkeypatch):
+    server.files["a.zip"] = bytes(1000)
+    need = len(BIG) + 5 + 3 * 1000
+    monkeypatch.setattr(zenodo.shutil, "disk_usage", lambda _: Usage(0, 0, need - 1))
+    with pytest.raises(OSError, match="GB are needed"):
+        fetch(server, tmp_path)
+    assert server.sent("big.bin") == 0
+    monkeypatch.setattr(zenodo.shutil, "disk_usage", lambda _: Usage(0, 0, need))
+    fetch(server, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["../x", "a/b", "..", ""])
+def test_file_names_of_a_record_stay_in_the_folder(server, tmp_path, key):
+    server.files = {key: b"x"}
+    with pytest.raises(ValueError, match="file name"):
+        fetch(server, tmp_path)
+
+
+def test_other_forms_are_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "body", lambda _: {"hits": 1})
+    with pytest.raises(ValueError, match="not the form of a Zenodo record"):
+        fetch(server, tmp_path)
+    monkeypatch.setattr(server, "body", lambda _: {"files": []})
+    with pytest.raises(ValueError, match="lists no file"):
+        fetch(server, tmp_path)
+    (tmp_path / "registry.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"registry\.json: damaged"):
+        fetch(server, tmp_path)
+
+
+# --- archives ---------------------------------------------------------------------------------
+
+
+def tar(path, *entries, mode="w:gz"):
+    """Entries are (name, content) or a TarInfo."""
+    with tarfile.open(path, mode) as file:
+        for entry in entries:
+            if isinstance(entry, tarfile.TarInfo):
+                file.addfile(entry)
+            else:
+                info = tarfile.TarInfo(entry[0])
+                info.size = len(entry[1])
+                file.addfile(info, BytesIO(entry[1]))
+    return path
+
+
+def zipped(path, *entries):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in entries:
+            file.writestr(name, content)
+    return path
+
+
+def special(kind, name="x", target="y"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+ODD = [("a b/ü, ';\n$(x).nii.gz", b"1"), ("..hidden..", b"2"), ("deep/er/é", b"3")]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz"])
+def test_archive_with_odd_names(tmp_path, name):
+    source = tmp_path / name
+    if name == "a.zip":
+        zipped(source, *ODD)
+    else:
+        tar(source, special(tarfile.DIRTYPE, "./"), *ODD, mode="w" if name == "a.tar" else "w:gz")
+    out = unpack(source, tmp_path / "out")
+    found = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert found == dict(ODD)
+    source.unlink()
+    assert unpack(source, tmp_path / "out") == out  # there already
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (("../evil", b"x"), "leads out"),
+        (("a/../../evil", b"x"), "leads out"),
+        (("/tmp/evil", b"x"), "leads out"),
+        (special(tarfile.SYMTYPE, "x", "/etc"), "link or a device"),
+        (special(tarfile.LNKTYPE, "x", "good"), "link or a device"),
+        (special(tarfile.FIFOTYPE), "link or a device"),
+        (special(tarfile.CHRTYPE), "link or a device"),
+        (("good", b"x"), "comes twice"),
+        (("good/inside", b"x"), "comes twice"),
+    ],
+    ids=str,
+)
+def test_hostile_tar(tmp_path, entry, message):
+    source = tar(tmp_path / "a.tar.gz", ("good", b"1"), entry)
+    with pytest.raises(ValueError, match=message):
+        unpack(source, tmp_path / "in" / "out")
+    assert not list((tmp_path / "in").iterdir())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tar.gz", "in"]
+
+
+def test_hostile_zip(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = 0o120777 << 16
+    cases = [([("../evil", "x")], "leads out"), ([("/evil", "x")], "leads out")]
+    cases += [([(link, "/etc/passwd"), ("link/x", "y")], "link or a device")]
+    for number, (entries, message) in enumerate(cases):
+        source = zipped(tmp_path / f"{number}.zip", ("good", "1"), *entries)
+        with pytest.raises(ValueError, match=message):
+            unpack(source, tmp_path / "in" / "out")
+        assert not list((tmp_path / "in").iterdir())
+
+
+def test_bounds_of_an_archive(tmp_path, monkeypatch):
+    for source in (
+        tar(tmp_path / "a.tar.gz", ("a", bytes(600)), ("b", bytes(600))),
+        zipped(tmp_path / "a.zip", ("a", bytes(600)), ("b", bytes(600))),
+    ):
+        with pytest.raises(ValueError, match="more than"):
+            unpack(source, tmp_path / "in" / "out", max_bytes=1199)
+        with pytest.raises(ValueError, match="more than 1 entries"):
+            unpack(source, tmp_path / "in" / "out", max_members=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(archives.shutil, "disk_usage", lambda _: Usage(0, 0, 1000))
+            with pytest.raises(OSError, match="needs more"):
+                unpack(source, tmp_path / "in" / "out")
+        assert not list((tmp_path / "in").iterdir())
+        unpack(source, tmp_path / f"out {source.name}", max_bytes=1200, max_members=2)
+    huge = tarfile.TarInfo("huge")
+    huge.size = 1 << 50  # stated, and refused before a byte is read
+    with open(tmp_path / "b.tar", "wb") as file:
+        file.write(huge.tobuf() + bytes(1024))
+    with pytest.raises(ValueError, match="more than"):
+        unpack(tmp_path / "b.tar", tmp_path / "in" / "out")
+
+
+def test_damaged_archives(tmp_path):
+    whole = tar(tmp_path / "a.tar.gz", ("a", BIG)).read_bytes()
+    (tmp_path / "a.tar.gz").write_bytes(whole[:500_000])
+    (tmp_path / "b.tar.gz").write_bytes(b"no archive")
+    (tmp_path / "c.zip").write_bytes(b"no archive")
+    (tmp_path / "d.zip").write_bytes(zipped(tmp_path / "z.zip", ("a", BIG)).read_bytes())
+    with open(tmp_path / "d.zip", "r+b") as file:
+        file.seek(1000)
+        file.write(b"other")  # its checksum tells
+    for name in ("a.tar.gz", "b.tar.gz", "c.zip", "d.zip"):
+        with pytest.raises(ValueError, match="damaged"):
+            unpack(tmp_path / name, tmp_path / "in" / "out")
+        assert not list((tmp_path / "in").iterdir())
+
+
+def test_interrupted_unpacking_begins_anew(tmp_path):
+    left = tmp_path / "out.part" / "old"
+    left.parent.mkdir()
+    left.write_text("of a call that was killed")
+    out = unpack(tar(tmp_path / "a.tar", ("new", b"1"), mode="w"), tmp_path / "out")
+    assert os.listdir(out) == ["new"] and not left.exists()

@@ -1,0 +1,239 @@
+"""The loop learns, the table of runs survives a stop, and differences are what they say."""
+
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from wspnb.phantom.minimal import Minimal, draw_cohort
+from wspnb.studies import position, position_runs
+
+SHORT = position.Settings(batch_size=16, n_steps=5, warmup_steps=1)
+CHEAP = {"scale": 0.05, "n_slices": 4}  # of the cohort
+
+
+@pytest.fixture(scope="module")
+def easy():
+    """Signs at every depth, strong, read without error, and nothing that imitates them."""
+    parameters = {"reader_accuracy": 0.99, "depth_dependence": 0.0, "mimicry": 0.0, "shift": 0.0}
+    return draw_cohort(Minimal(**parameters, sign_strength=2.0, seed=0))
+
+
+@pytest.fixture(scope="module")
+def ends(easy):
+    settings = position.Settings(n_steps=150, warmup_steps=15)
+    methods = ("random", "supcon", "depth_aware")
+    return {m: position.run(easy, "minimal", m, 0, settings)[-1] for m in methods}
+
+
+def test_the_label_is_learnt_where_it_is_easy(ends):
+    assert ends["supcon"]["auc_d1"] > max(0.97, ends["random"]["auc_d1"])
+    assert not ends["supcon"]["collapsed"] and ends["supcon"]["loss"] < math.log(127) - 0.3
+
+
+def test_depth_is_learnt_where_it_is_asked_for(ends):
+    depth = {method: row["depth_r2"] for method, row in ends.items()}
+    assert depth["depth_aware"] > max(0.95, depth["random"] + 0.01, depth["supcon"] + 0.01)
+
+
+def test_a_learning_rate_of_almost_nothing_stays_untrained(easy):
+    settings = position.Settings(n_steps=2, warmup_steps=0, learning_rate=1e-12)
+    encoder, head = position.build_networks("minimal", 0)
+    before = [p.clone() for p in encoder.parameters()]
+    position.train("wsp", easy, encoder, head, settings)
+    for old, new in zip(before, encoder.parameters(), strict=True):
+        assert torch.allclose(old, new, atol=1e-10)
+
+
+def test_same_seed_same_run_and_batches_are_shared_by_methods(easy):
+    runs = [position.run(easy, "minimal", "wsp", seed, SHORT) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    batches = {}
+    for method in ("wsp", "simclr"):
+        seen = []
+
+        def views(inputs, generator, seen=seen):
+            seen.append(inputs.clone())
+            return easy.views(inputs, generator)
+
+        encoder, head = position.build_networks("minimal", 0)
+        position.train(method, easy._replace(views=views), encoder, head, SHORT, seed=7)
+        batches[method] = torch.stack(seen)
+    assert torch.equal(batches["wsp"], batches["simclr"])
+
+
+def test_only_the_pretraining_cohort_is_trained_on(easy):
+    radio = easy.inputs[torch.from_numpy((easy.table.cohort == "radio").to_numpy())]
+    allowed = {tuple(row) for row in radio[:, :3].tolist()}
+
+    def views(inputs, generator):
+        assert {tuple(row) for row in inputs[:, :3].tolist()} <= allowed
+        return easy.views(inputs, generator)
+
+    encoder, head = position.build_networks("minimal", 0)
+    log = position.train("wsp", easy._replace(views=views), encoder, head, SHORT)
+    assert [row["step"] for row in log] == list(range(5)) and "alignment" in log[-1]
+
+
+def test_watched_steps_are_judged_and_the_first_is_the_untrained_encoder(easy):
+    rows = position.run(easy, "minimal", "wsp", 0, SHORT, watched=(0, 2))
+    untrained = position.run(easy, "minimal", "random", 0, SHORT)[0]
+    assert [row["step"] for row in rows] == [0, 2, 5]
+    assert rows[0]["auc_d1"] == untrained["auc_d1"] and rows[0]["depth_r2"] == untrained["depth_r2"]
+
+
+def jobs_of(points, seeds=(0,), methods=("random", "simclr", "wsp"), **more):
+    return position_runs.plan("minimal", points, seeds, methods, base=CHEAP, **more)
+
+
+def test_the_plan_leaves_out_what_cannot_differ():
+    points = {"base": {}, "sigma=0.4": {"sigma": 0.4}, "n_steps=9": {"n_steps": 9}}
+    points["shift=2"] = {"shift": 2.0}
+    methods = ("random", "simclr", "supcon", "depth_aware", "wsp")
+    jobs = jobs_of(points, (0, 1), methods, watched={"n_steps=9": [3]})
+    at = {p: [j["method"] for j in jobs if j["point"] == p and j["seed"] == 1] for p in points}
+    assert at["base"] == at["shift=2"] == list(methods)
+    assert at["sigma=0.4"] == ["depth_aware", "wsp"] and at["n_steps=9"] == list(methods[1:])
+    assert [j["seed"] for j in jobs] == [0] * 16 + [1] * 16
+    assert {j["watched"] for j in jobs if j["point"] == "n_steps=9"} == {(3,)}
+    assert jobs[-1]["changes"] == CHEAP | {"shift": 2.0}
+
+
+def weights(_, encoder):
+    """In place of the probe where only the training's repeatability matters."""
+    return {"auc_d1": float(sum(p.detach().abs().sum() for p in encoder.parameters()))}
+
+
+def test_resume_skips_what_is_done_and_gives_the_same_table(tmp_path, monkeypatch):
+    jobs = jobs_of({"base": {}, "shift=2": {"shift": 2.0}})
+    monkeypatch.setattr(position, "judge", weights)
+    whole = position_runs.run_missing(tmp_path / "whole.csv", jobs, SHORT, tmp_path)
+    path, real, done = tmp_path / "part.csv", position_runs.run, []
+
+    def stops(cohort, level, method, *rest):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(method)
+        return real(cohort, level, method, *rest)
+
+    monkeypatch.setattr(position_runs, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        position_runs.run_missing(path, jobs, SHORT, tmp_path)
+    assert len(position_runs.read_table(path)) == 3
+    monkeypatch.setattr(position_runs, "run", lambda *a: done.append(a[2]) or real(*a))
+    position_runs.run_missing(path, jobs, SHORT, tmp_path)
+    assert len(done) == len(jobs) == 6
+    assert path.read_text() == (tmp_path / "whole.csv").read_text()
+    assert len(whole) == 6
+
+    def never(*_):
+        raise AssertionError("a finished run was done again")
+
+    monkeypatch.setattr(position_runs, "run", never)
+    position_runs.run_missing(path, jobs, SHORT, tmp_path)
+
+
+def test_another_definition_is_refused(tmp_path):
+    jobs, path = jobs_of({"base": {}}, methods=("random",)), tmp_path / "runs.csv"
+    position_runs.run_missing(path, jobs, SHORT, tmp_path)
+    with pytest.raises(ValueError, match="choose another run_dir"):
+        position_runs.run_missing(path, jobs, position.Settings(n_steps=6), tmp_path)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="depth_dependance"):
+        position_runs.define("minimal", {"depth_dependance": 0.0}, SHORT)
+    with pytest.raises(ValueError, match="level='volumes'"):
+        position_runs.define("volumes", {}, SHORT)
+    changes, settings, _ = position_runs.define("minimal", {"shift": 2.0, "sigma": 0.3}, SHORT)
+    assert changes == {"shift": 2.0} and settings.sigma == 0.3 and settings.n_steps == 5
+
+
+def test_an_interrupted_write_leaves_the_old_table(tmp_path, monkeypatch):
+    path = tmp_path / "runs.csv"
+    row = {"level": "minimal", "point": "base", "seed": 0, "method": "wsp", "definition": "1"}
+    table = position_runs.append_rows(path, position_runs.read_table(path), [row])
+    before = path.read_text()
+
+    def half(self, text, **_):
+        self.write_bytes(b"level,poi")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="disk full"):
+        position_runs.append_rows(path, table, [row | {"seed": 1}])
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_paired_difference_is_students_interval():
+    gaps = np.array([0.01, 0.03, 0.08])
+    first = pd.Series(gaps + 0.5, index=[2, 0, 1])
+    second = pd.Series(0.5, index=[0, 1, 2, 9])
+    found = position_runs.paired_difference(first, second)
+    assert found["n"] == 3 and found["mean"] == pytest.approx(0.04)
+    half = 4.302653 * gaps.std(ddof=1) / 3**0.5  # Student's t, 2 degrees of freedom, 97.5 %
+    assert (found["low"], found["high"]) == pytest.approx((0.04 - half, 0.04 + half))
+    assert math.isnan(position_runs.paired_difference(first[:1], second)["low"])
+
+
+def test_differences_are_paired_and_a_point_without_a_method_takes_the_base():
+    rows = []
+    for seed, shift in ((0, 0.0), (1, 0.1)):
+        for point, method, auc in (
+            ("base", "wsp", 0.7),
+            ("base", "supcon", 0.6),
+            ("base", "depth_aware", 0.65),
+            ("sigma=0.4", "wsp", 0.8),
+            ("sigma=0.4", "depth_aware", 0.5),
+        ):
+            key = {"level": "minimal", "point": point, "seed": seed, "method": method}
+            bad = method == "supcon" and seed == 1
+            rows.append(key | {"step": 3, "auc_d1": 0.0, "collapsed": bad})
+            rows.append(key | {"step": 5, "auc_d1": auc + shift, "collapsed": bad})
+    found = position_runs.differences(pd.DataFrame(rows), others=("supcon", "depth_aware"))
+    found = found.set_index(["point", "other"])
+    assert found["mean"].loc["base"].to_dict() == pytest.approx(
+        {"supcon": 0.1, "depth_aware": 0.05}
+    )
+    assert found["mean"].loc["sigma=0.4"].to_dict() == pytest.approx(
+        {"supcon": 0.2, "depth_aware": 0.3}
+    )
+    assert found.collapsed.unstack().loc["base"].to_dict() == {"supcon": 1, "depth_aware": 0}
+    assert (found.n == 2).all() and found.low.to_numpy() == pytest.approx(found["mean"].to_numpy())
+
+
+def test_points_are_named_by_what_differs():
+    assert position_runs.point_name({}) == "base"
+    assert position_runs.point_name({"shift": 2.0, "n_steps": 9}) == "shift=2.0 n_steps=9"
+
+
+@pytest.mark.slow
+def test_the_loop_runs_on_images_too(tmp_path, monkeypatch):
+    few = functools.partial(position.make_phantom, scale=0.01, scale_histology=0.1)
+    monkeypatch.setattr(position, "make_phantom", few)
+    cohort = position.build_cohort("images", {"image_size": 32, "spacing_mm": 20.0}, 0, tmp_path)
+    assert cohort.inputs.shape[1:] == (1, 32, 32) and cohort.inputs.dtype == torch.uint8
+    assert set(cohort.table.weak_label[cohort.table.cohort == "radio"]) == {0, 1, 2, 3}
+    row = position.run(cohort, "images", "wsp", 0, SHORT)[-1]
+    assert row["step"] == 5 and 0 <= row["auc_d1"] <= 1 and math.isfinite(row["loss"])
+
+
+@pytest.mark.slow
+def test_the_notebook_trains_a_tiny_study_and_publishes_it(tmp_path):
+    from wspnb.run import main
+
+    notebook = Path(__file__).parents[2] / "notebooks" / "06b_when_position_helps.ipynb"
+    tiny = {"recompute": "true", "levels": "[minimal]", "study_seeds": "[0, 1]", "sizes": "[0.2]"}
+    tiny |= {"accuracies": "[0.6, 0.97]", "dependences": "[0.0, 1.0]", "shifts": "[0.0]"}
+    tiny |= {"sigmas": "[0.4]", "lengths": "[3, 6]", "watched_steps": "[0, 2]", "study_steps": "4"}
+    tiny |= {"live_seeds": "[0]", "run_dir": str(tmp_path), "publish_dir": str(tmp_path / "figs")}
+    (tmp_path / "figs").mkdir()
+    options = [word for name, value in tiny.items() for word in ("-p", name, value)]
+    assert main([str(notebook), str(tmp_path / "out.ipynb"), *options]) == 0
+    table = position_runs.read_table(tmp_path / "figs" / "position_help.csv")
+    assert len(position_runs.last_rows(table)) == 2 * 70
+    assert (tmp_path / "figs" / "position_help.pdf").stat().st_size > 1000
