@@ -50,7 +50,18 @@ def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
     return np.rint(resize(image.astype(np.float32), size, air=0.0)).clip(0, 255).astype(np.uint8)
 
 
-def write_bscans(
+def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, size: int, **more) -> Path:
+    """:func:`write_store` of B-scans, whose table has :data:`COLUMNS` at least.
+
+    Raises:
+        ValueError: also if a column is missing; nothing is written.
+    """
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise ValueError(f"{folder}: the table has no column {missing}")
+    return write_store(folder, blocks, table, size, **more)
+
+
+def write_store(
     folder: str | Path,
     blocks: Iterable[np.ndarray],
     table: pd.DataFrame,
@@ -63,7 +74,7 @@ def write_bscans(
     Args:
         folder: made if missing; a store there is replaced.
         blocks: images in the order of the table, ``(k, size, size)`` uint8 each.
-        table: one row per image, with :data:`COLUMNS` at least.
+        table: one row per image, in the columns of notebook 01's store.
         size: pixels a side.
         failed: volume, patient and reason of what was left out.
         settings: what the images were made from, kept in ``store.json``.
@@ -72,11 +83,9 @@ def write_bscans(
         The folder.
 
     Raises:
-        ValueError: if a column is missing, or the blocks do not fit the table; nothing is written.
+        ValueError: if the blocks do not fit the table; nothing is written.
     """
     folder = Path(folder)
-    if missing := [name for name in COLUMNS if name not in table]:
-        raise ValueError(f"{folder}: the table has no column {missing}")
     folder.mkdir(parents=True, exist_ok=True)
     shape, part, done = (len(table), size, size), folder / "slices.npy.part", 0
     content = hashlib.sha256()

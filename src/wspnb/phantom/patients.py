@@ -39,15 +39,18 @@ from wspnb.phantom.anatomy import (
 
 VERSION = 1  # of the definition: raise it with every change that alters a voxel or a label
 
-COHORTS = {"radio": 0, "d1": 1, "d2": 2}
+# population: further patients like those of D1, whom no fold ever holds; only a phantom has them.
+COHORTS = {"radio": 0, "d1": 1, "d2": 2, "population": 3}
 # Patients by class: radiologist's stage none/mild/moderate/severe (P); METAVIR F0-F4, where only
 # F0-F2 = 28 and F3-F4 = 78 are known (P) and the split within them is paper silent; Ishak in five
 # strings (P).
 COUNTS = {"radio": (1880, 385, 415, 119), "d1": (8, 9, 11, 24, 54), "d2": (25, 5, 4, 2, 13)}
+COUNTS["population"] = tuple(10 * n for n in COUNTS["d1"])
 FIRST_POSITIVE = 3  # class >= 3 is label 1 in both histological cohorts (P: F3-F4; Ishak >= 5)
 # Severity at which each class begins. Paper silent: METAVIR in equal steps; Ishak 5-6 lies within
 # F4 (the paper binarises differently: F3-F4 is advanced fibrosis, Ishak >= 5 is cirrhosis).
 STAGES = {"d1": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), "d2": (0.0, 0.2, 0.4, 0.8, 0.9, 1.0)}
+STAGES["population"] = STAGES["d1"]
 # The reading is binary at "mild or worse", put at the border F2 | F3 of severity. Paper silent.
 READING_BORDER = 0.6
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "LAI", "PLS", "SRA")  # as archives hold them
@@ -185,7 +188,7 @@ def _shrink(counts: Sequence[int], scale: float, at_least: int) -> np.ndarray:
 
 
 def list_patients(
-    phantom: Phantom, scale: float = 0.1, scale_histology: float = 1.0
+    phantom: Phantom, scale: float = 0.1, scale_histology: float = 1.0, population: float = 0.0
 ) -> list[tuple[str, int]]:
     """Cohort and number of every patient; up to rounding a smaller scale is a subset of a larger.
 
@@ -194,16 +197,15 @@ def list_patients(
         scale: share of D_radio's 2,799 patients, in (0, 1].
         scale_histology: share of D1's 106 and D2's 49 patients, in (0, 1]; each label keeps 10 (D1)
             and 5 (D2) patients, so that five folds exist.
+        population: share of the 1,060 further patients, in (0, 1]; 0 for none.
 
     Raises:
         ValueError: if a scale is outside (0, 1].
     """
     pairs = []
-    for cohort, share, at_least in (
-        ("radio", scale, 0),
-        ("d1", scale_histology, 10),
-        ("d2", scale_histology, 5),
-    ):
+    wanted = [("radio", scale, 0), ("d1", scale_histology, 10), ("d2", scale_histology, 5)]
+    wanted += [("population", population, 10)] if population else []
+    for cohort, share, at_least in wanted:
         if not 0 < share <= 1:
             raise ValueError(f"scale {share} of cohort {cohort}: choose a value in (0, 1]")
         classes = _classes(cohort, phantom.seed)
@@ -251,7 +253,7 @@ def _acquisition(phantom: Phantom, cohort: str, rng) -> dict[str, Any]:
     smooth = (0.20, 0.45, 0.30, 0.40, 0.25)[scanner]
     phase = _clipped(rng, 0, 0.8)
     spacing = phantom.spacing_mm * _clipped(rng, 1, phantom.spacing_sd, -1.2, 1.8)
-    if cohort == "d1":
+    if cohort in ("d1", "population"):
         noise += shift * (0.95 - noise) * 0.8
         smooth += min(shift, 1) * (0.35 - smooth)
         phase += shift * (0.3 - 0.5 * phase)
@@ -262,7 +264,7 @@ def _acquisition(phantom: Phantom, cohort: str, rng) -> dict[str, Any]:
         phase -= shift * 0.5
         spacing *= 1 + 0.1 * shift
     return {
-        "scanner": {"radio": f"r{scanner}", "d1": "c0"}.get(cohort, f"t{scanner}"),
+        "scanner": {"radio": f"r{scanner}", "d2": f"t{scanner}"}.get(cohort, "c0"),
         "noise_hu": max(phantom.noise_hu * noise, 0.0),
         "smooth": smooth,  # weight of each neighbour in the kernel (smooth, 1, smooth) per axis
         "phase": phase,  # 0 = portal venous at 70 s, < 0 earlier; SD units
@@ -385,8 +387,8 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
 
     Args:
         phantom: the definition.
-        cohort: "radio", "d1" or "d2".
-        number: 0..2798, 0..105 or 0..48.
+        cohort: "radio", "d1", "d2" or "population".
+        number: 0..2798, 0..105, 0..48 or 0..1059.
 
     Raises:
         ValueError: if the cohort or the number does not exist.
