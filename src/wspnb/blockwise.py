@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 BLOCK_BYTES = 4 << 20  # of the logits of a block: about a core's share of the cache
 
@@ -19,13 +18,15 @@ def blockwise_loss(
     temperature: float,
     normalise: str = "row",
     anchors: Tensor | None = None,
+    negatives: Tensor | Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     r"""Mean loss of anchors, as :func:`wspnb.losses.contrastive_loss` with denominator "all".
 
-    With :math:`p_{tj}` the softmax of the logits of anchor t and :math:`W_t = \sum_i w_{ti}`,
+    With :math:`p_{tj} = v_{tj} e^{s_{tj}} / \sum_{k \neq t} v_{tk} e^{s_{tk}}` and
+    :math:`W_t = \sum_i w_{ti}`,
 
     .. math::
-        L_t = W_t \log \sum_{j \neq t} e^{s_{tj}} - \sum_i w_{ti} s_{ti}, \qquad
+        L_t = W_t \log \sum_{j \neq t} v_{tj} e^{s_{tj}} - \sum_i w_{ti} s_{ti}, \qquad
         \partial L_t / \partial s_{tj} = W_t p_{tj} - w_{tj}
 
     Args:
@@ -35,49 +36,50 @@ def blockwise_loss(
         temperature: tau.
         normalise: "row" or "column".
         anchors: numbers of the slices whose two views are anchors, ``(m,)``; None for all n.
+        negatives: weights v of the denominator, as ``kernel``; None: all 1.
 
     Returns:
-        Scalar, differentiable once, in the views' type.
+        Scalar, differentiable once and by the views alone, in their type.
     """
     n = len(views) // 2
     anchors = torch.arange(n, device=views.device) if anchors is None else anchors
-    rows = (lambda own: kernel[own]) if isinstance(kernel, Tensor) else kernel
+    rows = _by_rows(kernel, n, views)
+    repel = None if negatives is None else _by_rows(negatives, n, views)
     size = max(1, BLOCK_BYTES // (4 * n * views.element_size()))
     totals = None
     if normalise == "column":  # the sum of row i divides column i
         everyone = torch.arange(n, device=views.device).split(size)
-        totals = torch.cat([_totals(rows(own).to(views), own) for own in everyone]).repeat(2)
-    return _Blockwise.apply(views, rows, anchors.split(size), temperature, totals)
+        totals = torch.cat([_totals(rows(own), own) for own in everyone]).repeat(2)
+    return _Blockwise.apply(views, rows, anchors.split(size), temperature, totals, repel)
 
 
 class _Blockwise(torch.autograd.Function):
     """Loss and, in the same sweep, its gradient with respect to the views."""
 
     @staticmethod
-    def forward(ctx, views, rows, blocks, temperature, totals):
+    def forward(ctx, views, rows, blocks, temperature, totals, repel):
         n, loss = len(views) // 2, views.new_zeros((), dtype=torch.float64)
         gradient = torch.zeros_like(views) if ctx.needs_input_grad[0] else None
         n_anchors = 2 * sum(map(len, blocks))
         for own in blocks:
             anchor = torch.cat([own, own + n])  # (2b,) both views of b slices
             itself = anchor + 2 * n * torch.arange(len(anchor), device=own.device)  # flat place
-            weights = rows(own).to(views)
-            if weights.shape != (len(own), n):
-                raise ValueError(
-                    f"kernel gave rows of shape {tuple(weights.shape)}, expected {(len(own), n)}"
-                )
+            weights = rows(own)
             divisor = _totals(weights, own).repeat(2)[:, None] if totals is None else totals
-            weights = torch.cat([torch.cat([weights, weights], 1)] * 2).div_(divisor)  # (2b, 2n)
+            weights = weights.repeat(2, 2).div_(divisor)  # (2b, 2n)
             weights.view(-1).index_fill_(0, itself, 0)
             logits = (views[anchor] @ views.T).div_(temperature)
             logits.view(-1).index_fill_(0, itself, -torch.inf)
-            largest = logits.amax(1, keepdim=True)
-            log_sum = (logits - largest).exp_().sum(1, keepdim=True).log_().add_(largest)
+            log_v = None if repel is None else log_repulsion(repel(own)).repeat(2, 2)
+            below = logits if log_v is None else logits + log_v
+            largest = below.amax(1, keepdim=True)
+            log_sum = (below - largest).exp_().sum(1, keepdim=True).log_().add_(largest)
             log_p = logits.sub_(log_sum)
             log_p.view(-1).index_fill_(0, itself, 0)
             loss -= torch.dot(weights.view(-1), log_p.view(-1))
             if gradient is None:
                 continue
+            log_p = log_p if log_v is None else log_p.add_(log_v)
             slope = log_p.exp_().mul_(weights.sum(1, keepdim=True)).sub_(weights)
             slope.view(-1).index_fill_(0, itself, 0)
             gradient.index_add_(0, anchor, slope @ views)
@@ -87,9 +89,44 @@ class _Blockwise(torch.autograd.Function):
         return (loss / n_anchors).to(views)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream):
-        return upstream * ctx.saved_tensors[0], None, None, None, None
+        if torch.is_grad_enabled():  # create_graph=True; once_differentiable would let it pass
+            raise RuntimeError(
+                "the loss in blocks has no second derivative; for it, set "
+                "wspnb.losses.BLOCKWISE_ABOVE = math.inf (the plain loss, in more memory)"
+            )
+        return upstream * ctx.saved_tensors[0], None, None, None, None, None
+
+
+def log_repulsion(negatives: Tensor) -> Tensor:
+    """Logarithm of the weights of the denominator, added to its logits; -inf where one is 0.
+
+    Args:
+        negatives: rows of weights >= 0, ``(m, n)``.
+
+    Raises:
+        ValueError: if a weight is negative or NaN, a row has none above 0, or a weight is learnt
+            and 0, where the logarithm has no slope.
+    """
+    if not ((negatives >= 0).all() and (negatives > 0).any(1).all()):
+        raise ValueError("negatives: every row needs weights >= 0, at least one of them above 0")
+    if negatives.requires_grad and (negatives == 0).any():
+        raise ValueError("negatives that are learnt must stay above 0: add a small constant")
+    return negatives.log()
+
+
+def _by_rows(kernel: Tensor | Callable[[Tensor], Tensor], n: int, views: Tensor) -> Callable:
+    """Function from the numbers of m slices to their rows ``(m, n)``, checked, as the views."""
+
+    def rows(own: Tensor) -> Tensor:
+        found = kernel[own] if isinstance(kernel, Tensor) else kernel(own)
+        if found.shape != (len(own), n):
+            raise ValueError(
+                f"kernel gave rows of shape {tuple(found.shape)}, expected {(len(own), n)}"
+            )
+        return found.to(views)
+
+    return rows
 
 
 def _totals(rows: Tensor, own: Tensor) -> Tensor:

@@ -55,40 +55,12 @@ def gaussian(positions: Tensor, sigma: float, rows: Tensor | None = None) -> Ten
     Raises:
         ValueError: if ``sigma`` is not positive or ``positions`` is not one-dimensional.
     """
-    return torch.exp(-0.5 * _scaled_distances(positions, sigma, "sigma", rows) ** 2)
-
-
-def laplace(positions: Tensor, sigma: float) -> Tensor:
-    r"""As :func:`gaussian`, pointed: :math:`\exp(-\sqrt 2\,|d_t - d_i| / \sigma)`.
-
-    Sigma is the standard deviation of the curve, so shapes of equal sigma compare (*paper silent*).
-    """
-    return torch.exp(-(2**0.5) * _scaled_distances(positions, sigma, "sigma"))
-
-
-def epanechnikov(positions: Tensor, sigma: float) -> Tensor:
-    r"""As :func:`gaussian`, exactly 0 far away: :math:`(1 - (d_t - d_i)^2 / 5\sigma^2)_+`.
-
-    Sigma is the standard deviation of the curve, so shapes of equal sigma compare (*paper silent*).
-    """
-    return (1 - _scaled_distances(positions, sigma, "sigma") ** 2 / 5).clamp_min(0)
-
-
-def threshold(positions: Tensor, width: float) -> Tensor:
-    r"""Positive or not by height: :math:`[|d_t - d_i| < width]` (PCL, widths .1 and .35).
-
-    Args:
-        positions: normalised height of each slice, ``(n,)``.
-        width: distance, in the unit of ``positions``, from which two slices are no positives.
-
-    Returns:
-        ``(n, n)`` float of 0 and 1, symmetric, 1 on the diagonal.
-
-    Raises:
-        ValueError: if ``width`` is not positive or ``positions`` is not one-dimensional.
-    """
-    distances = _scaled_distances(positions, width, "width")
-    return (distances < 1).to(distances.dtype)
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma}: must be positive (inf ignores the position)")
+    positions = _one_per_slice(positions, "positions")
+    positions = positions if positions.dtype == torch.float64 else positions.float()
+    own = positions if rows is None else positions[rows]
+    return torch.exp(-0.5 * ((own[:, None] - positions[None, :]).abs() / sigma) ** 2)
 
 
 def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -129,12 +101,22 @@ def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total
 
 
-# Methods of the paper by the kernel of their positives; all share one loss (WSP, section 2).
+# Who attracts whom, by method, from (labels, positions, sigma, floor, rows).
 KERNELS = {
-    "wsp": lambda y, d, sigma, rows: same_label(y, rows) * gaussian(d, sigma, rows),
-    "depth_aware": lambda y, d, sigma, rows: gaussian(d, sigma, rows),
-    "supcon": lambda y, d, sigma, rows: same_label(y, rows),
-    "simclr": lambda y, d, sigma, rows: same_slice(d if y is None else y, rows),
+    "wsp": lambda y, d, sigma, floor, rows: same_label(y, rows) * gaussian(d, sigma, rows),
+    "depth_aware": lambda y, d, sigma, floor, rows: gaussian(d, sigma, rows),
+    "supcon": lambda y, d, sigma, floor, rows: same_label(y, rows),
+    "simclr": lambda y, d, sigma, floor, rows: same_slice(d if y is None else y, rows),
+    "wsp_floor": lambda y, d, sigma, floor, rows: (
+        same_label(y, rows) * (floor + (1 - floor) * gaussian(d, sigma, rows))
+    ),
+    "wsp_own": lambda y, d, sigma, floor, rows: same_label(y, rows) * gaussian(d, sigma, rows),
+}
+# Who repels whom, and how much; in a method that is not here all repel alike.
+NEGATIVES = {
+    "wsp_own": lambda y, d, sigma, floor, rows: torch.where(
+        same_label(y, rows) > 0, gaussian(d, sigma, rows), 1
+    ),
 }
 
 
@@ -144,31 +126,58 @@ def pair_kernel(
     positions: Tensor | None,
     sigma: float = 0.1,
     rows: Tensor | None = None,
+    floor: float = 0.2,
 ) -> Tensor:
-    """Kernel of a method for one batch of slices, looked up in ``KERNELS``.
+    r"""Kernel of a method for one batch of slices, looked up in ``KERNELS``.
+
+    With g the Gaussian of height: wsp :math:`[y_t = y_i]\,g_{ti}`, depth_aware g, supcon
+    :math:`[y_t = y_i]`, simclr the same slice. Not in the paper: wsp_floor
+    :math:`[y_t = y_i] (f + (1 - f)\,g_{ti})`, from WSP (f = 0) to SupCon (f = 1), so that slices of
+    one class attract at every depth; wsp_own attracts as wsp, see :func:`negative_kernel`.
 
     Args:
-        method: wsp, depth_aware, supcon or simclr.
+        method: a name in ``KERNELS``.
         labels: class of each slice, ``(n,)``; None where the method does not use it.
         positions: normalised height of each slice, ``(n,)``; None where the method does not use it.
         sigma: Gaussian width in the unit of ``positions``.
         rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
+        floor: f, least degree of positiveness within a class, 0 to 1; wsp_floor alone uses it.
 
     Returns:
         ``(m, n)`` degrees of positiveness.
 
     Raises:
-        ValueError: if the method is unknown, or what it needs is missing or of another length.
+        ValueError: if the method is unknown, or what it needs is missing or of another length, or
+            the floor is no share.
     """
-    if method not in KERNELS:
-        raise ValueError(f"method={method!r} has no kernel: choose one of {', '.join(KERNELS)}")
-    either = labels if positions is None else positions
-    needs = {"wsp": (labels, positions), "depth_aware": (positions,), "supcon": (labels,)}
-    if any(values is None for values in needs.get(method, (either,))):
-        raise ValueError(f"method={method!r}: labels or positions of the slices are missing")
-    if labels is not None and positions is not None and len(labels) != len(positions):
-        raise ValueError(f"{len(labels)} labels for {len(positions)} positions: give one per slice")
-    return KERNELS[method](labels, positions, sigma, rows)
+    _check(method, labels, positions, floor)
+    return KERNELS[method](labels, positions, sigma, floor, rows)
+
+
+def negative_kernel(
+    method: str,
+    labels: Tensor | None,
+    positions: Tensor | None,
+    sigma: float = 0.1,
+    rows: Tensor | None = None,
+    floor: float = 0.2,
+) -> Tensor | None:
+    r"""How much slices repel each other, the second kernel of the loss, from ``NEGATIVES``.
+
+    wsp_own: :math:`v_{ti} = g_{ti}` where :math:`y_t = y_i`, else 1. Slices of one class repel only
+    as far as they attract, so those of other depths are left alone.
+
+    Args:
+        method: a name in ``KERNELS``; the other arguments as for :func:`pair_kernel`.
+
+    Returns:
+        ``(m, n)``, or None where all others repel alike (the methods of the paper).
+
+    Raises:
+        ValueError: as :func:`pair_kernel`.
+    """
+    _check(method, labels, positions, floor)
+    return NEGATIVES[method](labels, positions, sigma, floor, rows) if method in NEGATIVES else None
 
 
 def pair_weights(kernel: Tensor, normalise: str = "row") -> Tensor:
@@ -211,17 +220,20 @@ def effective_positives(kernel: Tensor) -> Tensor:
     return torch.where(squares > 0, 1 / squares, squares)
 
 
-def _scaled_distances(positions: Tensor, scale: float, name: str, rows=None) -> Tensor:
-    """Distances of all pairs of slices in units of ``scale``, at least float32."""
-    if not scale > 0:
-        raise ValueError(f"{name}={scale}: must be positive (inf ignores the position)")
-    positions = _one_per_slice(positions, "positions")
-    positions = positions if positions.dtype == torch.float64 else positions.float()
-    own = positions if rows is None else positions[rows]
-    return (own[:, None] - positions[None, :]).abs() / scale
-
-
 def _one_per_slice(values: Tensor, name: str) -> Tensor:
     if values.ndim != 1:
         raise ValueError(f"{name} of shape {tuple(values.shape)}: expected (n,), one per slice")
     return values
+
+
+def _check(method: str, labels: Tensor | None, positions: Tensor | None, floor: float) -> None:
+    if method not in KERNELS:
+        raise ValueError(f"method={method!r} has no kernel: choose one of {', '.join(KERNELS)}")
+    either = labels if positions is None else positions
+    needs = {"depth_aware": (positions,), "supcon": (labels,), "simclr": (either,)}
+    if any(values is None for values in needs.get(method, (labels, positions))):
+        raise ValueError(f"method={method!r}: labels or positions of the slices are missing")
+    if labels is not None and positions is not None and len(labels) != len(positions):
+        raise ValueError(f"{len(labels)} labels for {len(positions)} positions: give one per slice")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor={floor}: a degree of positiveness, between 0 and 1")

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from wspnb.blockwise import blockwise_loss
+from wspnb.blockwise import blockwise_loss, log_repulsion
 from wspnb.kernels import pair_weights
 
+Kernel = Tensor | Callable[[Tensor], Tensor]  # (n, n), or a function that gives its rows
 DENOMINATORS = ("all", "others", "printed")
 BLOCKWISE_ABOVE = 64  # slices: faster and in less memory from here on, equal to rounding
 
@@ -17,23 +18,23 @@ BLOCKWISE_ABOVE = 64  # slices: faster and in less memory from here on, equal to
 def contrastive_loss(
     view_1: Tensor,
     view_2: Tensor,
-    kernel: Tensor | Callable[[Tensor], Tensor],
-    temperature: float = 0.1,
+    kernel: Kernel,
+    temperature: float | Tensor = 0.1,
     denominator: str = "all",
     normalise: str = "row",
     anchors: Tensor | None = None,
+    negatives: Kernel | None = None,
 ) -> Tensor:
     r"""Kernel-weighted contrastive loss of a batch seen twice (WSP, equation 1).
 
     .. math::
         L = -\frac{1}{2n} \sum_t \sum_{i \in P(t)} w_{ti}
-            \log \frac{\exp s_{ti}}{\sum_{j \in D(t,i)} \exp s_{tj}},
+            \log \frac{\exp s_{ti}}{\sum_{j \in D(t,i)} v_{tj} \exp s_{tj}},
             \qquad s_{tj} = z_t \cdot z_j / \tau
 
-    over the 2n views, z on the unit sphere. P(t) are the other views with a positive degree, the
-    second view of the same slice among them. The paper sums over anchors; the mean is taken here,
-    so that the loss of collapsed embeddings is log(2n - 1) at every batch size. An anchor without
-    positives counts 0.
+    over the 2n views, z on the unit sphere. P(t): the other views of positive degree, that of the
+    same slice among them. The paper sums over anchors; the mean is taken here, so that equal
+    embeddings cost log(2n - 1) at every batch size. An anchor without positives counts 0.
 
     Args:
         view_1: embeddings of the n slices, ``(n, dim)``, any scale, any float dtype.
@@ -42,38 +43,43 @@ def contrastive_loss(
             matrix would not fit, a function from the numbers of m slices ``(m,)`` to their rows
             ``(m, n)``, such as ``partial(pair_kernel, "wsp", labels, positions, sigma)``.
         temperature: tau, *paper silent*; 0.1 in the released code.
-        denominator: "all" D = {j != t} (SupCon, y-Aware, released code); "others"
-            D = {j not in {i, t}} (the positive left out as well); "printed" D = {j != i} (the
-            paper's sign read literally: keeps j = t).
-        normalise: "row" sum of w over P(t) is 1 (paper); "column" as released, see
-            :func:`~wspnb.kernels.pair_weights`.
+        denominator: D. "all" {j != t} (SupCon, y-Aware, released code); "others" {j not in {i, t}}
+            (the positive left out as well); "printed" {j != i} (as the paper prints: keeps j = t).
+        normalise: "row" sum of w over P(t) is 1 (paper); "column" as released (``pair_weights``).
         anchors: numbers of the slices whose two views are anchors t, ``(m,)``; the mean is then
             over these 2m (the share of one device); None for all. Only with "all".
+        negatives: v, how much j repels t, as ``kernel``; None: all 1 (paper). It weighs every term
+            of the denominator alike, so also the positive pair's own (by v_ti) and that of the
+            other view of the same slice (by v_tt); whether j = t enters is D's choice.
 
     Returns:
         Scalar, float64 for float64 embeddings, else float32 (computed in it, also under autocast).
-        Not negative with "all".
+        Not negative with "all" and no ``negatives``. Gradients reach kernels and temperature, too.
 
     Raises:
         ValueError: if shapes do not match, an option is unknown or the temperature is not positive.
     """
-    n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors)
+    n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives)
     with torch.autocast(view_1.device.type, enabled=False):
-        views = torch.cat([view_1, view_2])  # (2n, dim)
-        views = normalize(views if views.dtype == torch.float64 else views.float(), dim=1)
-        whole = isinstance(kernel, Tensor) and anchors is None
-        if denominator == "all" and (n > BLOCKWISE_ABOVE or not whole):
-            return blockwise_loss(views, kernel, temperature, normalise, anchors)
+        views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
+        if denominator == "all" and not _learnt(n, views, kernel, negatives, temperature):
+            if n > BLOCKWISE_ABOVE or anchors is not None or not isinstance(kernel, Tensor):
+                return blockwise_loss(views, kernel, temperature, normalise, anchors, negatives)
         logits = views @ views.T / temperature  # (2n, 2n)
-        weights = pair_weights(kernel.to(logits), normalise)
+        weights = pair_weights(_whole(kernel, views), normalise)
         itself = torch.eye(2 * n, dtype=torch.bool, device=logits.device)
-        without_self = logits.masked_fill(itself, -math.inf)
+        below = logits if denominator == "printed" else logits.masked_fill(itself, -math.inf)
+        if negatives is not None:
+            below = below + log_repulsion(_whole(negatives, views)).repeat(2, 2)
         if denominator == "all":
-            log_sum = without_self.logsumexp(1, keepdim=True)  # (2n, 1)
+            log_sum = below.logsumexp(1, keepdim=True)  # (2n, 1)
         else:
-            log_sum = _logsumexp_without_each(without_self if denominator == "others" else logits)
+            log_sum = _logsumexp_without_each(below)
         # Self pairs have weight 0 and a finite logit here: no 0 * inf.
-        return -(weights * (logits - log_sum)).sum() / (2 * n)
+        terms = weights * (logits - log_sum)
+        if anchors is not None:
+            terms = terms.view(2, n, 2 * n)[:, anchors].flatten(0, 1)  # (2m, 2n)
+        return -terms.sum() / len(terms)
 
 
 def byol_loss(
@@ -122,27 +128,55 @@ def _logsumexp_without_each(logits: Tensor) -> Tensor:
     is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, largest, True)
     log_sum = logits.logsumexp(1, keepdim=True)
     without_largest = logits.masked_fill(is_largest, -math.inf).logsumexp(1, keepdim=True)
+    if (without_largest == -math.inf).any():
+        raise ValueError("negatives: nothing is left to compare a positive with; use 'all'")
     share = (logits - log_sum).masked_fill(is_largest, -math.inf).exp()
     return torch.where(is_largest, without_largest, log_sum + torch.log1p(-share))
 
 
-def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors) -> int:
+def _on_sphere(views: Tensor) -> Tensor:
+    """Rows of length 1, at least float32; squares of very small or large ones would leave range."""
+    views = views if views.dtype == torch.float64 else views.float()
+    largest = views.detach().abs().amax(1, keepdim=True)
+    usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
+    return normalize(views / largest.masked_fill(usual, 1), dim=1)
+
+
+def _whole(kernel: Kernel, views: Tensor) -> Tensor:
+    """The ``(n, n)`` matrix, as the views."""
+    if not isinstance(kernel, Tensor):
+        kernel = kernel(torch.arange(len(views) // 2, device=views.device))
+    return kernel.to(views)
+
+
+def _learnt(n: int, views: Tensor, *values) -> bool:
+    """Whether a kernel or the temperature wants a gradient, which the blocks do not give."""
+    first = torch.arange(1, device=views.device)
+    values = [
+        value(first) if callable(value) and not isinstance(value, Tensor) else value
+        for value in values
+    ]
+    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+
+
+def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives) -> int:
     """Number of slices of a valid call."""
     if view_1.ndim != 2 or view_1.shape != view_2.shape:
         shapes = f"view_1 {tuple(view_1.shape)}, view_2 {tuple(view_2.shape)}"
         raise ValueError(f"{shapes}: expected two equal (n, dim)")
     n = len(view_1)
-    whole = isinstance(kernel, Tensor)
-    if whole and kernel.shape != (n, n):
-        raise ValueError(
-            f"kernel {tuple(kernel.shape)}: expected {(n, n)}, one row per slice (not per view)"
-        )
+    for name, given in (("kernel", kernel), ("negatives", negatives)):
+        if isinstance(given, Tensor) and given.shape != (n, n):
+            raise ValueError(
+                f"{name} {tuple(given.shape)}: expected {(n, n)}, one row per slice (not per view)"
+            )
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be positive")
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator={denominator!r}: choose one of {', '.join(DENOMINATORS)}")
     if normalise not in ("row", "column"):
         raise ValueError(f"normalise={normalise!r}: choose 'row' or 'column' (as released)")
+    whole = all(given is None or isinstance(given, Tensor) for given in (kernel, negatives))
     if denominator != "all" and (not whole or anchors is not None):
         raise ValueError(f"denominator={denominator!r} needs the whole kernel and all anchors")
     if n < (2 if denominator == "others" else 1):

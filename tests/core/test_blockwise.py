@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wspnb import blockwise, losses
-from wspnb.kernels import KERNELS, pair_kernel
+from wspnb.kernels import KERNELS, negative_kernel, pair_kernel
 from wspnb.losses import contrastive_loss
 
 SIGMAS = (0.02, 0.1, math.inf)
@@ -42,11 +42,15 @@ def test_equals_the_plain_loss_and_gradient(monkeypatch, method, normalise, n, r
     for seed, sigma in enumerate(SIGMAS):
         views, labels, positions = batch(n, 5, seed)
         kernel = pair_kernel(method, labels, positions, sigma)
-        (plain, slope), (fast, fast_slope) = both(monkeypatch, views, kernel, normalise=normalise)
+        options = {"normalise": normalise}
+        options["negatives"] = negative_kernel(method, labels, positions, sigma)
+        (plain, slope), (fast, fast_slope) = both(monkeypatch, views, kernel, **options)
         assert fast.item() == pytest.approx(plain.item(), rel=1e-12)
         torch.testing.assert_close(fast_slope, slope, rtol=1e-10, atol=1e-14)
         by_rows = partial(pair_kernel, method, labels, positions, sigma)
-        loss = contrastive_loss(*views, by_rows, normalise=normalise)
+        if options["negatives"] is not None:
+            options["negatives"] = partial(negative_kernel, method, labels, positions, sigma)
+        loss = contrastive_loss(*views, by_rows, **options)
         assert torch.equal(loss, fast)
         assert torch.equal(torch.autograd.grad(loss, views)[0], fast_slope)
 
@@ -59,6 +63,28 @@ def test_float32_to_1e_5(monkeypatch, temperature):
     assert fast.dtype == torch.float32
     assert fast.item() == pytest.approx(plain.item(), rel=1e-5)
     assert (fast_slope - slope).abs().max() < 1e-5 * slope.abs().max()
+
+
+@pytest.mark.parametrize("normalise", ["row", "column"])
+@pytest.mark.parametrize("n", [7, 60])
+def test_negatives_of_0_and_above_1(monkeypatch, normalise, n):
+    """And for a share of the anchors: the plain loss of these rows alone."""
+    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 3 * 4 * n * 8)
+    views, labels, positions = batch(n, 5)
+    kernel = pair_kernel("wsp", labels, positions, 0.2)
+    negatives = torch.rand(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    negatives = 3 * negatives.where(negatives > 0.4, 0) + torch.eye(n).roll(1, 0)
+    options = {"normalise": normalise, "negatives": negatives}
+    (plain, slope), (fast, fast_slope) = both(monkeypatch, views, kernel, **options)
+    assert fast.item() == pytest.approx(plain.item(), rel=1e-12)
+    torch.testing.assert_close(fast_slope, slope, rtol=1e-10, atol=1e-14)
+    shares = [
+        contrastive_loss(*views, kernel, anchors=torch.arange(n)[k::2], **options) for k in (0, 1)
+    ]
+    sizes = torch.tensor([len(range(k, n, 2)) for k in (0, 1)])
+    assert (torch.stack(shares) @ (sizes / n).double()).item() == pytest.approx(
+        plain.item(), rel=1e-6
+    )
 
 
 def test_anchor_without_positives_counts_zero(monkeypatch):

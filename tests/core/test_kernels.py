@@ -6,14 +6,12 @@ import torch
 from wspnb.kernels import (
     KERNELS,
     effective_positives,
-    epanechnikov,
     gaussian,
-    laplace,
     mixture,
+    negative_kernel,
     pair_kernel,
     pair_weights,
     same_label,
-    threshold,
 )
 from wspnb.losses import contrastive_loss
 
@@ -30,25 +28,20 @@ def test_values_by_hand():
     expected = [math.exp(-0.5), math.exp(-4.5), math.exp(-2)]
     kernel = gaussian(positions, 0.1)
     assert kernel[[0, 0, 1], [1, 2, 2]].tolist() == pytest.approx(expected, rel=1e-6)
-    assert threshold(positions, 0.15).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
-    assert laplace(positions, 0.1)[0, 1].item() == pytest.approx(math.exp(-math.sqrt(2)), rel=1e-6)
-    assert epanechnikov(positions, 0.1)[0].tolist() == pytest.approx([1, 0.8, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize("shape", [gaussian, laplace, epanechnikov, threshold])
+@pytest.mark.parametrize("method", KERNELS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_symmetric_with_unit_diagonal(shape, seed):
-    _, positions = batch(17, seed)
-    kernel = shape(positions, 0.2)
+def test_symmetric_with_unit_diagonal(method, seed):
+    kernel = pair_kernel(method, *batch(17, seed), 0.2)
     assert torch.equal(kernel, kernel.T)
     assert torch.equal(kernel.diagonal(), torch.ones(17, dtype=kernel.dtype))
     assert 0 <= kernel.min() and kernel.max() <= 1
 
 
-@pytest.mark.parametrize("shape", [gaussian, laplace, epanechnikov])
-def test_sigma_is_the_standard_deviation(shape):
+def test_sigma_is_the_standard_deviation():
     distances = torch.linspace(-4, 4, 1001, dtype=torch.float64)
-    curve = shape(distances, 0.3)[500]  # the row of the slice at 0
+    curve = gaussian(distances, 0.3)[500]  # the row of the slice at 0
     assert math.sqrt((curve * distances**2).sum() / curve.sum()) == pytest.approx(0.3, rel=1e-4)
 
 
@@ -64,11 +57,37 @@ def test_limits_of_sigma():
 
 def test_table_of_methods():
     labels, positions = batch(9)
-    assert list(KERNELS) == ["wsp", "depth_aware", "supcon", "simclr"]
+    paper = ["wsp", "depth_aware", "supcon", "simclr"]
+    assert list(KERNELS) == [*paper, "wsp_floor", "wsp_own"]
     product = same_label(labels) * gaussian(positions, 0.1)
     assert torch.equal(pair_kernel("wsp", labels, positions, 0.1), product)
     assert torch.equal(pair_kernel("simclr", None, positions), torch.eye(9))
     assert torch.equal(pair_kernel("simclr", labels, None), torch.eye(9))
+
+
+def test_floor_goes_from_wsp_to_supcon():
+    labels, positions = torch.tensor([0, 0, 0, 1]), torch.tensor([0.0, 0.1, 1.0, 0.1])
+    kernel = pair_kernel("wsp_floor", labels, positions, 0.1)
+    near, far = 0.2 + 0.8 * math.exp(-0.5), 0.2 + 0.8 * math.exp(-50)
+    assert kernel[0].tolist() == pytest.approx([1, near, far, 0], rel=1e-6)
+    for floor, method in ((0, "wsp"), (1, "supcon")):
+        kernel = pair_kernel("wsp_floor", labels, positions, 0.1, floor=floor)
+        assert torch.equal(kernel, pair_kernel(method, labels, positions, 0.1))
+    for floor in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            pair_kernel("wsp_floor", labels, positions, floor=floor)
+
+
+@pytest.mark.parametrize("method", KERNELS)
+def test_rows_are_rows_of_the_whole(method):
+    rows = torch.tensor([4, 0, 7])
+    labels, positions = batch(9)
+    for kernel in (pair_kernel, negative_kernel):
+        whole = kernel(method, labels, positions, 0.2, floor=0.3)
+        part = kernel(method, labels, positions, 0.2, rows, 0.3)
+        assert (whole is None and part is None) or torch.equal(whole[rows], part)
+    with pytest.raises(ValueError, match="missing"):
+        negative_kernel("wsp_own", None, positions)
 
 
 def test_unknown_labels_are_positive_with_themselves_only():
@@ -91,7 +110,7 @@ def test_pair_weights_sums():
 @pytest.mark.parametrize("denominator", ["all", "others", "printed"])
 def test_mixture_is_the_weighted_sum_of_the_losses(seed, denominator):
     labels, positions = batch(11, seed)
-    kernels = [same_label(labels).double(), gaussian(positions, 0.1), threshold(positions, 0.35)]
+    kernels = [same_label(labels).double(), gaussian(positions, 0.1), torch.eye(11).double()]
     generator = torch.Generator().manual_seed(seed)
     views = torch.randn(2, 11, 8, dtype=torch.float64, generator=generator)
 
@@ -130,9 +149,8 @@ def test_effective_positives_limits():
 
 @pytest.mark.parametrize("sigma", [0, -1, math.nan])
 def test_width_must_be_positive(sigma):
-    for shape in (gaussian, laplace, epanechnikov, threshold):
-        with pytest.raises(ValueError, match="must be positive"):
-            shape(torch.rand(3), sigma)
+    with pytest.raises(ValueError, match="must be positive"):
+        gaussian(torch.rand(3), sigma)
 
 
 def test_errors_say_what_to_do():

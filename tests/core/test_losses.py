@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
-from wspnb.kernels import gaussian, pair_kernel, same_label
+from wspnb import losses
+from wspnb.kernels import gaussian, negative_kernel, pair_kernel, same_label
 from wspnb.losses import DENOMINATORS, byol_loss, contrastive_loss
 
 DOUBLE = torch.float64
@@ -20,7 +21,9 @@ def batch(n, dim, seed=0):
     return view_1, view_2, labels, torch.rand(n, dtype=DOUBLE, generator=generator)
 
 
-def naive_loss(view_1, view_2, kernel, temperature, denominator="all", normalise="row"):
+def naive_loss(
+    view_1, view_2, kernel, temperature, denominator="all", normalise="row", negatives=None
+):
     """The equation, pair by pair, in Python numbers."""
     views = [v / v.norm() for v in torch.cat([view_1, view_2])]
     n = len(kernel)
@@ -34,7 +37,11 @@ def naive_loss(view_1, view_2, kernel, temperature, denominator="all", normalise
                 continue
             left_out = {"all": {t}, "others": {i, t}, "printed": {i}}[denominator]
             weight = w[t][i] / sum(w[t] if normalise == "row" else w[i])
-            below = math.fsum(math.exp(s[t][j]) for j in range(m) if j not in left_out)
+            below = math.fsum(
+                math.exp(s[t][j]) * (1.0 if negatives is None else float(negatives[t % n, j % n]))
+                for j in range(m)
+                if j not in left_out
+            )
             total -= weight * (s[t][i] - math.log(below))
     return total / m
 
@@ -292,3 +299,135 @@ def test_byol_loss_by_hand_and_without_gradient_into_the_targets():
     assert float(byol_loss(q1, q1, -q1, -q1)) == pytest.approx(8)
     with pytest.raises(ValueError, match="four equal"):
         byol_loss(q1, q2, z1, z2[:4])
+
+
+def random_negatives(n, seed=0):
+    """Weights of the denominator, not symmetric, some of them 0, above and below 1."""
+    weights = 2 * torch.rand(n, n, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+    weights[weights < 0.3] = 0
+    return weights + torch.eye(n).roll(1, 0)  # every row has one off the diagonal
+
+
+@pytest.mark.parametrize("n", [3, 9])
+@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+@pytest.mark.parametrize("normalise", ["row", "column"])
+def test_negatives_weigh_each_term_of_the_denominator(n, temperature, denominator, normalise):
+    for seed in range(3):
+        view_1, view_2, labels, positions = batch(n, 4, seed)
+        kernel, negatives = pair_kernel("wsp", labels, positions, 0.2), random_negatives(n, seed)
+        options = {"denominator": denominator, "normalise": normalise, "negatives": negatives}
+        expected = naive_loss(view_1, view_2, kernel, temperature, **options)
+        loss = contrastive_loss(view_1, view_2, kernel, temperature, **options)
+        assert loss.item() == pytest.approx(expected, rel=1e-12)
+        ones = options | {"negatives": torch.ones(n, n)}
+        plain = contrastive_loss(view_1, view_2, kernel, temperature, denominator, normalise)
+        assert torch.equal(contrastive_loss(view_1, view_2, kernel, temperature, **ones), plain)
+
+
+@pytest.mark.parametrize("denominator", DENOMINATORS)
+def test_negatives_have_gradients(denominator):
+    view_1, view_2, labels, positions = batch(5, 3)
+    kernel, negatives = pair_kernel("wsp", labels, positions, 0.2), random_negatives(5)
+    inputs = view_1.requires_grad_(), view_2.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda a, b: contrastive_loss(a, b, kernel, 0.3, denominator, negatives=negatives), inputs
+    )
+    weights = (negatives + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda v: contrastive_loss(view_1, view_2, kernel, 0.3, denominator, negatives=v), weights
+    )
+
+
+def test_negatives_are_checked():
+    view_1, view_2, *_ = batch(4, 3)
+    eye = torch.eye(4)
+    for bad in (torch.zeros(4, 4), -eye, torch.full((4, 4), math.nan)):
+        with pytest.raises(ValueError, match="every row needs weights >= 0"):
+            contrastive_loss(view_1, view_2, eye, negatives=bad)
+    with pytest.raises(ValueError, match=r"negatives \(8, 8\): expected \(4, 4\)"):
+        contrastive_loss(view_1, view_2, eye, negatives=torch.ones(8, 8))
+    with pytest.raises(ValueError, match="nothing is left to compare"):
+        contrastive_loss(view_1, view_2, eye, denominator="others", negatives=eye)
+    with pytest.raises(ValueError, match="must stay above 0"):
+        contrastive_loss(view_1, view_2, eye, negatives=eye.clone().requires_grad_())
+    assert contrastive_loss(view_1, view_2, eye, negatives=eye) == 0  # only the positive itself
+
+
+def test_own_class_repels_only_as_far_as_it_attracts():
+    """Four slices, two classes, worked by hand: wsp_own leaves the own class elsewhere alone."""
+    labels, positions = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 1.0, 0.0, 1.0])
+    negatives = negative_kernel("wsp_own", labels, positions, 0.1)
+    far = math.exp(-50)
+    expected = torch.tensor([[1, far, 1, 1], [far, 1, 1, 1], [1, 1, 1, far], [1, 1, far, 1]])
+    torch.testing.assert_close(negatives, expected)
+    same = torch.ones(4, 3)
+    loss = contrastive_loss(
+        same, same, pair_kernel("wsp_own", labels, positions, 0.1), negatives=negatives
+    )
+    assert loss.item() == pytest.approx(math.log(5))  # itself again, two other slices twice
+    for method in ("wsp", "wsp_floor", "supcon", "depth_aware", "simclr"):
+        assert negative_kernel(method, labels, positions) is None
+
+
+@pytest.mark.parametrize("n", [8, 65])
+def test_learnt_temperature_and_widths_get_their_slope(n):
+    """At every size, for whole kernels and functions of rows, and for a share of the anchors."""
+    view_1, view_2, _, positions = batch(n, 8)
+    negatives = torch.rand(n, n, dtype=DOUBLE) + 0.1
+    some = torch.arange(0, n, 2)
+
+    def loss(tau, width, scale, **options):
+        kernel = lambda rows: gaussian(positions, width, rows)  # noqa: E731
+        kernel = kernel(torch.arange(n)) if options.pop("whole") else kernel
+        return contrastive_loss(view_1, view_2, kernel, tau, negatives=scale * negatives, **options)
+
+    for whole in (True, False):
+        for anchors in (None, some):
+            at = [torch.tensor(v, dtype=DOUBLE, requires_grad=True) for v in (0.1, 0.2, 1.5)]
+            found = torch.autograd.grad(loss(*at, whole=whole, anchors=anchors), at)
+            for i, slope in enumerate(found):
+                up, down = (
+                    loss(
+                        *(v.item() + h * (j == i) for j, v in enumerate(at)),
+                        whole=whole,
+                        anchors=anchors,
+                    )
+                    for h in (1e-5, -1e-5)
+                )
+                assert slope.item() == pytest.approx((up - down).item() / 2e-5, rel=1e-6)
+
+
+def test_second_derivatives_are_right_or_refused(monkeypatch):
+    for n in (6, 65):
+        view_1, view_2, *_ = batch(n, 4)
+        view_1.requires_grad_()
+
+        def penalty(a, b=view_2, n=n):
+            loss = contrastive_loss(a, b, torch.eye(n), 0.5)
+            return torch.autograd.grad(loss, a, create_graph=True)[0].square().sum()
+
+        if n > losses.BLOCKWISE_ABOVE:
+            with pytest.raises(RuntimeError, match="no second derivative; for it, set"):
+                penalty(view_1)
+            monkeypatch.setattr(losses, "BLOCKWISE_ABOVE", math.inf)
+        assert torch.autograd.gradcheck(penalty, view_1)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-13, 1e-10, 1e-5, 1e15, 1e19, 1e38])
+def test_embeddings_of_any_scale(scale):
+    view_1, view_2, *_ = (v.float() if v.is_floating_point() else v for v in batch(6, 4))
+    view_1, view_2 = view_1.clamp(-2, 2), view_2.clamp(-2, 2)
+    view_2.requires_grad_()
+    want = contrastive_loss(view_1, view_2, torch.eye(6))
+    slope = torch.autograd.grad(want, view_2)[0]
+    scaled = (view_2.detach() * scale).requires_grad_()
+    loss = contrastive_loss(view_1 * scale, scaled, torch.eye(6))
+    rel = 1e-3 if scale < 1e-38 else 1e-5  # such numbers have few digits
+    assert loss.item() == pytest.approx(want.item(), rel=rel)
+    if 1e-30 < scale < 1e30:
+        found = torch.autograd.grad(loss, scaled)[0] * scale
+        torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-5)
+    zero = torch.zeros(6, 4, requires_grad=True)
+    contrastive_loss(zero, view_2, torch.eye(6)).backward()
+    assert torch.isfinite(zero.grad).all()
