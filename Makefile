@@ -5,13 +5,14 @@ ADRENAL ?=
 LIHC   ?=
 LABELS ?=
 IMAGENET ?=
+RUN    ?= runs/laptop
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc smoke test bench check lab unlock clean
+.PHONY: help reproduce plan tables lihc smoke book test bench check lab unlock clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 help:  ## this list
@@ -41,6 +42,9 @@ lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3
+
+book: $(STAMP)  ## site from the executed notebooks of RUN=runs/laptop, docs and docstrings -> runs/laptop/book/index.html
+	$(BIN)/python docs/book.py $(RUN) $(RUN)/book
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest

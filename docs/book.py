@@ -1,0 +1,108 @@
+"""The site from a run: ``python docs/book.py runs/laptop runs/laptop/book``.
+
+Notebooks are not run again. README, docs and notebooks stand in a folder as in the repository, so
+that their links to each other hold; the API pages come from the docstrings.
+"""
+
+import json
+import pkgutil
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from sphinx.cmd.build import main as sphinx
+
+import wspnb
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BADGE = re.compile(r"\[!\[[^]]*\]\(https?://[^)]*\)\]\([^)]*\)|!\[[^]]*\]\(https?://[^)]*\)")
+
+
+def executed(folder: Path) -> dict[str, Path]:
+    """One executed notebook of each step: that of WSP where there are several, lowest seed first.
+
+    Raises:
+        FileNotFoundError: if the run has none.
+    """
+    found = {}
+    for path in sorted(folder.glob("[0-9]*.ipynb"), key=lambda p: ("-wsp-" not in p.stem, p.stem)):
+        if not path.stem.endswith(".failed"):
+            found.setdefault(path.stem.split("-")[0], path)
+    if not found:
+        raise FileNotFoundError(f"{folder}: no executed notebook; `make reproduce` makes them")
+    return dict(sorted(found.items()))
+
+
+def without_progress(notebook: str) -> str:
+    """The text of a notebook without its progress bars: widgets that carry no picture."""
+    content = json.loads(notebook)
+    for cell in content["cells"]:
+        kinds = [(output, set(output.get("data", {}))) for output in cell.get("outputs", [])]
+        if kinds:
+            cell["outputs"] = [o for o, k in kinds if WIDGET not in k or "image/png" in k]
+    return json.dumps(content)
+
+
+def contents(caption: str, pages: list[str]) -> str:
+    """A table of contents for the side bar."""
+    lines = "\n".join(pages)
+    return f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```\n"
+
+
+def lay_out(notebooks: dict[str, Path], source: Path) -> None:
+    """Fill the folder that Sphinx reads."""
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "conf.py", "book.py", "_static")
+    for name in ["docs", "figures", "params", "src", "workflow", "benchmarks", "tests"]:
+        shutil.copytree(ROOT / name, source / name, ignore=skipped)
+    (source / "data").mkdir()
+    shutil.copy(ROOT / "data" / "README.md", source / "data")  # not the volumes beside it
+    for path in ROOT.glob("[A-Za-z]*.*"):
+        if path.is_file():
+            shutil.copy(path, source)
+    for name in ["LICENSE", "Makefile"]:
+        shutil.copy(ROOT / name, source)
+    (source / "notebooks").mkdir()
+    for step, path in notebooks.items():
+        page = without_progress(path.read_text(encoding="utf-8"))
+        (source / "notebooks" / f"{step}.ipynb").write_text(page, encoding="utf-8")
+    if (plan := ROOT / "notebooks" / "README.md").exists():
+        shutil.copy(plan, source / "notebooks")
+    (source / "api").mkdir()
+    modules = [m.name for m in pkgutil.walk_packages(wspnb.__path__, "wspnb.") if not m.ispkg]
+    for name in modules:
+        page = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
+        (source / "api" / f"{name}.md").write_text(page, encoding="utf-8")
+    index = "# Functions, by file\n\n" + "".join(f"- [{m}]({m}.md)\n" for m in modules)
+    index += contents("Functions", modules)
+    (source / "api" / "README.md").write_text(index, encoding="utf-8")
+    others = sorted(p.relative_to(source) for p in source.rglob("*.md"))
+    apart = ("README.md", "notebooks", "api", "figures")
+    others = [str(p) for p in others if p.parts[0] not in apart]
+    pages = ["notebooks/README"] * plan.exists() + [f"notebooks/{step}" for step in notebooks]
+    readme = BADGE.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    readme += contents("Notebooks, as they ran", pages)
+    readme += contents("Results and how-to", sorted(others, key=lambda p: not p.startswith("docs")))
+    readme += contents("Reference", ["api/README"])
+    (source / "README.md").write_text(readme, encoding="utf-8")
+
+
+def main(run: Path, out: Path) -> int:
+    """Build the site into a temporary folder, then put it under its name; returns Sphinx's code."""
+    with tempfile.TemporaryDirectory(prefix="wspnb-book-") as folder:
+        source, pages = Path(folder) / "source", Path(folder) / "pages"
+        source.mkdir()
+        lay_out(executed(run / "notebooks"), source)
+        code = sphinx(["-q", "-c", str(ROOT / "docs"), "-j", "auto", str(source), str(pages)])
+        if code == 0:
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(pages, out, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
+            shutil.copy(out / "README.html", out / "index.html")
+            print(f"site: {out / 'index.html'}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
