@@ -242,7 +242,8 @@ def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
     rows = np.flatnonzero(table.cohort == cohort)
     if not len(rows):
         raise ValueError(
-            f"no slice of cohort {cohort!r}; the store has {sorted(table.cohort.unique())}"
+            f"no slice of cohort {cohort!r}, there are {sorted(table.cohort.unique())}: correct"
+            " train_cohort"
         )
     return rows
 

@@ -185,6 +185,46 @@ def cross_validate(
     return Probe(people, folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy())
 
 
+def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -> pd.DataFrame:
+    """Patients of each class in the cohorts to judge, checked before anything is trained.
+
+    Args:
+        table: slices, or volumes, with patient, cohort and label (missing where unknown).
+        evaluate: names of cohorts; a plus joins them.
+        n_folds: number of folds.
+
+    Returns:
+        One row per entry: cohort, class_0, class_1 (patients), folds, and whether an interval can
+        be computed, which takes two patients of each class in every fold.
+
+    Raises:
+        ValueError: names the cohort without labels, or with too few patients for the folds, the
+            counts, and what to do.
+    """
+    if n_folds < 2:
+        raise ValueError(f"n_folds={n_folds}: at least two")
+    labelled, rows = table[table.label.notna()], []
+    for group in evaluate:
+        absent = sorted(set(group.split("+")) - set(labelled.cohort))
+        if absent:
+            known = ", ".join(sorted(labelled.cohort.unique())) or "none"
+            raise ValueError(
+                f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
+                f" {known}. Correct evaluate, or set it to [] and do not judge"
+            )
+        people = labelled[labelled.cohort.isin(group.split("+"))].drop_duplicates("patient")
+        counts = [int((people.label == k).sum()) for k in (0, 1)]
+        if min(counts) < max(n_folds, 2):
+            advice = f"n_folds {min(counts)}" if min(counts) > 1 else "more patients"
+            raise ValueError(
+                f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of class 1,"
+                f" too few for {n_folds} folds: take {advice}, or leave it out of evaluate"
+            )
+        row = {"cohort": group, "class_0": counts[0], "class_1": counts[1], "folds": n_folds}
+        rows.append(row | {"interval": min(counts) >= 2 * n_folds})
+    return pd.DataFrame(rows)
+
+
 def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Stratified folds over patients; they depend on patients, labels and seed only.
 
@@ -211,7 +251,8 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
     counts = people.label.value_counts().reindex([0, 1], fill_value=0)
     if counts.min() < max(n_folds, 2):
         raise ValueError(
-            f"{n_folds} folds need {n_folds} patients of each class, found {dict(counts)}"
+            f"{n_folds} folds need {max(n_folds, 2)} patients of each class, found {counts[0]} of"
+            f" class 0 and {counts[1]} of class 1: take fewer folds (n_folds, from 2)"
         )
 
     people["fold"] = -1
@@ -249,7 +290,8 @@ def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float =
 
     How the paper's thresholds were chosen is *paper silent*. An inner cross-validation (as many
     folds, fewer if a class is smaller) scores the training patients, as a classifier separates the
-    patients it was fitted on too well for a threshold.
+    patients it was fitted on too well for a threshold. Where only one patient of a class is outside
+    the fold there is nothing to choose on, and the threshold is 0.5.
 
     Args:
         features, labels, patients, C: as :func:`cross_validate`.
@@ -263,7 +305,10 @@ def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float =
     thresholds = {}
     for fold, training in ((fold, people[people.fold != fold]) for fold in people.fold.unique()):
         part = np.isin(patients, training.patient)
-        n_folds = max(2, min(people.fold.nunique(), training.label.value_counts().min()))
+        n_folds = min(people.fold.nunique(), training.label.value_counts().min())
+        if n_folds < 2:
+            thresholds[fold] = 0.5
+            continue
         inner = patient_folds(labels[part], patients[part], n_folds, seed)
         scores = held_out_scores(features[part], labels[part], patients[part], inner, C)
         thresholds[fold] = youden(inner.label, scores)
@@ -304,7 +349,7 @@ def plane_quality(
         labels: class of each slice's patient, ``(n,)``.
         patients: patient of each slice, ``(n,)``.
         neighbours: number of neighbours.
-        n_folds: groups of patients.
+        n_folds: groups of patients, fewer if a class is smaller.
 
     Returns:
         ``depth_r2`` of the held-out slices (1 = read off exactly, <= 0 = not at all) and
@@ -315,7 +360,8 @@ def plane_quality(
     labels, patients = np.asarray(labels).astype(int), np.asarray(patients)
     depth, score = np.zeros(len(plane)), np.zeros(len(plane))
     fold = np.zeros(len(plane), int)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=0)
+    fewest = pd.Series(labels, patients).groupby(level=0).first().value_counts().min()
+    splitter = StratifiedGroupKFold(max(2, min(n_folds, fewest)), shuffle=True, random_state=0)
     for number, (train, test) in enumerate(splitter.split(plane, labels, patients)):
         fold[test] = number
         k = min(neighbours, len(train))
@@ -327,10 +373,11 @@ def plane_quality(
     columns = {"patient": patients, "label": labels, "score": score, "fold": fold}
     people = pd.DataFrame(columns).groupby("patient").mean()
     # One AUC per fold: scores of different folds lean against their own class shares.
-    aucs = [roc_auc_score(part.label, part.score) for _, part in people.groupby("fold")]
+    parts = [part for _, part in people.groupby("fold") if part.label.nunique() == 2]
+    aucs = [roc_auc_score(part.label, part.score) for part in parts]
     return {
         "depth_r2": float(r2_score(positions, depth)),
-        "class_auc": float(np.mean(aucs)),
+        "class_auc": float(np.mean(aucs)) if aucs else np.nan,
     }
 
 

@@ -226,3 +226,42 @@ def test_interrupted_writing_leaves_no_results_of_other_features(tmp_path, monke
     with pytest.raises(ZeroDivisionError):
         probe.save_probe(tmp_path, table, {"features": "new"}, np.ones((1, 2)), table)
     assert probe.saved_features(tmp_path, "old") is None
+
+
+def test_thresholds_of_few_patients():
+    """Outside a fold of 4 + 2 patients in two folds is one of a class: nothing to choose on."""
+    features, labels, patients = make_slices(n_patients=6)
+    assert sum(labels) == 2 * 4
+    people = probe.cross_validate(features, labels, patients, n_folds=2).scores
+    assert (probe.fold_thresholds(features, labels, patients, people) == 0.5).all()
+    features, labels, patients = make_slices(n_patients=12)  # two are left: inner folds
+    people = probe.cross_validate(features, labels, patients, n_folds=2).scores
+    people["threshold"] = probe.fold_thresholds(features, labels, patients, people)
+    assert (people.threshold != 0.5).all()
+    assert probe.fold_balanced_accuracy(people).shape == (2,)
+
+
+def test_cohorts_to_judge_are_counted_before_any_training():
+    table = pd.DataFrame(
+        [(f"{c}{k}", c, k % 2) for c, n in (("d1", 20), ("d2", 11), ("d3", 4)) for k in range(n)],
+        columns=["patient", "cohort", "label"],
+    )
+    table = pd.concat([table, table, pd.DataFrame({"patient": ["r"], "cohort": ["radio"]})])
+    found = probe.judged_cohorts(table, ["d1", "d2", "d1+d2"], 5)
+    assert found.class_0.tolist() == [10, 6, 16] and found.class_1.tolist() == [10, 5, 15]
+    assert found.interval.tolist() == [True, False, True]
+    assert probe.judged_cohorts(table, ["d3"], 2).class_1.tolist() == [2]
+    with pytest.raises(ValueError, match=r"d3 has 2 patients of class 0 and 2 .* take n_folds 2"):
+        probe.judged_cohorts(table, ["d1", "d3"], 5)
+    with pytest.raises(ValueError, match=r"no patient of radio has a label; .*: d1, d2, d3"):
+        probe.judged_cohorts(table, ["d1+radio"], 5)
+    with pytest.raises(ValueError, match=r"found 2 of class 0 and 1 of class 1: take fewer folds"):
+        probe.patient_folds([0, 0, 1], ["a", "b", "c"], 2)
+
+
+def test_plane_of_few_patients_has_fewer_groups():
+    rng = np.random.default_rng(0)
+    labels, patients = np.repeat([0, 0, 0, 1, 1], 4), np.repeat(list("abcde"), 4)
+    plane = np.c_[np.tile(np.arange(4), 5), 5 * labels] + rng.normal(0, 0.05, (20, 2))
+    found = probe.plane_quality(plane, np.tile(np.arange(4) / 3, 5), labels, patients, 1)
+    assert found["class_auc"] == 1 and found["depth_r2"] > 0.9

@@ -131,6 +131,7 @@ def test_printed_differences_of_table_1():
         ([0.2, 0.1], [0.1, -0.01], "cannot be told"),
         ([0.2, -0.1], [0.1, -0.2], "not supported"),
         ([0.0], [-0.1], "not supported"),
+        ([-0.3, 0.2], [np.nan, np.nan], "cannot be told"),
         ([], [], "not there"),
     ],
 )

@@ -7,7 +7,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from wspnb.probe import cross_validate
-from wspnb.results import statistics
+from wspnb.results import statistics, tables
 
 
 def make_run(positive=15, negative=34, shift=1.0, seed=0, n_folds=5, noise=None):
@@ -74,6 +74,32 @@ def test_resampled_patients_have_the_variance_of_a_mean():
     draws = statistics.resample_patients([wins], 200_000, np.random.default_rng(0))
     assert draws.mean() == pytest.approx(2 / 3, abs=0.003)
     assert draws.var() == pytest.approx(np.var([0, 1, 1], ddof=1) / 3, rel=0.02)
+
+
+def few(n0, n1, n_folds, seed=0):
+    """Scores of a probe of noise, five slices a patient."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0] * n0 + [1] * n1, 5)
+    patients = np.repeat([f"p{k}" for k in range(n0 + n1)], 5)
+    features = rng.normal(size=(len(labels), 8))
+    return cross_validate(features, labels, patients, 0.01, n_folds, seed).scores
+
+
+@pytest.mark.parametrize(("n0", "n1", "n_folds"), [(5, 5, 5), (20, 9, 5), (2, 2, 2)])
+def test_one_patient_of_a_class_in_a_fold_has_no_interval(n0, n1, n_folds):
+    """Who cannot be drawn otherwise would make it too narrow, down to a width of zero."""
+    run = few(n0, n1, n_folds)
+    assert np.isnan(statistics.bootstrap_interval([run])).all()
+    assert np.isnan(tables.accuracy_interval([run.assign(threshold=0.5)])).all()
+    found = statistics.paired_difference([run], [run.assign(score=0.0)])
+    assert np.isnan([found.low, found.high]).all() and abs(found.mean) <= 0.5
+
+
+def test_all_pairs_in_order_have_no_interval_either():
+    run = few(9, 9, 3)
+    low, high = statistics.bootstrap_interval([run])
+    assert 0 <= low < high <= 1
+    assert np.isnan(statistics.bootstrap_interval([run.assign(score=run.label)])).all()
 
 
 def test_difference_of_a_method_with_itself_is_exactly_nothing():

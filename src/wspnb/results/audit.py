@@ -155,9 +155,12 @@ def read_printed(folder: Path, cohorts) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """Whether differences (columns mean, low) bear the claim that all of them are above zero."""
+    """Whether differences (columns mean, low) bear the claim that all of them are above zero; of
+    too few patients for an interval nothing can be told."""
     if not len(rows):
         return "not there"
+    if rows.low.isna().any():
+        return "cannot be told"
     if (rows["mean"] <= 0).any():
         return "not supported"
     return "supported" if (rows.low > 0).all() else "cannot be told"
@@ -170,7 +173,8 @@ def evidence(rows: pd.DataFrame, labels: dict) -> str:
     least = rows.loc[rows["mean"].idxmin()]
     sides = " − ".join(labels.get(name, name) for name in (least.better, least.worse))
     least_of = f", least of {len(rows)}" if len(rows) > 1 else ""
-    return f"{sides} = {least['mean']:+.2f} [{least.low:+.2f}, {least.high:+.2f}]{least_of}"
+    ends = f"[{least.low:+.2f}, {least.high:+.2f}]" if least.low == least.low else "(no interval)"
+    return f"{sides} = {least['mean']:+.2f} {ends}{least_of}"
 
 
 def judge(claims: dict, sources: dict, cohorts, labels: dict) -> pd.DataFrame:

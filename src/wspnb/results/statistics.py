@@ -51,13 +51,16 @@ def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) 
 
     Positives and negatives of a fold are drawn apart, the same for all runs, and one fewer than
     there are: as many as there are would take a third off the variance of a class of three (Rao
-    and Wu 1988).
+    and Wu 1988). NaN where a fold has one patient of a class: who cannot be drawn otherwise does
+    not vary.
     """
+    if min(min(fold.shape[1:]) for fold in wins) < 2:
+        return np.full((n, wins[0].shape[0]), np.nan)
     total = np.zeros((n, wins[0].shape[0]))
     for fold in wins:
         weights = []
         for size in fold.shape[1:]:
-            drawn = rng.integers(size, size=(n, max(size - 1, 1), 1))
+            drawn = rng.integers(size, size=(n, size - 1, 1))
             weights.append((drawn == np.arange(size)).mean(1))  # (n, size)
         total += np.einsum("np,kpq,nq->nk", weights[0], fold, weights[1], optimize=True)
     return total / len(wins)
@@ -78,11 +81,16 @@ def bootstrap_interval(
         level: coverage.
         seed: of the resampling.
 
+    Returns:
+        Its ends; both NaN where it cannot be computed: a fold has one patient of a class, or every
+        resample gives the same, as where all pairs of patients are in the right order.
+
     Raises:
         ValueError: if the runs have other patients or folds than the first.
     """
     wins = [fold.mean(0, keepdims=True) for fold in wins_by_fold(runs)]
-    return _ends(resample_patients(wins, n, np.random.default_rng(seed)), level)
+    low, high = _ends(resample_patients(wins, n, np.random.default_rng(seed)), level)
+    return (low, high) if high - low > 1e-9 else (np.nan, np.nan)
 
 
 def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
@@ -103,6 +111,7 @@ def paired_difference(
     ``seed_high`` is Student's interval over the seeds. In ``low_both`` to ``high_both`` each
     resample of the patients also draws the mean over seeds from its t distribution: three seeds
     are too few to draw from. What seed and patients do together counts twice, so it errs wide.
+    Ends that hold the patients are NaN where a fold has one patient of a class.
 
     Args:
         runs_a: score tables as in :func:`bootstrap_interval`, one per training seed.

@@ -114,7 +114,8 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
 
 def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Some columns of an :func:`auc_table` and its cells as text: "mean (SD over folds) ±SD over
-    seeds [interval over patients]"; collapsed seeds are named in the column before."""
+    seeds [interval over patients]"; collapsed seeds are named in the column before. What cannot be
+    computed is not printed."""
     shown = table[columns].copy()
     shown["n_seeds"] = shown.n_seeds.astype(str)
     shown["n_seeds"] += table.collapsed.map(lambda n: f" ({n:.0f} collapsed)" if n else "")
@@ -123,7 +124,7 @@ def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         text = (
             "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]".format(*v) for v in zip(*parts, strict=True)
         )
-        shown[tag] = [cell.replace(" ±nan", "") for cell in text]
+        shown[tag] = [cell.replace(" ±nan", "").replace(" [nan, nan]", "") for cell in text]
     return shown.rename(columns={"n_seeds": "seeds"})
 
 
@@ -153,17 +154,19 @@ def accuracy_table(runs: list[dict], cohort: str) -> pd.DataFrame:
 
 def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     """95 % percentile interval of the mean fold balanced accuracy, resampling patients within fold
-    and class as :func:`~wspnb.results.statistics.bootstrap_interval` does for the AUC; thresholds
-    stay."""
+    and class as :func:`~wspnb.results.statistics.bootstrap_interval` does for the AUC, NaN where
+    that is; thresholds stay."""
     rng, total = np.random.default_rng(seed), np.zeros(n)
     right = [((run.score >= run.threshold) == run.label).to_numpy() for run in runs]
     mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]]
     for _, part in keys.groupby(["fold", "label"]):
         values = mean[part.index]
-        drawn = rng.integers(len(values), size=(n, max(len(values) - 1, 1)))
+        if len(values) < 2:
+            return np.nan, np.nan
+        drawn = rng.integers(len(values), size=(n, len(values) - 1))
         total += values[drawn].mean(1) / 2
     low, high = np.quantile(total / keys.fold.nunique(), [0.025, 0.975])
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > 1e-9 else (np.nan, np.nan)
 
 
 def sigma_table(runs: list[dict], run_dir: Path, backbone: str = "tiny") -> pd.DataFrame:
