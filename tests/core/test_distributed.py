@@ -15,7 +15,8 @@ from wspnb.data.slices import write_slices
 from wspnb.distributed import gather, share
 from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
-from wspnb.phantom.patients import Phantom, make_phantom
+from wspnb.phantom.patients import Phantom
+from wspnb.phantom.scans import make_phantom
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_pretrain.ipynb"
 

@@ -16,7 +16,8 @@ from wspnb.data import masks, segment
 from wspnb.data.cohort import read_cohort
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.data.volumes import load_mask, load_volume, resize
-from wspnb.phantom.patients import Phantom, make_phantom
+from wspnb.phantom.patients import Phantom
+from wspnb.phantom.scans import make_phantom
 from wspnb.run import main
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "01b_liver_masks.ipynb"

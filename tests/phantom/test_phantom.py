@@ -8,19 +8,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from wspnb.phantom import patients as module
+from wspnb.phantom import bodies, scans
+from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import (
     COHORTS,
     COUNTS,
     STAGES,
     Phantom,
     calibrate_reader,
-    describe_patient,
-    draw_patient,
+    list_classes,
     list_patients,
-    make_phantom,
     read_severity,
 )
+from wspnb.phantom.scans import draw_patient, make_phantom
 
 SMALL = Phantom(image_size=64, spacing_mm=10.0)
 
@@ -36,17 +36,20 @@ def canonical(patient):
 def draw_at(monkeypatch, severity, phantom, number):
     """The same patient at another severity: all else equal."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_latent", lambda *_: (0, severity, 0))
+        patch.setattr(bodies, "draw_latent", lambda *_: (0, severity, 0))
         return draw_patient(phantom, "d1", number)
 
 
 def test_counts_of_the_paper_at_full_scale():
     pairs = list_patients(Phantom(), scale=1.0)
     assert Counter(cohort for cohort, _ in pairs) == {"radio": 2799, "d1": 106, "d2": 49}
+    further = list_patients(Phantom(), scale=1.0, population=1.0)
+    assert further[: len(pairs)] == pairs and len(further) == len(pairs) + 1060
+    pairs = further
     for cohort, counts in COUNTS.items():
         numbers = [number for name, number in pairs if name == cohort]
         assert numbers == list(range(sum(counts)))
-        assert np.bincount(module._classes(cohort, 0)).tolist() == list(counts)
+        assert np.bincount(list_classes(cohort, 0)).tolist() == list(counts)
     labels = {
         c: [describe_patient(Phantom(), c, n)["label"] for k, n in pairs if k == c]
         for c in ("d1", "d2")
@@ -58,11 +61,11 @@ def test_counts_of_the_paper_at_full_scale():
 def test_a_smaller_scale_is_a_proportional_subset():
     full, tenth = list_patients(Phantom(), 1.0), list_patients(Phantom(), 0.1)
     assert set(tenth) < set(full)
-    stages = Counter(module._classes("radio", 0)[n] for c, n in tenth if c == "radio")
+    stages = Counter(list_classes("radio", 0)[n] for c, n in tenth if c == "radio")
     assert stages == {0: 188, 1: 39, 2: 41, 3: 12}
     smoke = list_patients(Phantom(), 0.005, 0.05)
     for cohort, least in (("d1", 10), ("d2", 5)):
-        positive = [module._classes(cohort, 0)[n] >= 3 for c, n in smoke if c == cohort]
+        positive = [list_classes(cohort, 0)[n] >= 3 for c, n in smoke if c == cohort]
         assert sum(positive) >= least and len(positive) - sum(positive) >= least
     with pytest.raises(ValueError, match=r"scale 0.*\(0, 1\]"):
         list_patients(Phantom(), 0)
@@ -113,7 +116,7 @@ def test_a_patient_depends_on_seed_cohort_and_number_only():
 
 def test_slabs_do_not_show(monkeypatch):
     whole = draw_patient(SMALL, "d1", 1)
-    monkeypatch.setattr(module, "THICK", 5 * 64**2)
+    monkeypatch.setattr(scans, "THICK", 5 * 64**2)
     parts = draw_patient(SMALL, "d1", 1)
     assert np.array_equal(whole.volume, parts.volume) and np.array_equal(whole.mask, parts.mask)
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.models import resnet18
-from wspnb.phantom.patients import Phantom, make_phantom
+from wspnb.phantom.patients import Phantom
+from wspnb.phantom.scans import make_phantom
 from wspnb.run import main
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

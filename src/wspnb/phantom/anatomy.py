@@ -1,12 +1,12 @@
-"""Painting of the synthetic abdomen: organs as smooth solids, random fields, signs of disease.
+"""Painting of the synthetic abdomen: organs as smooth solids (``solids.py``), signs of disease.
 
-Template positions are in mm of an average adult: x to the patient's right, y to the front, z to the
-head from the liver's lower tip. Organs are laid one over the other in HU, each given by its signed
-distance ("inside", mm, positive inside). What varies between patients comes from ``phantom.py``,
-whose VERSION rises with every change here that alters a voxel.
+What varies between patients comes from ``bodies.py``. VERSION in ``scans.py`` rises with every
+change here that alters a voxel.
 """
 
 import numpy as np
+
+from wspnb.phantom.solids import ALL, Slab, evaluate, join, meet
 
 LIVER_HEIGHT = 165.0  # mm, template, lower tip to dome
 # Bands of depth (0 tip .. 1 dome of the liver) where each sign shows when depth_dependence = 1.
@@ -17,7 +17,6 @@ BANDS = {
     "spleen": (0.40, 0.85),
     "caudate": (0.42, 0.82),
 }
-ALL = (slice(None),) * 3
 
 
 # --- signs: where and how much --------------------------------------------------------------------
@@ -43,170 +42,6 @@ def caudate_growth(sign):
     return 1 + 0.57 * sign
 
 
-# --- random fields --------------------------------------------------------------------------------
-
-# Reach of the fields (z, y, x), mm.
-LOW, HIGH = np.array([-60.0, -260.0, -260.0]), np.array([260.0, 260.0, 260.0])
-
-
-def draw_fields(rng: np.random.Generator, texture_size: float) -> dict[str, tuple]:
-    """All random fields of a patient, independent of pixels and slices.
-
-    Each is white noise on the knots of a cubic B-spline.
-
-    Args:
-        rng: consumed in the order of the names.
-        texture_size: distance of the knots of the liver's texture, mm.
-
-    Returns:
-        By name, coefficients (z, y, x) float32 and distance of the knots, mm.
-    """
-    knots = {
-        "warp_x": 48, "warp_y": 48, "warp_z": 60, "shape": 26, "bowel": 15, "gas": 22,
-        "stranding": 9, "contour": 8, "texture": texture_size,
-    }  # fmt: skip
-    fields = {}
-    for name, knot in knots.items():
-        shape = np.ceil((HIGH - LOW) / knot).astype(int) + 4
-        fields[name] = rng.standard_normal(shape, dtype=np.float32) / np.float32(0.33), knot
-    return fields
-
-
-def _evaluate(field, axes) -> np.ndarray:
-    """The field (mean 0, SD about 1) on the grid of axes (z, y, x), mm.
-
-    No BLAS: the bits do not depend on the number of threads.
-    """
-    values, knot = field
-    steps = [
-        np.clip((axis - low) / knot, 0, n - 4.001)
-        for axis, low, n in zip(axes, LOW, values.shape, strict=True)
-    ]
-    first = [np.floor(step).astype(int) for step in steps]
-    values = values[tuple(slice(start.min(), start.max() + 4) for start in first)]
-    for axis in (2, 1, 0):  # z last: whole planes are added
-        f = (steps[axis] - first[axis]).astype(np.float32)
-        g = 1 - f
-        weights = (g**3 / 6, 2 / 3 - f**2 + f**3 / 2, 2 / 3 - g**2 + g**3 / 2, f**3 / 6)
-        shape = [-1 if i == axis else 1 for i in range(3)]
-        start = first[axis] - first[axis].min()
-        total = np.float32(0)
-        for k, weight in enumerate(weights):
-            part = np.take(values, start + k, axis)
-            part *= weight.astype(np.float32).reshape(shape)
-            total = np.add(total, part, out=part)
-        values = total
-    return values
-
-
-# --- solids ---------------------------------------------------------------------------------------
-
-
-def _round(a, b, soft):
-    """What a smooth maximum adds where two insides meet within ``soft`` mm."""
-    near = np.maximum(np.float32(soft) - np.abs(a - b), np.float32(0))
-    near *= near
-    near *= np.float32(0.25 / soft)
-    return near
-
-
-def _join(a, b, soft):
-    """Smooth maximum of two insides, rounding of ``soft`` mm."""
-    return np.maximum(a, b) + _round(a, b, soft)
-
-
-def _meet(a, b, soft):
-    """Smooth minimum: inside both."""
-    return np.minimum(a, b) - _round(a, b, soft)
-
-
-class _Slab:
-    """Some slices being painted; arrays are (z, y, x).
-
-    Holds HU, the warped template position of every voxel (X, Y, Z; mm), two random fields (shape,
-    stranding) and the three solids that others are cut to, as insides in mm: the body, the cavity
-    within its wall, and what is under the diaphragm.
-    """
-
-    def __init__(self, a, fields, axes, edge):
-        self.axes, self.edge = axes, edge
-        z, y, x = np.ix_(*map(np.float32, axes))
-        cos, sin = np.float32(np.cos(a["turn"])), np.float32(np.sin(a["turn"]))
-        warp = [_evaluate(fields[name], axes) for name in ("warp_x", "warp_y", "warp_z")]
-        X = x * cos + y * sin + 4 * warp[0]
-        Y = y * cos - x * sin + 3.5 * warp[1]
-        Z = z + 3 * warp[2]
-        self.position, self.warp_z = (X, Y, Z), warp[2]
-        self.hu = np.full(X.shape, -1000, np.float32)
-        self.shape = shape = _evaluate(fields["shape"], axes)
-        self.stranding = _evaluate(fields["stranding"], axes)
-
-        sides, front = a["fat"]
-        radii = (154 + sides, 113 + (front + 14) / 2, None)
-        squarish = (X / 165) ** 2 * (Y / 125) ** 2  # fuller than an ellipse at the flanks
-        squarish = 14 * squarish / (squarish + np.float32(0.3))
-        self.body = self.ellipsoid(ALL, (0, (front - 14) / 2, 0), radii) + squarish
-        self.cavity = self.ellipsoid(ALL, (0, 4, 0), (140, 90, None)) + 1.5 * shape
-        right = 166 - 56 * ((X - 62) / 82) ** 2 - 52 * ((Y - 12) / 88) ** 2
-        left = 150 - 56 * ((X + 64) / 80) ** 2 - 52 * ((Y - 12) / 88) ** 2
-        dome = np.maximum(_join(right, left, 12), 20) + 2 * shape
-        self.under = (dome - Z) * np.float32(0.75)
-        self.dome_edge = max(edge, 0.5 * a["spacing_mm"])  # mm, partial volume where it lies flat
-
-    def near(self, centre, reach):
-        """Index of the box about an organ (x, y, z in mm), or None where the slab misses it."""
-        box = []
-        for axis, c, r in zip(self.axes, reversed(centre), reversed(reach), strict=True):
-            hits = np.flatnonzero(np.abs(axis - c) <= r + 20)  # 20 mm: warp, turn
-            if not len(hits):
-                return None
-            box.append(slice(hits[0], hits[-1] + 1))
-        return tuple(box)
-
-    def ellipsoid(self, box, centre, radii):
-        """Signed distance to an ellipsoid to first order, mm, positive inside; None: infinite."""
-        level = np.ones_like(self.hu[box])
-        slope = np.full_like(level, 1e-6)
-        for position, c, r in zip(self.position, centre, radii, strict=True):
-            if r is not None:
-                inverse = np.float32(1) / np.square(np.float32(r))
-                part = position[box] - np.float32(c)
-                part *= part
-                part *= inverse
-                level -= part
-                part *= inverse
-                slope += part
-        np.sqrt(slope, out=slope)
-        level /= slope
-        level *= np.float32(0.5)
-        return np.minimum(level, np.float32(60), out=level)
-
-    def tube(self, box, start, end, radii):
-        """Signed distance to a tapering tube between two points, mm, positive inside."""
-        start, end = np.float32(start), np.float32(end)
-        along = end - start
-        d = [p[box] - s for p, s in zip(self.position, start, strict=True)]
-        h = np.clip((d[0] * along[0] + d[1] * along[1] + d[2] * along[2]) / (along @ along), 0, 1)
-        gap = [di - h * ai for di, ai in zip(d, along, strict=True)]
-        r0, r1 = np.float32(radii)
-        return r0 + (r1 - r0) * h - np.sqrt(gap[0] ** 2 + gap[1] ** 2 + gap[2] ** 2)
-
-    def paint(self, box, inside, hu, edge=None):
-        """Lay an organ over what is there; returns its cover, the share of each voxel inside."""
-        cover = inside * np.float32(1 / (edge or self.edge))
-        cover += np.float32(0.5)
-        np.clip(cover, np.float32(0), np.float32(1), out=cover)
-        self.hu[box] += cover * (hu - self.hu[box])
-        return cover
-
-    def paint_tube(self, start, end, radii, hu):
-        """Lay a tapering tube (points and two radii in mm) where the slab meets it."""
-        middle, reach = np.add(start, end) / 2, np.abs(np.subtract(end, start)) / 2 + max(radii)
-        box = self.near(tuple(middle), tuple(reach))
-        if box:
-            self.paint(box, self.tube(box, start, end, radii), np.float32(hu))
-
-
 # --- the abdomen ----------------------------------------------------------------------------------
 
 
@@ -216,15 +51,15 @@ def paint(a: dict, fields: dict[str, tuple], axes: tuple, edge: float):
     Positions, sizes and HU are those of an adult in the portal-venous phase; paper silent.
 
     Args:
-        a: the patient's anatomy, as ``phantom.py`` samples it.
-        fields: the patient's random fields, of ``draw_fields``.
+        a: the patient's anatomy, as ``bodies.py`` samples it.
+        fields: the patient's random fields, of ``solids.draw_fields``.
         axes: positions of the slices, rows and columns (z, y, x), template mm.
         edge: width over which a surface is blurred, mm.
 
     Returns:
         HU and the liver's cover in [0, 1], both (z, y, x) float32.
     """
-    slab = _Slab(a, fields, axes, edge)
+    slab = Slab(a, fields, axes, edge)
     hu = a["hu"]
     _paint_wall(a, slab)
     _paint_chest(a, slab)
@@ -247,7 +82,7 @@ def _paint_wall(a, slab):
     """Table, skin, fat and muscle."""
     hu, shape, stranding = a["hu"], slab.shape, slab.stranding
     X, Y, _ = slab.position
-    table = _meet(-np.abs(Y + 132 + (X / 110) ** 2 * -14) + 2.5, 200 - np.abs(X), 1)
+    table = meet(-np.abs(Y + 132 + (X / 110) ** 2 * -14) + 2.5, 200 - np.abs(X), 1)
     slab.paint(ALL, table, -350)
     slab.paint(ALL, slab.body, 10)  # skin
     slab.paint(ALL, slab.body - 2, hu["fat"] + 3 * stranding)
@@ -267,7 +102,7 @@ def _paint_chest(a, slab):
     hu, shape, stranding, edge = a["hu"], slab.shape, slab.stranding, slab.dome_edge
     cavity, under = slab.cavity, slab.under
     slab.paint(ALL, cavity, hu["fat"] + 8 + 5 * stranding)
-    lung = _meet(cavity - 2, -under, 3)
+    lung = meet(cavity - 2, -under, 3)
     air = -860 + 25 * np.maximum(stranding, 0) ** 2 - 0.5 * slab.position[1]
     slab.paint(ALL, lung, air, edge)
     mediastinum = slab.ellipsoid(ALL, (-4, -38, 0), (34, 30, None)) + 2 * shape
@@ -275,7 +110,7 @@ def _paint_chest(a, slab):
     slab.paint(ALL, np.minimum(2.2 - np.abs(under), cavity + 2), hu["muscle"], edge)  # diaphragm
     centre, radii = np.array([-24, 42, 178 + a["breath"]]) + a["jitter"]["heart"], (66, 52, 46)
     if box := slab.near(centre, radii):
-        heart = _meet(slab.ellipsoid(box, centre, radii) + 2 * shape[box], -under[box] - 2, 4)
+        heart = meet(slab.ellipsoid(box, centre, radii) + 2 * shape[box], -under[box] - 2, 4)
         slab.paint(box, heart, hu["fat"] + 15)
         slab.paint(box, heart - 4, 95 + 25 * (slab.warp_z[box] > 0), 6)
 
@@ -304,8 +139,8 @@ def _paint_bones(a, slab):
     marrow = (bone - 10 + 22 * slab.stranding[box]) * (1 - disc) + 90 * disc
     slab.paint(box, vertebra - 2.5, marrow)
     arch = slab.ellipsoid(box, (0, -86, 0), (19, 13, None))
-    spine = _meet(4.5 - np.abs(X), _meet(-92 - Y, Y + 113, 2), 2)
-    transverse = _meet(4.5 - np.abs(Y + 82), _meet(36 - np.abs(X), 7 - np.abs(level), 2), 2)
+    spine = meet(4.5 - np.abs(X), meet(-92 - Y, Y + 113, 2), 2)
+    transverse = meet(4.5 - np.abs(Y + 82), meet(36 - np.abs(X), 7 - np.abs(level), 2), 2)
     spine = spine - np.maximum(np.abs(level + 6) - 11, 0)
     slab.paint(box, np.maximum(np.maximum(arch, transverse), spine), bone + 130)
     slab.paint(box, slab.ellipsoid(box, (0, -83, 0), (10, 8, None)), 25)  # canal
@@ -348,10 +183,10 @@ def _paint_bowel(slab, fields):
     X, Y, Z = slab.position
     cavity, under, shape, stranding = slab.cavity, slab.under, slab.shape, slab.stranding
     if slab.axes[0].min() < 95:
-        region = _meet(cavity - 5, 74 - Z + 0.15 * Y, 6)
-        region = _meet(region, Y + 22 - 0.0012 * X**2 + 4 * shape, 6)
-        bowel = np.minimum((0.62 - np.abs(_evaluate(fields["bowel"], slab.axes))) * 12, region)
-        gas = np.minimum((_evaluate(fields["gas"], slab.axes) - 1.1) * 10, Y - 30)
+        region = meet(cavity - 5, 74 - Z + 0.15 * Y, 6)
+        region = meet(region, Y + 22 - 0.0012 * X**2 + 4 * shape, 6)
+        bowel = np.minimum((0.62 - np.abs(evaluate(fields["bowel"], slab.axes))) * 12, region)
+        gas = np.minimum((evaluate(fields["gas"], slab.axes) - 1.1) * 10, Y - 30)
         slab.paint(ALL, bowel, 80)
         slab.paint(ALL, bowel - 2.5, 25 + 12 * stranding)
         slab.paint(ALL, np.minimum(bowel - 3, gas), -850)
@@ -362,7 +197,7 @@ def _paint_bowel(slab, fields):
     ):
         if box := slab.near(centre, radii):
             colon = slab.ellipsoid(box, centre, radii) + 4 * shape[box]
-            colon = _meet(colon, _meet(cavity[box] - 4, under[box] - 4, 3), 4)
+            colon = meet(colon, meet(cavity[box] - 4, under[box] - 4, 3), 4)
             slab.paint(box, colon, 70)
             stool = -60 + 70 * stranding[box]
             gas = np.clip((Y[box] - centre[1] - 4) / 2, 0, 1)
@@ -380,8 +215,8 @@ def _paint_stomach(a, slab):
         fundus = slab.ellipsoid(box, np.add(centre, (-6, -22, 24)), np.array([36, 34, 32]) * full)
         corpus = slab.ellipsoid(box, np.add(centre, (-2, 22, -8)), np.array([34, 30, 42]) * full)
         antrum = slab.ellipsoid(box, np.add(centre, (40, 40, -38)), np.array([38, 18, 19]) * full)
-        stomach = _join(_join(fundus, corpus, 10), antrum, 10) + 3 * slab.shape[box]
-        stomach = _meet(stomach, _meet(slab.cavity[box] - 4, slab.under[box] - 4, 4), 5)
+        stomach = join(join(fundus, corpus, 10), antrum, 10) + 3 * slab.shape[box]
+        stomach = meet(stomach, meet(slab.cavity[box] - 4, slab.under[box] - 4, 4), 5)
         slab.paint(box, stomach, 85)
         gas = np.clip((slab.position[1][box] - a["gas_level"]) / 2, 0, 1)
         fluid = a["stomach_hu"] + 14 * slab.stranding[box]
@@ -398,9 +233,9 @@ def _paint_spleen(a, slab, kidney):
         grown = (radii[0] * grow, radii[1] * grow, radii[2] * (0.5 + grow / 2))
         spleen = slab.ellipsoid(box, np.add(centre, (4, 2, 0)), grown) + 2 * slab.shape[box]
         hilum = slab.ellipsoid(box, np.add(centre, (34, 22, -4)), (24, 26, 40))
-        spleen = _meet(spleen, -hilum, 5)
-        spleen = _meet(spleen, _meet(slab.cavity[box] - 3, slab.under[box] - 2, 3), 4)
-        spleen = _meet(spleen, -slab.ellipsoid(box, *kidney) - 5, 4)
+        spleen = meet(spleen, -hilum, 5)
+        spleen = meet(spleen, meet(slab.cavity[box] - 3, slab.under[box] - 2, 3), 4)
+        spleen = meet(spleen, -slab.ellipsoid(box, *kidney) - 5, 4)
         slab.paint(box, spleen, a["hu"]["spleen"])
 
 
@@ -427,20 +262,20 @@ def _paint_liver(a, slab, fields, kidney):
         np.array([15, 17, 24]) * a["size_gallbladder"],
     )
     liver = _lobes(a, slab, box, strength["caudate"])
-    liver = _meet(liver, -slab.ellipsoid(box, *kidney) - 5, 5)
+    liver = meet(liver, -slab.ellipsoid(box, *kidney) - 5, 5)
     if a["gallbladder"]:
-        liver = _meet(liver, -gallbladder - 0.5, 3)
+        liver = meet(liver, -gallbladder - 0.5, 3)
 
     # Rounded nodules, sharp valleys. Mimics use the same field: only depth tells them apart.
-    nodules = np.abs(_evaluate(fields["contour"], axes)) - np.float32(0.8)
+    nodules = np.abs(evaluate(fields["contour"], axes)) - np.float32(0.8)
     low, high = _band(depth, -1, 0.27), _band(depth, 0.68, 2)
     rough = strength["contour"] + signs["base_contour"]
     rough = rough + signs["mimic_contour_low"] * low + signs["mimic_contour_high"] * high
     liver = liver + 2.0 * shape + 5.7 * rough * nodules
-    room = _meet(cavity - 3, slab.under[box] - 2.5, 4) + 3.4 * np.minimum(rough * nodules, 0)
-    liver = _meet(liver, room, 4)
+    room = meet(cavity - 3, slab.under[box] - 2.5, 4) + 3.4 * np.minimum(rough * nodules, 0)
+    liver = meet(liver, room, 4)
 
-    grain = np.abs(_evaluate(fields["texture"], axes)) - np.float32(0.8)
+    grain = np.abs(evaluate(fields["texture"], axes)) - np.float32(0.8)
     coarse = strength["texture"] + signs["base_texture"]
     coarse = coarse + signs["mimic_texture"] * _band(depth, -1, 0.42)
     tissue = hu["liver"] + 30 * coarse * grain + 1.5 * shape
@@ -451,7 +286,7 @@ def _paint_liver(a, slab, fields, kidney):
     slab.paint(box, slab.tube(box, (20, -24, 60), (22, -18, 152), (11.5, 12)), hu["cava"])
     slab.paint_tube((12, 0, 62), (30, 12, 80), (7, 7), hu["portal"])
     if a["gallbladder"]:
-        slab.paint(box, _meet(gallbladder, cavity - 3, 3), 12)
+        slab.paint(box, meet(gallbladder, cavity - 3, 3), 12)
     return cover
 
 
@@ -467,21 +302,21 @@ def _lobes(a, slab, box, caudate_sign):
     )
     # The oblique lower face.
     visceral = (Z - (86 - 0.95 * X) + 0.25 * (Y - 10) + 5 * slab.shape[box]) * 0.7
-    right = _meet(right, visceral, 8)
+    right = meet(right, visceral, 8)
     size, jitter = a["size_left"], a["jitter"]["left"]
     left = slab.ellipsoid(
         box,
         (-2 + a["lobe_left"] + jitter[0], 46 + jitter[1], 110),
         (74 * size[0], (37 + 0.12 * X) * size[1], 46 * size[2]),
     )
-    liver = _join(right, left, 8)
+    liver = join(right, left, 8)
     porta = slab.ellipsoid(box, (30, 14, 80), (26, 10, 13))
-    liver = _meet(liver, -porta, 4)
+    liver = meet(liver, -porta, 4)
     sheet = 1.6 - np.abs(Y - 22 - 0.25 * X)  # venous ligament
     sheet = np.minimum(sheet, np.minimum(30 - np.abs(X - 2), 24 - np.abs(Z - 104)))
     ligament = slab.tube(box, (0, 84, 84), (8, 40, 82), (7, 5))  # round
-    liver = _meet(_meet(liver, -sheet, 2), -ligament, 4)
-    liver = _meet(liver, -slab.ellipsoid(box, (-4, -50, 0), (34, 36, None)), 5)  # spine
+    liver = meet(meet(liver, -sheet, 2), -ligament, 4)
+    liver = meet(liver, -slab.ellipsoid(box, (-4, -50, 0), (34, 36, None)), 5)  # spine
     size, grow = a["size_caudate"], 1 + (caudate_growth(1.0) - 1) * caudate_sign
     caudate = slab.ellipsoid(
         box,
@@ -489,7 +324,7 @@ def _lobes(a, slab, box, caudate_sign):
         (17 * size[0] * grow, 15 * size[1] * grow, 26 * size[2]),
     )
     cava = slab.tube(box, (20, -24, 60), (22, -18, 160), (12, 12))
-    return _meet(_join(liver, caudate, 3), -cava, 2)
+    return meet(join(liver, caudate, 3), -cava, 2)
 
 
 def _paint_vessels(a, slab):

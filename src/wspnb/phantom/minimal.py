@@ -1,7 +1,7 @@
 """A cohort whose slices are short vectors: the phantom's mechanisms at a thousandth of its cost.
 
 For maps of when a method helps, where hundreds of trainings are compared. The patients (classes,
-severity, the radiologist's reading) are those of ``phantom.py``; a slice is 64 numbers, one random
+severity, the radiologist's reading) are those of ``patients.py``; a slice is 64 numbers, one random
 smooth map of what the scan consists of. A demonstration, not evidence about livers.
 """
 
@@ -80,7 +80,7 @@ def draw_cohort(minimal: Minimal) -> Cohort:
 
     Float64, so that trainings on two machines differ by less than the last printed digit.
     """
-    parts = [_draw_slices(minimal, cohort) for cohort in COHORTS]
+    parts = [_draw_slices(minimal, cohort) for cohort in ("radio", "d1", "d2")]
     table = pd.concat([part[0] for part in parts], ignore_index=True)
     causes = torch.from_numpy(np.concatenate([part[1] for part in parts]))
     render = _draw_map(minimal.seed)

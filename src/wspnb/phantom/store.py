@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from wspnb.data.bscans import write_store
 from wspnb.data.volumes import central_slices, slice_positions, to_image, window
-from wspnb.phantom.patients import VERSION, Phantom, draw_patient, list_patients
+from wspnb.phantom.patients import Phantom, list_patients
+from wspnb.phantom.scans import VERSION, draw_patient
 
 CHUNK = 16  # patients of one job of a worker
 
@@ -29,7 +30,7 @@ def draw_slices(phantom: Phantom, cohort: str, number: int) -> tuple[np.ndarray,
 
     Args:
         phantom: the definition; its image size is that of the slices.
-        cohort, number: as :func:`~wspnb.phantom.patients.draw_patient`.
+        cohort, number: as :func:`~wspnb.phantom.scans.draw_patient`.
 
     Returns:
         ``(n_kept, size, size)`` uint8, lowest first, and their rows of the store's table.

@@ -15,7 +15,8 @@ from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head
 from wspnb.phantom.minimal import N_FEATURES, Cohort, Minimal, draw_cohort
-from wspnb.phantom.patients import Phantom, make_phantom
+from wspnb.phantom.patients import Phantom
+from wspnb.phantom.scans import make_phantom
 from wspnb.pretrain import UNTRAINED, health, is_collapsed, learning_rate_factor, pick_precision
 from wspnb.sampling import OneSlicePerPatient
 

@@ -1,0 +1,187 @@
+"""The synthetic scans: each patient's voxels, and the cohorts as NIfTI files with their table."""
+
+import csv
+import io
+import json
+import os
+import signal
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from tqdm.auto import tqdm
+
+from wspnb.data.volumes import write_image
+from wspnb.files import write_text
+from wspnb.phantom.anatomy import paint
+from wspnb.phantom.bodies import describe_patient, sample_body
+from wspnb.phantom.patients import Phantom, list_patients
+from wspnb.phantom.solids import draw_fields
+
+VERSION = 1  # of the definition: raise it with every change that alters a voxel or a label
+THICK = 200_000  # pixels painted at once: bounds the memory and stays in the processor's cache
+
+
+class Patient(NamedTuple):
+    """One synthetic scan as it is stored."""
+
+    volume: np.ndarray  # HU, int16, axes in the orientation of `affine`
+    mask: np.ndarray  # liver = 1, uint8, same axes
+    affine: np.ndarray  # (4, 4), voxel to mm, x right, y front, z head
+    row: dict[str, Any]  # the patient's line of cohort.csv without the two paths
+
+
+def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
+    """Draw one patient; depends on (phantom, cohort, number) only, not on order or workers.
+
+    Args:
+        phantom: the definition.
+        cohort: "radio", "d1", "d2" or "population".
+        number: 0..2798, 0..105, 0..48 or 0..1059.
+
+    Raises:
+        ValueError: if the cohort or the number does not exist.
+    """
+    a, row, (field_seed, noise_seed) = sample_body(phantom, cohort, number)
+    fields = draw_fields(np.random.default_rng(field_seed), a["texture_size"])
+    noise = np.random.default_rng(noise_seed)
+    n, size, pixel, scale = len(a["z"]), phantom.image_size, a["pixel_mm"], a["scale"]
+    in_plane = (np.arange(size) - (size - 1) / 2) * pixel
+    x, y = (in_plane + a["centre"][0]) / scale[0], (in_plane + a["centre"][1]) / scale[1]
+    hu, mask = np.empty((n, size, size), np.int16), np.zeros((n, size, size), np.uint8)
+    edge = max(1.2 * pixel, 1.2)
+    thick = max(4, THICK // size**2)  # slices at once
+    kept = (np.abs(y - a["fat"][1] / 2 + 20) < 145 + a["fat"][1] / 2, np.abs(x) < 172 + a["fat"][0])
+    inner = tuple(slice(i[0], i[-1] + 1) for i in map(np.flatnonzero, kept))  # the rest is air
+    for start in range(0, n, thick):
+        part = slice(start, min(start + thick, n))
+        image = np.full((part.stop - start, size, size), -1000, np.float32)
+        axes = (a["z"][part] / scale[2], y[inner[0]], x[inner[1]])
+        image[:, *inner], liver = paint(a, fields, axes, edge)
+        image += np.float32(a["noise_hu"]) * _noise(noise, image.shape, a["smooth"])
+        hu[part] = np.rint(np.clip(image, -1024, 3000))
+        mask[part][:, *inner] = liver > 0.5
+
+    affine = np.diag([pixel, pixel, a["spacing_mm"], 1.0])
+    affine[:3, 3] = a["origin"] + (in_plane[0], in_plane[0], a["z"][0])
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(a["orientation"]))
+    stored = [nib.orientations.apply_orientation(v.transpose(2, 1, 0), turn) for v in (hu, mask)]
+    return Patient(*stored, affine @ inv_ornt_aff(turn, (size, size, n)), row)
+
+
+def _noise(rng, shape, neighbour):
+    """Noise of SD 1, correlated in each slice by the kernel (neighbour, 1, neighbour) twice."""
+    white = rng.standard_normal((shape[0], shape[1] + 2, shape[2] + 2), dtype=np.float32)
+    weight, norm = np.float32(neighbour), np.float32(1 + 2 * neighbour**2)
+    rows = white[:, 1:-1] + weight * (white[:, :-2] + white[:, 2:])
+    return (rows[..., 1:-1] + weight * (rows[..., :-2] + rows[..., 2:])) / norm
+
+
+def _write_patient(folder: Path, phantom: Phantom, cohort: str, number: int) -> None:
+    """Draw and write one patient unless both of its files are there; the volume comes last."""
+    name = f"{cohort}_{number:04d}.nii.gz"
+    volume, mask = folder / "volumes" / name, folder / "masks" / name
+    if volume.exists() and mask.exists():
+        return
+    patient = draw_patient(phantom, cohort, number)
+    write_image(mask, patient.mask, patient.affine)
+    write_image(volume, patient.volume, patient.affine)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
+
+
+def make_phantom(
+    folder: str | Path,
+    phantom: Phantom | None = None,
+    scale: float = 0.1,
+    scale_histology: float = 1.0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write the cohorts radio, d1 and d2 as NIfTI with liver masks and a table; resumes.
+
+    ``folder`` receives volumes/PATIENT.nii.gz (int16 HU, varying orientation), masks/PATIENT.nii.gz
+    (liver = 1), phantom.json (every parameter) and, last, cohort.csv. Files that exist are kept,
+    since phantom.json guards their definition. Columns that begin with ``true_`` are hidden causes,
+    for audits only.
+
+    Args:
+        folder: made if missing; one definition per folder, any scale.
+        phantom: the definition; None is ``Phantom()``.
+        scale: share of D_radio's 2,799 patients, in (0, 1].
+        scale_histology: share of D1's 106 and D2's 49 patients, in (0, 1].
+        workers: processes; None is one per core, 1 draws in this process.
+        progress: show a bar.
+
+    Returns:
+        Path of cohort.csv.
+
+    Raises:
+        ValueError: if the folder holds another definition, or a scale is outside (0, 1].
+    """
+    folder, phantom = Path(folder), phantom or Phantom()
+    pairs = list_patients(phantom, scale, scale_histology)
+    definition = {"version": VERSION, **asdict(phantom)}
+    _claim(folder, definition)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(workers or cores or 1, len(pairs))
+    bar = tqdm(total=len(pairs), desc="phantom", unit="patient", disable=not progress)
+    with bar:
+        if workers == 1:
+            for pair in pairs:
+                _write_patient(folder, phantom, *pair)
+                bar.update()
+        else:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupt) as pool:
+                try:
+                    jobs = [pool.submit(_write_patient, folder, phantom, *pair) for pair in pairs]
+                    for job in as_completed(jobs):
+                        job.result()
+                        bar.update()
+                except BaseException:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+    rows = []
+    for cohort, number in pairs:
+        row = describe_patient(phantom, cohort, number)
+        name = f"{row['patient']}.nii.gz"
+        rows.append({"volume": f"volumes/{name}", "mask": f"masks/{name}", **row})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "cohort.csv", table.getvalue())
+    return folder / "cohort.csv"
+
+
+def _claim(folder: Path, definition: dict[str, Any]) -> None:
+    """Make the folder, or check that it holds the same definition."""
+    note = folder / "phantom.json"
+    if note.exists():
+        found = json.loads(note.read_text(encoding="utf-8"))
+        names = sorted(definition.keys() | found.keys())
+        changed = [
+            f"{name} = {found.get(name)} there, {definition.get(name)} asked"
+            for name in names
+            if found.get(name) != definition.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{note}: the folder holds another phantom ({'; '.join(changed)}): "
+                "choose another folder or delete this one"
+            )
+    elif any((folder / "volumes").glob("*.nii.gz")):
+        raise ValueError(
+            f"{note}: missing beside volumes of unknown definition: "
+            "choose another folder or delete this one"
+        )
+    for part in ("volumes", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(definition, indent=1) + "\n")
