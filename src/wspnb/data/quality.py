@@ -25,3 +25,22 @@ def people(table: pd.DataFrame) -> pd.DataFrame:
     )
     labels = ["with_weak_label", "with_label", "class_1"]
     return counts.join(known.groupby("cohort")[labels].sum().astype(int))
+
+
+def refuse_mixed(cohort: pd.DataFrame) -> None:
+    """Positions in the scan do not compare with those in the liver.
+
+    Args:
+        cohort: of :func:`wspnb.data.cohort.read_cohort`.
+
+    Raises:
+        ValueError: if some volumes have a mask and others none; names patients.
+    """
+    bare = cohort[cohort["mask"] == ""]
+    if 0 < len(bare) < len(cohort):
+        shown = ", ".join(bare.patient.unique()[:5])
+        raise ValueError(
+            f"{len(bare)} of {len(cohort)} volumes have no mask, such as those of {shown}, and"
+            " positions in the scan do not compare with those in the liver: draw the missing masks"
+            " with notebook 01b, delete these rows, or leave all masks empty"
+        )
