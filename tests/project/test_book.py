@@ -62,3 +62,14 @@ def test_every_equation_can_be_drawn_as_mathml():
             assert "merror" not in drawn, f"{name}: {block or inline}"
             n_found += 1
     assert n_found > 40
+
+
+def test_every_picture_of_a_notebook_says_what_it_shows():
+    n_found = 0
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            if cell["cell_type"] == "code" and "plt.show()" in "".join(cell["source"]):
+                alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
+                assert len(alt) > 30, f"{path.name}, cell {cell['id']}: mystnb.image.alt is {alt!r}"
+                n_found += 1
+    assert n_found > 30
