@@ -62,6 +62,7 @@ def contrastive_loss(
     n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives)
     with torch.autocast(view_1.device.type, enabled=False):
         views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
+        kernel, negatives = _beside(views, kernel), _beside(views, negatives)
         if denominator == "all" and not _learnt(n, views, kernel, negatives, temperature):
             if n > BLOCKWISE_ABOVE or anchors is not None or not isinstance(kernel, Tensor):
                 return blockwise_loss(views, kernel, temperature, normalise, anchors, negatives)
@@ -140,6 +141,11 @@ def _on_sphere(views: Tensor) -> Tensor:
     largest = views.detach().abs().amax(1, keepdim=True)
     usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
     return normalize(views / largest.masked_fill(usual, 1), dim=1)
+
+
+def _beside(views: Tensor, kernel: Kernel | None) -> Kernel | None:
+    """A whole kernel on the views' device."""
+    return kernel.to(views.device) if isinstance(kernel, Tensor) else kernel
 
 
 def _whole(kernel: Kernel, views: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ PALETTE = {
     "supcon": "#E69F00",
     "depth_aware": "#009E73",
     "wsp": "#D55E00",
+    "wsp_floor": "#0072B2",
+    "wsp_own": "#F0E442",
 }
 CLASS_COLOURS = ("#0072B2", "#D55E00")
 DEPTH_MAP = "viridis"

@@ -50,6 +50,7 @@ class Config:
     train_cohort: str
     data: str  # checksum of the preprocessed cohort
     seed: int
+    floor: float = 0.2
 
     def __post_init__(self):
         choices = {
@@ -79,6 +80,8 @@ class Config:
         for name in ("warmup_steps", "weight_decay", "translate", "severe_from", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor={self.floor}: must be between 0 and 1")
         if self.batch_size < 2:
             raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
         if self.method == "imagenet" and self.backbone != "resnet18":

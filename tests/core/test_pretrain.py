@@ -61,6 +61,8 @@ SETTINGS = {
         ("precision", "fp8"),
         ("sigma", 0.0),
         ("sigma", float("nan")),
+        ("floor", 1.5),
+        ("floor", float("nan")),
         ("temperature", -1.0),
         ("batch_size", 1),
         ("n_steps", 0),
