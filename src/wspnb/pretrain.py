@@ -1,6 +1,7 @@
 """What the visible loop of notebook 02 needs tested: settings, schedule, health, files."""
 
 import ctypes
+import hashlib
 import json
 import math
 import platform
@@ -48,7 +49,7 @@ class Config:
     convention: str
     severe_from: int
     train_cohort: str
-    data: str  # checksum of the preprocessed cohort
+    data: str  # checksum of slices and weak labels, see identity
     seed: int
     floor: float = 0.2
 
@@ -234,6 +235,20 @@ def health(view_1: Tensor, view_2: Tensor, features: Tensor) -> dict[str, float]
         "embedding_sd": float(a.std(0).mean() * a.shape[1] ** 0.5),
         "feature_sd": float(features.std(0).mean() / features.abs().mean().clamp_min(1e-12)),
     }
+
+
+def identity(images: str, slices: pd.DataFrame, label: str) -> str:
+    """Checksum of what is learnt from: images, and whose they are and which label they bear.
+
+    Labels that are not used here do not count, so that a corrected one trains nothing again.
+
+    Args:
+        images: checksum of the store's images.
+        slices: rows that are used, with patient, cohort and label.
+        label: the column, ``weak_label`` or ``label``.
+    """
+    used = slices[["patient", "cohort", label]].to_csv(index=False)
+    return hashlib.sha256(f"{images}{used}".encode()).hexdigest()
 
 
 def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:

@@ -85,7 +85,10 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
     """
     if not trained or trained.get("method") in UNTRAINED:  # has seen no CT
         return
-    if trained["data"] == store["sha256"] and trained["train_cohort"] in cohorts:
+    if (
+        trained.get("images", trained["data"]) == store["sha256"]
+        and trained["train_cohort"] in cohorts
+    ):
         raise ValueError(
             f"the encoder was pretrained on cohort {trained['train_cohort']!r} of these data: "
             "judge it on patients it has not seen"

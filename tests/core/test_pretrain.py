@@ -294,3 +294,18 @@ for _ in range(3):
 print(faults[2] - faults[1])"""
     new_pages = int(subprocess.check_output([sys.executable, "-c", code], text=True))
     assert (new_pages < 10) == kept, new_pages  # a block has 24,000 of 4 KiB, 48 of 2 MiB
+
+
+def test_identity_is_that_of_the_labels_in_use():
+    """A corrected label of the judged trains nothing again; one of the trained does."""
+    slices = pd.DataFrame({"patient": ["a", "a", "b"], "cohort": "radio"})
+    slices["weak_label"] = pd.array([1, 1, pd.NA], dtype="Int64")
+    slices["label"] = pd.array([0, 0, 1], dtype="Int64")
+    first = pretrain.identity("sha", slices, "weak_label")
+    assert pretrain.identity("sha", slices.assign(label=1), "weak_label") == first
+    others = [slices.assign(weak_label=2), slices.assign(patient=["a", "c", "b"]), slices[:2]]
+    found = [pretrain.identity("sha", other, "weak_label") for other in others]
+    found += [pretrain.identity("other", slices, "weak_label"), first]
+    assert len(set(found)) == 5
+    known = slices.assign(label=slices.label.astype(int))
+    assert pretrain.identity("s", slices, "label") == pretrain.identity("s", known, "label")

@@ -132,7 +132,7 @@ def test_reader_accuracy_of_a_known_table():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": "xyz"}, "supcon-tiny-seed0 was probed on other data"),
+        ({"data": "xyz"}, "supcon-tiny-seed0 was probed on other slices or labels"),
         ({"fold_seed": 1}, "wsp-tiny-seed0: fold_seed=0, supcon-tiny-seed0: 1"),
         ({"C": 1.0}, "wsp-tiny-seed0: C=0.01, supcon-tiny-seed0: 1.0"),
         ({"training": TRAINING | {"n_steps": 300}}, "wsp-tiny-seed0: trained with"),

@@ -1,6 +1,124 @@
 """What became of each patient and volume of a cohort, to be read before any result."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
+from scipy.ndimage import binary_erosion
+
+from wspnb.data.volumes import resize, to_image, window
+
+PICTURE = 96  # pixels a side of a volume's coronal picture
+OUTLINE, BAND = (213, 94, 0), (86, 180, 233)  # orange: the mask; blue: ends of the kept slices
+
+
+def coronal(
+    plane: Callable[[int], np.ndarray],
+    mask: np.ndarray | None,
+    shape: tuple[int, int, int],
+    kept: np.ndarray,
+    spacing: np.ndarray,
+    low: float = -100.0,
+    high: float = 400.0,
+) -> np.ndarray:
+    """A volume from the front: where the liver is, what is kept of it, what the scan cuts off.
+
+    Args:
+        plane: from y to the coronal plane ``(x, z)``, HU.
+        mask: ``(x, y, z)`` bool, or None; the plane with most of it is drawn, else the middle one.
+        shape: of the volume.
+        kept: slice numbers along z.
+        spacing: ``(3,)``, mm.
+        low, high: window, HU.
+
+    Returns:
+        ``(PICTURE, PICTURE, 3)`` uint8, head on top, the patient's right on the left.
+    """
+    y = shape[1] // 2 if mask is None else int(np.argmax(mask.sum((0, 2))))
+    pixel = (spacing[2], spacing[0])
+
+    def square(values, outside):  # (x, z) -> (PICTURE, PICTURE)
+        return resize(to_image(np.asarray(values, np.float32)), PICTURE, pixel, outside)
+
+    grey = window(square(np.clip(plane(y), low, high), low), low, high)
+    picture = np.repeat(grey[:, :, None], 3, axis=2)
+    band = np.zeros((shape[0], shape[2]))
+    band[:, kept] = 1
+    for inside, colour in ((band, BAND), *([] if mask is None else [(mask[:, y], OUTLINE)])):
+        drawn = square(inside, 0.0) > 0.5
+        edge = drawn & ~binary_erosion(drawn)
+        if inside is band:  # its ends, not its sides
+            edge &= drawn.any(1)[:, None] & ~binary_erosion(drawn.any(1))[:, None]
+        picture[edge] = colour
+    return picture
+
+
+def fates(
+    inventory: pd.DataFrame, cohort: pd.DataFrame, evaluate: list[str], train_cohort: str, source=""
+) -> pd.DataFrame:
+    """What became of each volume, with its reason.
+
+    Args:
+        inventory: of the store, row by row as the cohort.
+        cohort: of :func:`wspnb.data.cohort.read_cohort`.
+        evaluate, train_cohort: cohorts to judge (a plus joins them) and to pretrain on.
+        source: folder of the cohort table, whose ``failed_masks.csv`` names what notebook 01b left
+            out of it, if there is one.
+
+    Returns:
+        volume, patient, cohort, ``fate`` ("no liver mask", "set aside", "not used", "pretraining",
+        "judged"), ``reason``, ``mask`` ("given", "drawn" or ""), and ``mask_ml``, ``mask_cut``,
+        ``extent_mm`` of the mask and ``kept`` slices, where they are known.
+    """
+    table = inventory[["volume", "patient", "reason"]].fillna("").assign(kept=inventory.n_kept)
+    table["cohort"] = cohort.cohort.to_numpy()
+    given = cohort.get("mask_source", pd.Series("given", cohort.index)).to_numpy()
+    drawn = np.where(given == "predicted", "drawn", "given")
+    table["mask"] = np.where(cohort["mask"] == "", "", drawn)
+    for name in ("mask_ml", "mask_cut", "mask_mm"):
+        table[name] = inventory[name].to_numpy() if name in inventory else np.nan
+    judged = table.cohort.isin([name for group in evaluate for name in group.split("+")])
+    trained = (table.cohort == train_cohort).to_numpy()
+    kinds = [table.reason != "", judged & cohort.label.notna().to_numpy(), trained]
+    table["fate"] = np.select(kinds, ["set aside", "judged", "pretraining"], "not used")
+    lost = Path(source) / "failed_masks.csv"
+    if source and lost.exists():
+        lost = pd.read_csv(lost, dtype=str, keep_default_na=False)
+        lost = lost[~lost.volume.isin(cohort.volume)].assign(fate="no liver mask", kept=0)
+        table = pd.concat([lost, table], ignore_index=True)
+    return table.assign(cohort=table.cohort.fillna(""))
+
+
+def funnel(table: pd.DataFrame) -> pd.DataFrame:
+    """Volumes and patients of each cohort at each step, from the table of :func:`fates`.
+
+    Returns:
+        Index cohort and step (found, masked or without need of it, kept, used), columns
+        ``volumes``, ``patients`` and ``left out``, the commonest reasons there.
+    """
+    rows = []
+    lost = {"found": [], "with a mask": ["no liver mask"], "kept": ["set aside"], "used": []}
+    lost["used"] = ["not used"]
+    for cohort, own in table.groupby("cohort"):
+        for step, fate in lost.items():
+            gone, own = own[own.fate.isin(fate)], own[~own.fate.isin(fate)]
+            row = {"cohort": cohort, "step": step, "volumes": len(own)}
+            row["patients"] = own.patient.nunique()
+            rows.append(row | {"left out here": ", ".join(gone.patient.unique()[:5])})
+    return pd.DataFrame(rows).set_index(["cohort", "step"])
+
+
+def caption(row: pd.Series) -> str:
+    """Words above a volume's picture: whose, ml, mm, what the scan cuts off, given or drawn."""
+    parts = [str(row.patient)[:16]]
+    if row.mask_ml == row.mask_ml:
+        parts.append(
+            f"{row.mask_ml:.0f} ml" + (f", {row.mask_mm:.0f} mm" if row.mask_mm > 0 else "")
+        )
+        cut = row.mask_cut if isinstance(row.mask_cut, str) else ""
+        parts.append(f"cut at the {cut}" if cut else "whole")
+    return "\n".join([", ".join(parts[:2]), ", ".join([*parts[2:], row["mask"] or "no mask"])])
 
 
 def people(table: pd.DataFrame) -> pd.DataFrame:

@@ -204,7 +204,7 @@ def check_alike(runs: list[dict], data: str) -> None:
 
     Args:
         runs: as :func:`read_runs` gives them.
-        data: checksum of the preprocessed cohort.
+        data: checksum of slices and labels, see :func:`wspnb.pretrain.identity`.
 
     Raises:
         ValueError: names the run that differs and in what.
@@ -216,7 +216,7 @@ def check_alike(runs: list[dict], data: str) -> None:
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
-            raise ValueError(f"{name} was probed on other data: use another run_dir")
+            raise ValueError(f"{name} was probed on other slices or labels: run notebook 03 again")
         for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
             if run[key] != first[key]:
                 raise ValueError(f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}")
