@@ -11,6 +11,7 @@ Who knows the coding says it in a column ``coding`` of cohort.csv, which goes be
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,28 @@ def decode(array: np.ndarray, coding: str) -> np.ndarray:
     return np.asarray(array, dtype=np.float32) * np.float32(factor) + np.float32(offset)
 
 
-def load_hu(path: str | Path, coding: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """As :func:`wspnb.data.volumes.load_volume`, decoded: HU, spacing and the inventory's row.
+@dataclass(frozen=True)
+class Hu:
+    """A volume in HU that stays as its file stores it: only what is asked for, such as
+    ``hu[:, :, z]``, becomes float, so a plane costs a plane."""
+
+    scan: Scan
+    row: dict[str, Any]  # of the inventory
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.scan.voxels.shape
+
+    @property
+    def spacing(self) -> np.ndarray:
+        return self.scan.spacing  # (3,), mm
+
+    def __getitem__(self, index) -> np.ndarray:
+        return decode(scaled(self.scan.voxels[index], self.scan), self.row["coding"])
+
+
+def open_hu(path: str | Path, coding: str = "") -> Hu:
+    """A volume whose planes are HU; its place in space as :func:`wspnb.data.volumes.read_scan`.
 
     Raises:
         FileNotFoundError, ValueError: as there; if the coding is not given and not clear.
@@ -60,7 +81,17 @@ def load_hu(path: str | Path, coding: str = "") -> tuple[np.ndarray, np.ndarray,
     scan = read_scan(path)
     row = describe(scan, coding)
     refuse(path, row)
-    return decode(scaled(scan.voxels, scan), row["coding"]), scan.spacing, row
+    return Hu(scan, row)
+
+
+def load_hu(path: str | Path, coding: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """As :func:`wspnb.data.volumes.load_volume`, decoded: HU, spacing and the inventory's row.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`open_hu`, which holds no float.
+    """
+    hu = open_hu(path, coding)
+    return hu[...], hu.spacing, hu.row
 
 
 def refuse(path: str | Path, row: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from scipy import ndimage
 from wspnb.data.volumes import load_mask, write_image
 from wspnb.files import write_csv, write_text
 
+OTHERS = ((1, 2), (0, 2), (0, 1))  # axes to look along for the ends of x, y and z
 OURS = ("settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors")
 OURS += (
     "unet-loss.csv",
@@ -40,10 +41,13 @@ def read_given(mask, volume, value: int | None = None) -> np.ndarray:
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest part of a mask that hangs together by faces, ``(x, y, z)`` bool; empty if it
     is."""
-    parts, _ = ndimage.label(mask)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return parts == sizes.argmax() if sizes.any() else np.zeros(mask.shape, bool)
+    found, ends = np.zeros(mask.shape, bool), [np.flatnonzero(mask.any(axes)) for axes in OTHERS]
+    if len(ends[0]):
+        box = tuple(slice(end[0], end[-1] + 1) for end in ends)  # labels of a whole scan are large
+        parts, n = ndimage.label(mask[box])
+        sizes = ndimage.sum_labels(mask[box], parts, np.arange(1, n + 1))
+        np.equal(parts, sizes.argmax() + 1, out=found[box])
+    return found
 
 
 def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
-from wspnb.data.inventory import load_hu
+from wspnb.data.inventory import open_hu
 from wspnb.data.masks import largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image, window
 from wspnb.files import whole
@@ -58,7 +58,7 @@ def network_images(hu, spacing, numbers, size=128, low=-100.0, high=400.0) -> np
     """Axial slices as the network sees them, as in :func:`wspnb.data.slices.prepare_volume`.
 
     Args:
-        hu: ``(x, y, z)``, canonical, HU.
+        hu: ``(x, y, z)``, canonical, HU; an array or :class:`wspnb.data.inventory.Hu`.
         spacing: ``(3,)``, mm.
         numbers: slices along z, ``(n,)``.
         size: pixels a side.
@@ -94,14 +94,14 @@ def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""
         Slice numbers ``(n,)``, images ``(n, size, size)`` uint8 and outlines ``(n, n_livers, size,
         size)`` uint8, 255 = liver.
     """
-    hu, spacing, _ = load_hu(volume, coding)
+    hu = open_hu(volume, coding)
     inside = np.flatnonzero(np.any(livers, axis=(0, 1, 2)))
     ends = inside[[0, -1]] if len(inside) else (0, hu.shape[2] - 1)
     numbers = np.linspace(*ends, n).round().astype(int)
-    outlines = [network_outlines(liver, spacing, numbers, size) for liver in livers]
+    outlines = [network_outlines(liver, hu.spacing, numbers, size) for liver in livers]
     return (
         numbers,
-        network_images(hu, spacing, numbers, size, low, high),
+        network_images(hu, hu.spacing, numbers, size, low, high),
         np.stack(outlines, axis=1),
     )
 
@@ -128,10 +128,10 @@ def training_pairs(
             empty, or the intensities are no HU and cannot be decoded.
     """
     liver = read_given(mask, volume, value)
-    hu, spacing, _ = load_hu(volume, coding)
+    hu = open_hu(volume, coding)
     numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
-    images = network_images(hu, spacing, numbers, size, low, high)
-    return images, network_outlines(liver, spacing, numbers, size)
+    images = network_images(hu, hu.spacing, numbers, size, low, high)
+    return images, network_outlines(liver, hu.spacing, numbers, size)
 
 
 def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view):
@@ -245,15 +245,17 @@ def predict_mask(
     Returns:
         ``(x, y, z)`` bool, canonical, perhaps empty; and its volume in ml.
     """
-    hu, spacing, _ = load_hu(volume, coding)
-    mask, pixel = np.zeros(hu.shape, bool), (spacing[1], spacing[0])
+    hu = open_hu(volume, coding)
+    mask, pixel = np.zeros(hu.shape, bool), (hu.spacing[1], hu.spacing[0])
     for numbers in np.array_split(np.arange(hu.shape[2]), math.ceil(hu.shape[2] / 32)):
-        pictures = segment(network_images(hu, spacing, numbers, size, low, high))
+        pictures = segment(network_images(hu, hu.spacing, numbers, size, low, high))
         for z, picture in zip(numbers, pictures, strict=True):
             shape = (hu.shape[1], hu.shape[0])
             mask[:, :, z] = to_image(back_to_grid(picture, shape, pixel) > 0.5)
+    ml = hu.spacing.prod() / 1000
+    del hu  # before the components, which cost as much
     mask = largest_component(mask)
-    return mask, float(mask.sum() * spacing.prod() / 1000)
+    return mask, float(np.count_nonzero(mask) * ml)
 
 
 def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
