@@ -4,7 +4,6 @@ Notebooks are not run again. README, docs and notebooks stand in a folder as in 
 that their links to each other hold; the API pages come from the docstrings.
 """
 
-import json
 import pkgutil
 import re
 import shutil
@@ -12,12 +11,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nbformat
+from pages import readable
 from sphinx.cmd.build import main as sphinx
 
 import wspnb
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDGET = "application/vnd.jupyter.widget-view+json"
 BADGE = re.compile(r"\[!\[[^]]*\]\(https?://[^)]*\)\]\([^)]*\)|!\[[^]]*\]\(https?://[^)]*\)")
 
 
@@ -36,16 +36,6 @@ def executed(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def without_progress(notebook: str) -> str:
-    """The text of a notebook without its progress bars: widgets that carry no picture."""
-    content = json.loads(notebook)
-    for cell in content["cells"]:
-        kinds = [(output, set(output.get("data", {}))) for output in cell.get("outputs", [])]
-        if kinds:
-            cell["outputs"] = [o for o, k in kinds if WIDGET not in k or "image/png" in k]
-    return json.dumps(content)
-
-
 def contents(caption: str, pages: list[str]) -> str:
     """A table of contents for the side bar."""
     lines = "\n".join(pages)
@@ -54,7 +44,7 @@ def contents(caption: str, pages: list[str]) -> str:
 
 def lay_out(notebooks: dict[str, Path], source: Path) -> None:
     """Fill the folder that Sphinx reads."""
-    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "conf.py", "book.py", "_static")
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "_static", "page")
     for name in ["docs", "figures", "params", "src", "workflow", "benchmarks", "tests"]:
         shutil.copytree(ROOT / name, source / name, ignore=skipped)
     (source / "data").mkdir()
@@ -66,8 +56,8 @@ def lay_out(notebooks: dict[str, Path], source: Path) -> None:
         shutil.copy(ROOT / name, source)
     (source / "notebooks").mkdir()
     for step, path in notebooks.items():
-        page = without_progress(path.read_text(encoding="utf-8"))
-        (source / "notebooks" / f"{step}.ipynb").write_text(page, encoding="utf-8")
+        page = readable(nbformat.read(path, as_version=4))
+        nbformat.write(page, source / "notebooks" / f"{step}.ipynb")
     if (plan := ROOT / "notebooks" / "README.md").exists():
         shutil.copy(plan, source / "notebooks")
     (source / "api").mkdir()

@@ -2,20 +2,14 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 
+import book
+import nbformat
+import pages
 import pytest
-from docutils.utils.math.latex2mathml import tex2mathml
 
 ROOT = Path(__file__).parents[2]
-BOOK = runpy.run_path(str(ROOT / "docs" / "book.py"))
-
-
-def notebook(*outputs: dict) -> str:
-    """Text of a notebook of one cell with these outputs."""
-    cell = {"cell_type": "code", "source": [], "metadata": {}, "outputs": list(outputs)}
-    return json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 
 
 def test_one_notebook_of_each_step_wsp_where_there_are_several(tmp_path):
@@ -23,30 +17,41 @@ def test_one_notebook_of_each_step_wsp_where_there_are_several(tmp_path):
     names += ["02_pretrain-wsp-tiny-seed0", "02_pretrain-wsp_sigma0.3-tiny-seed0", "01_x.failed"]
     for name in names:
         (tmp_path / f"{name}.ipynb").write_text("{}")
-    found = BOOK["executed"](tmp_path)
+    found = book.executed(tmp_path)
     assert list(found) == ["02_pretrain", "05_results"]
     assert found["02_pretrain"].stem == "02_pretrain-wsp-tiny-seed0"
     with pytest.raises(FileNotFoundError, match="make reproduce"):
-        BOOK["executed"](tmp_path / "nothing")
+        book.executed(tmp_path / "nothing")
 
 
-def test_progress_bars_are_left_out_and_sliders_become_their_picture():
-    widget = "application/vnd.jupyter.widget-view+json"
-    bar = {"output_type": "display_data", "data": {widget: {}, "text/plain": "5/5"}}
-    slider = {"output_type": "display_data", "data": {widget: {}, "image/png": "AAAA"}}
-    text = {"output_type": "stream", "name": "stdout", "text": ["done"]}
-    (cell,) = json.loads(BOOK["without_progress"](notebook(bar, slider, text)))["cells"]
-    assert cell["outputs"] == [slider, text]
+def test_a_page_needs_no_network_and_shows_pictures_with_their_words(tmp_path):
+    widget, picture = pages.WIDGET, {"image": {"alt": "bands widen into blocks"}}
+    bar = nbformat.v4.new_output("display_data", {widget: {}, "text/plain": "5/5"})
+    slider = nbformat.v4.new_output("display_data", {widget: {}, "image/png": "AAAA"})
+    table = nbformat.v4.new_output("display_data", {"text/html": "<table></table>"})
+    code = nbformat.v4.new_code_cell("x = 1  # code", metadata={"mystnb": picture})
+    code.outputs = [bar, slider, table]
+    lesson = nbformat.v4.new_markdown_cell("what to learn", metadata={"tags": ["lesson"]})
+    text = nbformat.v4.new_markdown_cell("# A title\n\n$k_{ti}$ and\n\n$$\\frac{a}{b}$$")
+    path = tmp_path / "01_x.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[lesson, text, code]), path)
+    html = pages.page(path, [("next →", "02.html")])
+    assert 'alt="bands widen into blocks"' in html and "5/5" not in html
+    assert html.count("<math ") == 2 and html.count("<mfrac>") == 1 and "# code" in html
+    assert "what to learn" in html and html.count('href="02.html"') == 2
+    assert set(re.findall(r"https?://[^\"'<) ]+", html)) == {"http://www.w3.org/1998/Math/MathML"}
+    report = pages.page(path, [], report=True)
+    assert "<table>" in report and "# code" not in report and "what to learn" not in report
 
 
 def test_badges_which_would_be_fetched_are_left_out():
     text = "[![tests](https://a.org/x.svg)](https://a.org) ![b](https://b.org/y.png) ![c](c.png)"
-    assert BOOK["BADGE"].sub("", text).strip() == "![c](c.png)"
+    assert book.BADGE.sub("", text).strip() == "![c](c.png)"
 
 
 def test_every_equation_can_be_drawn_as_mathml():
-    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.md")]
-    texts = {page.name: page.read_text(encoding="utf-8") for page in pages}
+    files = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.md")]
+    texts = {page.name: page.read_text(encoding="utf-8") for page in files}
     for path in ROOT.glob("notebooks/*.ipynb"):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts[path.name] = "\n\n".join(
@@ -58,7 +63,7 @@ def test_every_equation_can_be_drawn_as_mathml():
         for block, inline in re.findall(
             r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?! )([^$\n]+?)\$", text, re.DOTALL
         ):
-            drawn = tex2mathml(block or inline, as_block=bool(block))
+            drawn = pages.mathml(block or inline, bool(block))
             assert "merror" not in drawn, f"{name}: {block or inline}"
             n_found += 1
     assert n_found > 40
