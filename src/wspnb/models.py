@@ -15,7 +15,6 @@ HEADS = {"tiny": (256, 128, 64), "tiny_padded": (256, 128, 64), "resnet18": (512
 # torchvision's published file; the grey values of its training images (RGB, in [0, 1]).
 IMAGENET_FILE = "resnet18-f37072fd.pth"
 IMAGENET_URL = f"https://download.pytorch.org/models/{IMAGENET_FILE}"
-IMAGENET_SHA256 = "f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec"
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -201,7 +200,7 @@ class Byol(nn.Module):
             old.lerp_(new, 1 - momentum)
 
 
-def load_imagenet(encoder: ResNet18, file: str | Path | None = None) -> None:
+def load_imagenet(encoder: ResNet18, file: str | Path) -> None:
     r"""Give a one-channel ResNet-18 the ImageNet weights that torchvision publishes.
 
     The RGB stem is folded to one channel: a grey image x shown as RGB and normalised by ImageNet's
@@ -212,13 +211,13 @@ def load_imagenet(encoder: ResNet18, file: str | Path | None = None) -> None:
 
     Args:
         encoder: network to fill, in place.
-        file: a copy of ``resnet18-f37072fd.pth``; None downloads it once (45 MB, checksum known).
+        file: a copy of ``resnet18-f37072fd.pth``, which ``sources.downloads`` fetches.
 
     Raises:
-        FileNotFoundError: if the file is absent and cannot be downloaded; says where to get it.
+        FileNotFoundError: if the file is absent; says where to get it.
         ValueError: if it does not hold torchvision's keys and shapes; names the first that differs.
     """
-    path = Path(file).expanduser() if file else _download_imagenet()
+    path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: get {IMAGENET_URL} and name it there")
     try:
@@ -238,18 +237,6 @@ def load_imagenet(encoder: ResNet18, file: str | Path | None = None) -> None:
     state["conv1.weight"] = filters.sum(1, keepdim=True)
     state["bn1.running_mean"] = state["bn1.running_mean"] + offset
     encoder.load_state_dict(state)
-
-
-def _download_imagenet() -> Path:
-    import pooch
-
-    try:
-        return Path(pooch.retrieve(IMAGENET_URL, f"sha256:{IMAGENET_SHA256}", IMAGENET_FILE))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{IMAGENET_FILE} could not be downloaded ({type(error).__name__}): get {IMAGENET_URL} "
-            "by other means and give its path as imagenet_file"
-        ) from None
 
 
 def _known(backbone: str) -> str:

@@ -7,13 +7,14 @@ import hashlib
 import shutil
 import tarfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from test_zenodo import Clock, tar, zipped
+from test_downloads import nobody_waits, tar, zipped
 from zenodo_server import Zenodo
 
 from wspnb.data.cohort import read_cohort
@@ -145,12 +146,13 @@ def test_labels_are_fetched_and_verified(tmp_path, monkeypatch):
     content = table().to_csv().encode()
     server = Zenodo({"dataframe_lihc.csv": content})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    nobody_waits(monkeypatch)
     url = f"{server.api}/dataframe_lihc.csv"
     with pytest.raises(ConnectionError, match=r"does not match.*labels_file.*fibrosis_ishak_score"):
         fetch_labels(tmp_path, url)  # not the authors' table
     monkeypatch.setattr(lihc, "LABELS_SHA256", hashlib.sha256(content).hexdigest())
     assert fetch_labels(tmp_path, url).read_bytes() == content
-    assert server.agents == {f"wspnb/{lihc.version('wspnb')}"}
+    assert server.agents == {f"wspnb/{version('wspnb')}"}
     server.close()
     assert len(read_labels(fetch_labels(tmp_path, url))) == 49  # kept
 
@@ -232,6 +234,7 @@ def test_files_that_do_not_fit(tmp_path):
 def record(tmp_path, monkeypatch):
     """Twelve patients: most in an archive of each kind, one as it is."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    nobody_waits(monkeypatch)
     contents = [(f"LIHC ü/{scan(n)}", volume(n)) for n in range(12)]
     tar(tmp_path / "a.tar.gz", *contents[:6])
     zipped(tmp_path / "b.zip", *contents[6:11], ("__MACOSX/._" + scan(6), b"x"))
@@ -244,7 +247,7 @@ def record(tmp_path, monkeypatch):
 def test_from_a_record_to_a_cohort(tmp_path, record):
     labels, source = written(tmp_path / "t.csv", table((6, 0, 0, 0, 6))), tmp_path / "source"
     record.cuts = [500]
-    options = {"api": record.api, "sleep": Clock()}
+    options = {"api": record.api}
     cohort, inventory, seen = make(source, None, labels, **options)
     assert len(cohort) == 12 and not seen
     assert inventory.status.value_counts().to_dict() == {"used": 12, "archive": 2, "no CT": 2}
@@ -269,7 +272,7 @@ def test_from_a_record_to_a_cohort(tmp_path, record):
 
 def test_new_content_of_an_archive_is_unpacked_beside_the_old(tmp_path, record):
     labels, source = written(tmp_path / "t.csv", table((6, 0, 0, 0, 6))), tmp_path / "source"
-    options = {"api": record.api, "sleep": Clock()}
+    options = {"api": record.api}
     make(source, None, labels, **options)
     tar(tmp_path / "a.tar.gz", *[(scan(n), volume(100 + n)) for n in range(6)])
     record.files["a.tar.gz"] = (tmp_path / "a.tar.gz").read_bytes()
@@ -285,5 +288,5 @@ def test_hostile_archive_in_the_record(tmp_path, record):
     tar(tmp_path / "a.tar.gz", link, ("LIHC/evil", b"x"))
     record.files["a.tar.gz"] = (tmp_path / "a.tar.gz").read_bytes()
     with pytest.raises(ValueError, match="'LIHC' is a link"):
-        make(tmp_path / "source", None, labels, api=record.api, sleep=Clock())
+        make(tmp_path / "source", None, labels, api=record.api)
     assert not (tmp_path / "evil").exists() and not (tmp_path / "source" / "cohort.csv").exists()

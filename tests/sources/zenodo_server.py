@@ -11,8 +11,8 @@ from urllib.parse import unquote
 class Zenodo:
     """One record. ``asked`` holds (path, Range header, status, bytes sent) of every request."""
 
-    def __init__(self, files: dict[str, bytes], record: str = "8199165", form: str = "list"):
-        self.files, self.record, self.form = dict(files), record, form
+    def __init__(self, files: dict[str, bytes], record: str = "8199165"):
+        self.files, self.record = dict(files), record
         self.stated = {}  # key -> checksum to state instead of the true one
         self.ranges = True  # whether Range requests are served
         self.cuts = []  # bytes after which to close the next connections of files
@@ -50,20 +50,16 @@ class Zenodo:
                 "key": key,
                 "size": len(content),
                 "checksum": self.stated.get(key, f"md5:{hashlib.md5(content).hexdigest()}"),
-                "links": {"self": f"{home}/{key}/content"}
-                if self.form == "list"
-                else {"self": f"{home}/{key}", "content": f"{home}/{key}/content"},
+                "links": {"self": f"{home}/{key}/content"},
             }
             for key, content in self.files.items()
         ]
 
     def body(self, path: str) -> dict | None:
-        """The three places where file lists are found: record, its entries, and /files."""
+        """The record's description, at its address."""
         if path == f"/api/records/{self.record}":
-            inside = {entry["key"]: entry for entry in self.entries()}
-            files = {"list": self.entries(), "entries": {"entries": inside}, "files": {}}
-            return {"id": int(self.record), "files": files[self.form]}
-        return {"entries": self.entries()} if path.endswith("/files") else None
+            return {"id": int(self.record), "files": self.entries()}
+        return None
 
     def answer(self, request):
         self.agents.add(request.headers.get("User-Agent"))
@@ -79,7 +75,8 @@ class Zenodo:
         elif asked and self.ranges and not body:
             start = int(asked.removeprefix("bytes=").split("-")[0])
             status, total = (206, len(content)) if start < len(content) else (416, len(content))
-            headers = {"Content-Range": f"bytes {start}-{total - 1}/{total}"}
+            span = f"{start}-{total - 1}" if status == 206 else "*"
+            headers = {"Content-Range": f"bytes {span}/{total}"}
             content = content[start:] if status == 206 else b""
         if not body and status < 300 and self.damaged and self.damaged.pop(0):
             content = content[:-1] + bytes([content[-1] ^ 255])

@@ -16,15 +16,14 @@ import csv
 import gzip
 import hashlib
 import io
-from importlib.metadata import version
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pooch
 from tqdm.auto import tqdm
 
 from wspnb.files import whole, write_text
+from wspnb.sources.downloads import fetch_file
 
 URL = "https://zenodo.org/records/10519652/files/adrenalmnist3d.npz?download=1"
 MD5 = "bbd3c5a5576322bc4cdfea780653b1ce"
@@ -58,21 +57,8 @@ def fetch_adrenal(folder: str | Path, local: str | Path | None = None) -> Path:
                 f"{local}: md5 {found}, not the official {MD5}: download it from {URL}"
             )
         return local
-    try:
-        agent = {"User-Agent": f"wspnb/{version('wspnb')}"}
-        file = pooch.retrieve(
-            URL,
-            known_hash=f"md5:{MD5}",
-            fname="adrenalmnist3d.npz",
-            path=folder,
-            downloader=pooch.HTTPDownloader(headers=agent, timeout=60),
-        )
-    except Exception as error:  # no network, a refusal (429), a damaged download
-        raise ConnectionError(
-            f"{URL}: download failed ({error}): try again later, or download it by hand and give"
-            " its path (local)"
-        ) from error
-    return Path(file)
+    instead = "download it by hand and give its path (local)"
+    return fetch_file(URL, folder, f"md5:{MD5}", "adrenalmnist3d.npz", instead)
 
 
 def make_adrenal(

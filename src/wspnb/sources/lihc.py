@@ -8,9 +8,7 @@ doi 10.7937/K9/TCIA.2016.IMMQW8UQ.
 """
 
 import re
-import time
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +17,7 @@ import pooch
 from wspnb.data.cohort import EMPTY
 from wspnb.files import write_csv
 from wspnb.sources.archives import SUFFIXES, unpack
-from wspnb.sources.zenodo import API, fetch_record
+from wspnb.sources.downloads import API, fetch_file, fetch_record
 
 RECORD = "8199165"
 COMMIT = "8904203398e2a7d8e9a8fd2c459aa229feb47091"
@@ -41,7 +39,6 @@ def make_lihc(
     api: str = API,
     labels_url: str = LABELS_URL,
     accept_changed: bool = False,
-    sleep=time.sleep,
     progress: bool = True,
 ) -> Path:
     """Write ``cohort.csv``: one row per labelled patient, their oldest scan, cohort "d2".
@@ -54,7 +51,7 @@ def make_lihc(
         local: folder of a copy of the record, archives or NIfTI files, used in place; without a
             ``registry.json`` it cannot be verified. None downloads the record.
         labels: see :func:`read_labels`; None fetches the authors' table.
-        api, accept_changed, sleep, progress: see :func:`wspnb.sources.zenodo.fetch_record`.
+        api, accept_changed, progress: see :func:`wspnb.sources.downloads.fetch_record`.
         labels_url: where the authors' table is.
 
     Returns:
@@ -63,7 +60,7 @@ def make_lihc(
     Raises:
         FileNotFoundError: if ``local`` or ``labels`` is missing.
         ValueError: if files and labels do not fit together; others as
-            :func:`wspnb.sources.zenodo.fetch_record` and :func:`wspnb.sources.archives.unpack`.
+            :func:`wspnb.sources.downloads.fetch_record` and :func:`wspnb.sources.archives.unpack`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +70,7 @@ def make_lihc(
     if local and not (Path(local) / "registry.json").exists():
         files = sorted(path for path in Path(local).rglob("*") if path.is_file())
     else:
-        files = fetch_record(RECORD, local or folder, api, accept_changed, sleep, progress)
+        files = fetch_record(RECORD, local or folder, api, accept_changed, progress)
     found = set(files) | set((folder / "masks").glob("*"))
     for archive in [path for path in files if path.name.lower().endswith(SUFFIXES)]:
         digest = pooch.file_hash(str(archive), alg="md5")[:8]
@@ -107,22 +104,14 @@ def make_lihc(
 
 def fetch_labels(folder: Path, url: str = LABELS_URL) -> Path:
     """The authors' label table, from their public repository at a fixed commit, verified."""
-    agent = {"User-Agent": f"wspnb/{version('wspnb')}"}
-    try:
-        file = pooch.retrieve(
-            url,
-            known_hash=f"sha256:{LABELS_SHA256}",
-            fname="dataframe_lihc.csv",
-            path=folder,
-            downloader=pooch.HTTPDownloader(headers=agent, timeout=60),
-        )
-    except Exception as error:  # no network, a refusal, another file
-        raise ConnectionError(
-            f"{url}: download failed ({error}): give a table of your own (labels_file) with the"
-            " columns patient (TCGA barcode) and score (Ishak), or patient and label (0/1); TCGA's"
-            " clinical field is fibrosis_ishak_score"
-        ) from error
-    return Path(file)
+    return fetch_file(
+        url,
+        folder,
+        f"sha256:{LABELS_SHA256}",
+        "dataframe_lihc.csv",
+        "give a table of your own (labels_file) with the columns patient (TCGA barcode) and score"
+        " (Ishak), or patient and label (0/1); TCGA's clinical field is fibrosis_ishak_score",
+    )
 
 
 def read_labels(path: str | Path) -> pd.DataFrame:

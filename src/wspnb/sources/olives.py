@@ -203,7 +203,7 @@ def write_olives(
             with Image.open(Path(images) / name) as file:
                 yield prepare_bscan(np.asarray(file.convert("L")), size)[None]
 
-    return write_bscans(folder, read(), kept, size, failed, source="OLIVES", repaired=repair)
+    return write_bscans(folder, read(), kept, size, failed=failed, source="OLIVES", repaired=repair)
 
 
 def audit_tables(folder: str | Path) -> pd.DataFrame:
