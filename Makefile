@@ -6,14 +6,16 @@ LIHC   ?=
 LABELS ?=
 IMAGENET ?=
 RUN    ?= runs/laptop
+LAB    ?=
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc smoke book test bench check lab unlock clean
+.PHONY: help reproduce plan tables lihc smoke book test bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ADRENAL LIHC LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -35,10 +37,10 @@ plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
 	$(FLOW) plan --config sweep=workflow/tables.yaml
 
 tables: $(STAMP)  ## all rows and seeds of workflow/tables.yaml (AdrenalMNIST3D: 277 KB download, or ADRENAL=file) -> figures/
-	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$(ADRENAL)" imagenet="$(IMAGENET)"
+	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$$ADRENAL" imagenet="$$IMAGENET"
 
 lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table): the untrained network judged on D2
-	$(FLOW) report --config profile=lihc methods=random lihc="$(LIHC)" labels="$(LABELS)"
+	$(FLOW) report --config profile=lihc methods=random lihc="$$LIHC" labels="$$LABELS"
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3
@@ -57,11 +59,8 @@ check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
 	$(BIN)/python -m pytest -m "not slow"
 
-lab: $(STAMP)  ## JupyterLab in notebooks/
-	$(BIN)/jupyter lab --notebook-dir=notebooks
-
-unlock: $(STAMP)  ## after a power cut: let the workflow go on where it stopped
-	$(FLOW) --unlock
+lab: $(STAMP)  ## JupyterLab with working copies of the notebooks: yours to change, runs/ of the workflow stays
+	$(BIN)/python workflow/lab.py $(LAB)
 
 clean:  ## remove .venv and the smoke run (your results in runs/ stay)
 	rm -rf runs/smoke .snakemake $(VENV)

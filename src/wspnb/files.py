@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and that one process at a time writes."""
 
 import os
 from collections.abc import Iterator
@@ -36,6 +36,47 @@ def whole(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """Keep other processes from making ``path`` meanwhile, where the system can (not on Windows).
+
+    The lock is a file ``.NAME.lock`` beside it with the number of the process. It is released with
+    the process, however that ends; a file left over from a killed one locks nothing.
+
+    Raises:
+        BlockingIOError: another process is at work on it; names both.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise BlockingIOError(
+                    f"{path}: process {file.read()} is at work on it: wait for it, or end it"
+                ) from None
+            except OSError:  # some network file systems know no locks
+                yield
+                return
+            if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue  # another one ended meanwhile and took the file along
+            file.truncate(0)
+            print(os.getpid(), end="", file=file, flush=True)
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -9,7 +9,9 @@ import argparse
 import ast
 import contextlib
 import glob
+import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -38,18 +40,88 @@ def declared(notebook: Path) -> dict:
         ValueError: if the notebook has no such cell or a line there is not ``name: type =
             literal``.
     """
-    import nbformat
-
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"{notebook}: {len(tagged)} cells tagged 'parameters', expected one")
     found = {}
-    for node in ast.parse(tagged[0].source).body:
+    for node in ast.parse("".join(tagged[0]["source"])).body:
         if not isinstance(node, ast.AnnAssign):
             raise ValueError(f"{notebook}: parameter line {ast.unparse(node)!r} has no type")
         found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
     return found
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what it reads otherwise than people do."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if getattr(event, "anchor", None):
+            problem = "anchors and aliases (& and *) are not taken: write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
+                problem = f"{key.value} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def number(self, node):
+        kind = node.tag.rsplit(":", 1)[1]
+        value = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(self, node)
+        if not re.fullmatch(
+            r"[-+]?((0|[1-9]\d*)?(\.\d*)?(e[-+]?\d+)?|\.inf)|\.nan", node.value.lower()
+        ):
+            problem = f"YAML reads {node.value} as {value}: write that, or a text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.number)
+
+
+def read_yaml(text: str, source: str):
+    """One YAML document; refuses a name given twice, anchors, and numbers like ``010`` (YAML: 8) or
+    ``1:30`` (90).
+
+    Args:
+        text: the document.
+        source: file or parameter it comes from, for the error.
+
+    Raises:
+        ValueError: in one line: source, line, what was found.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{source}{line}: {error.problem}") from None
+    except Exception as error:  # of the scalars: ValueError, KeyError, RecursionError ...
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{source}: no YAML ({type(error).__name__}: {reason})") from None
+
+
+def read_parameters(file: str | Path) -> dict:
+    """Parameters of a file, lines of ``name: value``.
+
+    Raises:
+        ValueError: the file is no such text; names file and line.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no UTF-8 text ({error.reason} at byte {error.start})") from None
+    content = read_yaml(text, str(file))
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ValueError(f"{file}: expected lines of `name: value`, found a {found}")
+    return content
 
 
 def cast(name: str, kind: str, value):
@@ -90,12 +162,7 @@ def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
     neighbours = set().union(*(declared(p) for p in notebook.parent.glob("*.ipynb")))
     given = {}
     for file in files:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"{file}: expected lines of `name: value`, found a {type(content).__name__}"
-            )
-        for name, value in content.items():
+        for name, value in read_parameters(file).items():
             if name not in neighbours:
                 raise ValueError(f"{file}: no notebook of {notebook.parent} has a parameter {name}")
             if name in known:
@@ -104,7 +171,7 @@ def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
         if name not in known:
             raise ValueError(f"{notebook.name} has no parameter {name}; it has {', '.join(known)}")
         kind = known[name][0]
-        value = text if kind == "str" else yaml.safe_load(text)
+        value = text if kind == "str" else read_yaml(text, f"parameter {name}")
         given[name] = cast(name, kind, value)
     return given
 
@@ -172,21 +239,27 @@ def main(arguments: list[str] | None = None) -> int:
         options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:
         parameters = gather(options.notebook, options.file, options.parameter)
-    except (ValueError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     label = f"{options.out.stem:<34}"
     print(f"{label} started", flush=True)
     from papermill.exceptions import PapermillExecutionError
 
+    from wspnb.files import alone
+
     try:
-        seconds = run(options.notebook.resolve(), options.out.resolve(), parameters)
+        with alone(options.out.resolve()):
+            seconds = run(options.notebook.resolve(), options.out.resolve(), parameters)
     except PapermillExecutionError as error:
         print(
             f"{label} FAILED in cell {error.cell_index}: {error.ename}: {error.evalue}",
             file=sys.stderr,
         )
         print(f"  see {options.out.with_name(options.out.stem + '.failed.ipynb')}", file=sys.stderr)
+        return 1
+    except OSError as error:  # no right to write, disk full, another one at work there
+        print(f"{label} FAILED: {options.out}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{label} interrupted", file=sys.stderr)

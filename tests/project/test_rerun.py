@@ -1,0 +1,224 @@
+"""What makes a finished notebook run again, what does not, and values that mean harm. The runner is
+a stand-in that notes its call, so that the real graph runs in seconds."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STUB = """#!{python}
+import json, os, pathlib, sys, time
+notebook, out = map(pathlib.Path, sys.argv[3:5])
+with open("calls.jsonl", "a") as file:
+    print(json.dumps(sys.argv[3:]), file=file)
+time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
+out.write_text(json.dumps({{"metadata": {{"papermill": {{"duration": 1}}}}}}))
+"""
+NBCONVERT = """#!/bin/sh
+while [ $# -gt 0 ]; do case $1 in
+--output-dir) mkdir -p "$2"; folder=$2; shift;;
+--output) touch "$folder/$2"; shift;; esac; shift; done
+"""
+pytestmark = pytest.mark.slow
+
+
+class Project:
+    """A copy of the project in which notebooks only seem to run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("notebooks", "params", "workflow", "src"):
+            shutil.copytree(ROOT / name, folder / name)
+        (folder / "bin").mkdir()
+        stubs = {"python": STUB.format(python=sys.executable), "jupyter": NBCONVERT}
+        for name, text in stubs.items():
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+
+    def start(self, *config: str, seconds: float = 0.0) -> subprocess.Popen:
+        command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
+        command += ["--profile", "workflow/profiles/local", "--cores", "2", "report"]
+        environment = os.environ | {
+            "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder / "src"),
+            "STUB_SECONDS": str(seconds),
+        }
+        command += ["--config", *(config or ("profile=smoke", "methods=random,wsp"))]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *config: str) -> str:
+        workflow = self.start(*config)
+        said = workflow.communicate()[0]
+        assert workflow.returncode == 0, said
+        return said
+
+    def calls(self) -> list[list[str]]:
+        """Arguments of the runner since the last look."""
+        file = self.folder / "calls.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        file.unlink(missing_ok=True)
+        return [json.loads(line) for line in lines]
+
+    def ran(self) -> set[str]:
+        """Executed notebooks since the last look."""
+        return {Path(call[1]).stem for call in self.calls()}
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text(encoding="utf-8")
+        assert old in text, f"{file} has no {old}"
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+ALL = {
+    *("00_the_loss", "00b_principle", "01_preprocess", "01b_liver_masks", "05_results"),
+    *("02_pretrain-wsp-tiny-seed0", "03_linear_probe-wsp-tiny-seed0"),
+    *("03_linear_probe-random-tiny-seed0", "04_representations-all-tiny-seed0"),
+    *("06_audit-all-tiny-seed0", "06b_when_position_helps", "07_oct_biomarkers"),
+}
+
+
+def test_content_decides_not_dates(project):
+    project.run()
+    assert project.ran() == ALL
+    # JupyterLab saves on opening: new dates, outputs, execution counts, another layout.
+    for path in sorted(project.folder.glob("notebooks/*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"execution_count": 7, "outputs": []}
+        notebook["metadata"]["widgets"] = {}
+        path.write_text(json.dumps(notebook), encoding="utf-8")
+    for path in [*project.folder.rglob("*.py"), *project.folder.glob("params/*.yaml")]:
+        path.touch()
+    # An executed notebook that was looked at, comments, docstrings, another's parameter: neither.
+    looked = project.folder / "runs/smoke/notebooks/01_preprocess.ipynb"
+    looked.write_text(looked.read_text() + " ")
+    project.edit("src/wspnb/losses.py", '"""', '"""Another word. ')
+    project.edit("src/wspnb/plots.py", "def save_figure", "A_COLOUR = 'red'\n\n\ndef save_figure")
+    project.run()
+    drawn = {name for name in ALL if name[:3] in ("00_", "00b", "04_", "05_", "06_", "06b")}
+    assert project.ran() == drawn  # pictures are what these give
+    project.run()
+    assert project.ran() == set()
+
+    project.edit("params/smoke.yaml", "n_steps: 4", "n_steps: 5  # a comment")
+    project.run()
+    trained = {n for n in ALL if n.endswith("seed0")} - {"03_linear_probe-random-tiny-seed0"}
+    assert project.ran() == trained | {"05_results"}
+    project.edit("notebooks/03_linear_probe.ipynb", "C: float = 0.01", "C: float = 0.02")
+    project.run()
+    judged = {n for n in ALL if n.startswith(("03_", "04_", "05_", "06_"))}
+    assert project.ran() == judged
+    project.edit("src/wspnb/losses.py", "import ", "import math as _m\nimport ")
+    project.run()
+    assert {"02_pretrain-wsp-tiny-seed0", "03_linear_probe-wsp-tiny-seed0"} <= project.ran()
+
+
+HOSTILE = {
+    "lihc": "/home/O'Brien/`touch HARM`/x.npz",
+    "labels": "x' ; touch HARM ; echo 'b",
+    "imagenet": 'x" ; touch HARM || echo "$(touch HARM)',
+    "publish": "~/{params.key} {{x}} {0}; a * b ? | & touch HARM > HARM \\ !",
+}
+
+
+def test_values_from_the_command_line_stay_values(project):
+    few = ("profile=lihc", "backbones=resnet18", "methods=imagenet")
+    project.run(*few, *(f"{name}={value}" for name, value in HOSTILE.items()))
+    found = {}
+    for call in project.calls():
+        found |= {call[i + 1]: call[i + 2] for i, word in enumerate(call) if word == "-p"}
+    names = ("local_file", "labels_file", "imagenet_file", "publish_dir")
+    assert [found[name] for name in names] == list(HOSTILE.values())
+    assert not list(project.folder.rglob("HARM"))
+
+
+def test_folder_of_encoders_stays_a_folder(project):
+    value = "en'c $(touch HARM);touch HARM"
+    run = project.folder / value / "wsp-tiny-seed0"
+    run.mkdir(parents=True)
+    (run / "encoder.safetensors").write_bytes(b"weights")
+    given = ("profile=lihc_160", "methods=wsp", f"encoders={value}")
+    project.run(*given)
+    probe = next(call for call in project.calls() if "03_linear_probe" in call[0])
+    assert probe[probe.index("pretrain_dir") + 1] == value
+    assert not list(project.folder.rglob("HARM"))
+    (run / "encoder.safetensors").write_bytes(b"other weights")
+    project.run(*given)
+    assert "03_linear_probe-wsp-tiny-seed0" in project.ran()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("methods=../../etc/passwd", "run ../../etc/passwd: no method of"),
+        ("methods=wsp;touch HARM", "run wsp;touch HARM: no method of"),
+        ("profile=../laptop", "small letters, digits and underscores only"),
+        ("seeds=0;1", "seeds: whole numbers from 0 up, not '0;1'"),
+        ("adrenal={a: b}", "--config adrenal: one path, please"),
+    ],
+)
+def test_names_that_are_none_are_refused(project, config, message):
+    workflow = project.start(config)
+    assert message in workflow.communicate()[0] and workflow.returncode == 1
+    assert not project.calls() and not list(project.folder.rglob("HARM"))
+
+
+def kill(workflow: subprocess.Popen, project: Project, group: bool) -> None:
+    """Kill a workflow, with or without its jobs, once a job has begun."""
+    end = time.monotonic() + 60
+    while not (project.folder / "calls.jsonl").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    (os.killpg if group else os.kill)(workflow.pid, signal.SIGKILL)
+    workflow.wait()
+
+
+def test_a_killed_workflow_leaves_no_lock(project):
+    few = ("profile=lihc", "methods=random")
+    kill(project.start(*few, seconds=60), project, group=True)
+    locks = project.folder / ".snakemake" / "locks"
+    assert list(locks.iterdir())
+    said = project.run(*few)
+    assert "nobody works here any more: going on where it stopped" in said
+    assert not list(locks.iterdir())
+
+
+def test_two_at_once_and_a_notebook_still_at_work(project):
+    few = ("profile=lihc", "methods=random")
+    first = project.start(*few, seconds=20)
+    while not (project.folder / "calls.jsonl").exists():
+        time.sleep(0.05)
+    second = project.start(*few)
+    assert "cannot be locked" in second.communicate()[0] and second.returncode == 1
+    kill(first, project, group=True)
+    lock = project.folder / "runs/lihc/notebooks/.01_preprocess.ipynb.lock"
+    with lock.open("w") as file:  # as a runner that outlived its workflow
+        fcntl.flock(file, fcntl.LOCK_EX)
+        print(1234, end="", file=file, flush=True)
+        third = project.start(*few)
+        said = third.communicate()[0]
+        assert third.returncode == 1
+        assert "process 1234 still works on 01_preprocess.ipynb" in said
+    project.run(*few)

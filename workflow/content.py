@@ -1,0 +1,84 @@
+"""What the result of a notebook depends on: content, never dates."""
+
+import ast
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+# No number depends on what draws, starts a notebook or writes a file: that trains nothing again.
+ASIDE = ("plots", "run", "files", "diagrams", "oct_plots", "position_plots")
+
+
+def digest(content) -> str:
+    """Short hash of anything that JSON can say."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def digest_of_file(path: str) -> str:
+    """Hash of a file's bytes, of the names and sizes in a folder, or "" where nothing is."""
+    path = Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return digest([(str(p.relative_to(path)), p.stat().st_size) for p in files])
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def statements(source: str) -> tuple[str, set[str]]:
+    """Code without comments, docstrings and layout, and the modules it imports."""
+    try:
+        tree, imported = ast.parse(source), set()
+    except SyntaxError:  # a magic of Jupyter's, or a mistake, which the run will name
+        return source, set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            first.value.value = ""
+        if isinstance(node, ast.Import):
+            imported |= {name.name for name in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return ast.unparse(tree), imported
+
+
+@cache
+def module(name: str, src: str = "src") -> tuple[str, tuple[str, ...]] | None:
+    """Code and imports of a module of the package; None for any other name."""
+    base = Path(src, *name.split("."))
+    for file in (base.with_suffix(".py"), base / "__init__.py"):
+        if name.split(".")[0] == "wspnb" and file.is_file():
+            code, imported = statements(file.read_text(encoding="utf-8"))
+            return code, tuple(sorted(imported))
+    return None
+
+
+@cache
+def code(notebook: str, drawn: bool = False, src: str = "src") -> str:
+    """Hash of a notebook's code without its parameters, and of the package's modules it uses.
+
+    Args:
+        notebook: file.
+        drawn: whether its pictures are the result, so that modules set ``ASIDE`` count.
+        src: folder of the package.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    tags = [cell["metadata"].get("tags", []) for cell in cells]
+    cells = [
+        "".join(cell["source"])
+        for cell, own in zip(cells, tags, strict=True)
+        if cell["cell_type"] == "code" and "parameters" not in own
+    ]
+    text, imported = statements("\n".join(cells))
+    found, todo = {}, set(imported)
+    while todo:
+        name = todo.pop()
+        aside = name.split(".")[-1] in ASIDE and not drawn
+        if name not in found and not aside and (known := module(name, src)):
+            found[name] = known[0]
+            todo |= set(known[1])
+    return digest([text, found])
