@@ -173,7 +173,7 @@ def build_cohort(level: str, changes: dict, seed: int, folder: Path) -> Cohort:
     table = make_phantom(folder / "source", phantom, workers=1, progress=False)
     size = phantom.image_size
     store = open_slices(write_slices(table, folder / "slices", size, workers=1, progress=False))
-    images = torch.from_numpy(np.array(store.images))[:, None]  # the store is read-only
+    images = torch.tensor(store.images)[:, None]  # a copy: the store is read-only
     table = store.table.assign(
         weak_label=store.table.weak_label.fillna(-1), label=store.table.label.fillna(-1)
     )
