@@ -62,5 +62,5 @@ check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
 lab: $(STAMP)  ## JupyterLab with working copies of the notebooks: yours to change, runs/ of the workflow stays
 	$(BIN)/python workflow/lab.py $(LAB)
 
-clean:  ## remove .venv and the smoke run (your results in runs/ stay)
-	rm -rf runs/smoke .snakemake $(VENV)
+clean:  ## remove .venv and the smoke run (your results in runs/ stay, and with them what tells their state)
+	rm -rf runs/smoke $(VENV)

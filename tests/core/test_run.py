@@ -91,6 +91,76 @@ def test_file_serves_the_series_but_not_a_typo(notebook, tmp_path):
         run.gather(notebook, [str(file)], [])
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("steps: 1\nrate: 2\nsteps: 3\n", "line 3: steps is given twice"),
+        ("many: [{a: 1, a: 2}]", "line 1: a is given twice"),
+        ("rate: 1\nsteps: 010", "line 2: YAML reads 010 as 8"),
+        ("steps: 1:30", "line 1: YAML reads 1:30 as 90"),
+        ("steps: 0x10", "YAML reads 0x10 as 16"),
+        ("steps: 1_0", "YAML reads 1_0 as 10"),
+        ("rate: &a 1\nsteps: *a", "line 1: anchors and aliases"),
+        ("steps: [", "line 1: expected the node content"),
+        ("steps: 1\n\tname: a", "line 2"),
+        ("name: !!python/object/apply:os.system [touch x]", "could not determine a constructor"),
+        ("steps: !!bool z", "no YAML (KeyError"),
+        ("many: " + "[" * 5000, "no YAML (RecursionError"),
+        ("steps: 1\0", "no YAML (ReaderError"),
+        ("steps: " + "9" * 5000, "no YAML (ValueError"),
+        ("? [a]\n: 1", "line 1: found unhashable key"),
+        ("12: 1", "has a parameter 12"),
+        ("name: \udcff", "no UTF-8 text"),
+    ],
+)
+def test_a_damaged_or_ambiguous_file_ends_in_one_line(notebook, tmp_path, text, found, capfd):
+    file = tmp_path / "p.yaml"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb"), "-f", str(file)]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ") and str(file) in said and found in said
+    assert len(said.splitlines()) == 1 and not (tmp_path / "out.ipynb").exists()
+
+
+def test_numbers_as_people_write_them():
+    for text, value in {"0": 0, "-3": -3, "+4": 4, "10": 10, "0.10": 0.1, ".5": 0.5}.items():
+        assert run.read_yaml(text, "x") == value
+    for text, value in {"1.0e-5": 1e-5, ".inf": float("inf"), "-2.": -2.0, "'010'": "010"}.items():
+        assert run.read_yaml(text, "x") == value
+
+
+def test_no_value_becomes_code(notebook, tmp_path):
+    """Values meant to break out of the cell that papermill writes arrive as they are."""
+    harm = tmp_path / "HARM"
+    values = [
+        f"'); open({str(harm)!r}, 'w')  # ",
+        f'"""\nopen({str(harm)!r}, "w")\n"""',
+        f"a\\\nopen({str(harm)!r}, 'w')",
+        "{steps} %s {{}} \\ ' \"",
+    ]
+    content = nbformat.read(notebook, as_version=4)
+    content.cells.append(new_code_cell("import json\nprint(json.dumps([name, *many]))"))
+    nbformat.write(content, notebook)
+    out = tmp_path / "o'ut $(touch HARM)" / "a;b.ipynb"
+    run.run(notebook, out, {"name": values[0], "many": values[1:]})
+    assert json.loads(nbformat.read(out, 4).cells[-1].outputs[0].text) == values
+    assert not list(tmp_path.rglob("HARM"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no such locks")
+def test_one_output_has_one_writer(notebook, tmp_path, capfd):
+    from wspnb.files import alone
+
+    out = tmp_path / "out" / "one.ipynb"
+    with alone(out):
+        assert run.main([str(notebook), str(out)]) == 1
+        assert f"process {os.getpid()} is at work on it" in capfd.readouterr().err
+    assert not list(out.parent.iterdir())
+    (out.parent / ".one.ipynb.lock").write_text("999999999")  # of a run that was killed
+    assert run.main([str(notebook), str(out)]) == 0
+    assert [p.name for p in out.parent.iterdir()] == ["one.ipynb"]
+
+
 def test_exit_codes_and_files(notebook, tmp_path, capfd):
     out = tmp_path / "out" / "one.ipynb"
     assert run.main([str(notebook), str(out), "-p", "setps", "1"]) == 2

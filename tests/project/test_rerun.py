@@ -197,17 +197,17 @@ def kill(workflow: subprocess.Popen, project: Project, group: bool) -> None:
 
 def test_a_killed_workflow_leaves_no_lock(project):
     few = ("profile=lihc", "methods=random")
-    kill(project.start(*few, seconds=60), project, group=True)
+    kill(project.start(*few, seconds=600), project, group=True)
     locks = project.folder / ".snakemake" / "locks"
     assert list(locks.iterdir())
     said = project.run(*few)
     assert "nobody works here any more: going on where it stopped" in said
-    assert not list(locks.iterdir())
+    assert not list(locks.glob("*"))
 
 
 def test_two_at_once_and_a_notebook_still_at_work(project):
     few = ("profile=lihc", "methods=random")
-    first = project.start(*few, seconds=20)
+    first = project.start(*few, seconds=600)
     while not (project.folder / "calls.jsonl").exists():
         time.sleep(0.05)
     second = project.start(*few)
