@@ -1,0 +1,458 @@
+"""The reference experiment: every method on the whole pretraining cohort, judged with power.
+
+Besides D1, D2 and D1+2 at the paper's sizes, each encoder is judged on a *population*: a thousand
+further phantom patients like those of D1, whom no fold ever holds. Only a synthetic cohort has one.
+A run leaves the files of notebooks 02 and 03, so that 04 to 06 read it, and three more.
+"""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from wspnb import pretrain, probe
+from wspnb.augment import augment, to_unit
+from wspnb.data.slices import Slices, open_slices, reader
+from wspnb.files import write_csv
+from wspnb.kernels import negative_kernel, pair_kernel
+from wspnb.losses import contrastive_loss
+from wspnb.models import Byol, build_encoder, build_head
+from wspnb.phantom.patients import Phantom
+from wspnb.phantom.store import make_store
+from wspnb.results.statistics import bootstrap_interval
+from wspnb.sampling import OneSlicePerPatient
+
+GROUPS = ("d1", "d2", "d1+d2")
+STEPS = (0, 125, 250, 500, 1000, 2000, 4000)  # after which encoders are judged, and at the end
+C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
+SUPERVISED_STEPS = 1000  # of each fold's network, fixed before comparing; paper silent
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the experiment and what differs from its base."""
+
+    name: str  # in folders and tables
+    method: str  # supervised, random, byol, or a kernel of kernels.KERNELS
+    seed: int = 0  # of weights, batches and views
+    phantom: tuple = ()  # pairs (parameter, value) of Phantom that differ from the default
+    changes: dict = field(default_factory=dict)  # settings of pretrain.Config that differ
+    patients: float = 1.0  # share of D_radio's patients
+    sigma_from: float = 0.0  # the kernel narrows from this sigma to sigma, linearly; 0: constant
+    floor: float = 0.2  # of wsp_floor: least degree of positiveness within a class
+    negatives: str = ""  # "near": only slices at a similar depth repel
+    draws: int = 30  # studies of D1's size drawn from the population
+
+
+def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
+    """The paper's numbers where it gives them, else the package's defaults; one set for all."""
+    base = {
+        "method": run.method.replace("supervised", "random"), "backbone": "tiny_padded", "norm": "batch", "sigma": 0.1,
+        "temperature": 0.1, "batch_size": 64, "n_steps": n_steps, "warmup_steps": n_steps // 10,
+        "learning_rate": 1e-3, "weight_decay": 1e-5, "image_size": store["image_size"],
+        "precision": "no", "translate": 0.0, "crop_area": 0.7, "normalise": "row",
+        "convention": "k/(n-1)", "severe_from": 0, "train_cohort": "radio",
+        "data": store["sha256"], "seed": run.seed,
+    }  # fmt: skip
+    return pretrain.Config(**{**base, **run.changes})
+
+
+def train(
+    store: Slices, run: Run, config: pretrain.Config, device: torch.device, watch: Callable
+) -> tuple[nn.Module, list[dict]]:
+    """The loop of notebook 02.
+
+    Args:
+        store: images and table; its D_radio is used.
+        run: what is special about this training.
+        config: settings.
+        device: where to train.
+        watch: called with (steps done, encoder, loss of the last step) at :data:`STEPS`.
+
+    Returns:
+        The encoder, and a row of the log for every tenth of a percent of the steps.
+    """
+    rows = pretrain.read_rows(store.table, config.train_cohort)
+    if run.patients < 1:
+        people = store.table.patient.iloc[rows].unique()
+        rows = rows[
+            store.table.patient.iloc[rows].isin(people[: round(run.patients * len(people))])
+        ]
+    slices = store.table.iloc[rows].reset_index(drop=True)
+    labels = pretrain.weak_labels(slices, config.severe_from)
+    positions = pretrain.slice_positions(slices, store.settings["convention"], config.convention)
+    encoder = build_encoder(config.backbone, config.norm, config.seed)
+    encoder = encoder.to(device, memory_format=torch.channels_last)
+    head = build_head(config.backbone, config.seed).to(device)
+    byol = Byol(encoder, head, config.backbone, config.seed) if run.method == "byol" else None
+    parameters = [*encoder.parameters(), *head.parameters()]
+    parameters += [*byol.to(device).predictor.parameters()] if byol else []
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
+    patients, n_steps = slices.patient.to_numpy(), config.n_steps
+    draw = torch.Generator().manual_seed(config.seed)
+    sampler = OneSlicePerPatient(patients, labels.numpy(), config.batch_size, n_steps, draw)
+    generator, read = torch.Generator().manual_seed(config.seed), reader(store.images, device)
+    log, every = [], max(1, n_steps // 1000)
+    for step, batch in enumerate(sampler):
+        if step in STEPS:
+            watch(step, encoder)
+        factor = pretrain.learning_rate_factor(step, n_steps, config.warmup_steps)
+        optimizer.param_groups[0]["lr"] = rate * factor
+        images = read(rows[np.array(batch)])
+        views = torch.cat([augment(images, generator) for _ in range(2)])
+        features = encoder(views)
+        view_1, view_2 = head(features).chunk(2)
+        if byol:
+            loss = byol(view_1, view_2, views)
+        else:
+            sigma = config.sigma
+            if run.sigma_from:
+                sigma += (run.sigma_from - sigma) * (1 - step / n_steps)
+            given = (labels[batch], positions[batch], sigma)
+            kernel = pair_kernel(run.method, *given, floor=run.floor)
+            repel = negative_kernel(run.method, *given, floor=run.floor)
+            if run.negatives == "near":
+                repel = pair_kernel("depth_aware", *given)
+            kernel, repel = (k if k is None else k.to(device) for k in (kernel, repel))
+            loss = contrastive_loss(view_1, view_2, kernel, config.temperature, negatives=repel)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if byol:
+            byol.follow(encoder, head, pretrain.byol_momentum(step, n_steps))
+        if step % every == 0 or step == n_steps - 1:
+            row = {"step": step, "loss": float(loss.detach())}
+            log.append(row | pretrain.health(view_1.detach(), view_2.detach(), features.detach()))
+    watch(n_steps, encoder)
+    return encoder, log
+
+
+@torch.inference_mode()
+def features_of(encoder: nn.Module, store: Slices, device: torch.device) -> dict[str, tuple]:
+    """Features, labels, patients and positions of the slices of each judged cohort."""
+    was_training, found = encoder.training, {}
+    encoder.eval()
+    for cohort in ("d1", "d2", "population"):
+        rows = np.flatnonzero(store.table.cohort == cohort)
+        slices, size = store.table.iloc[rows], 512 if device.type == "cuda" else 16
+        parts = [
+            encoder(to_unit(torch.from_numpy(store.images[rows[i : i + size]]).to(device)[:, None]))
+            for i in range(0, len(rows), size)
+        ]
+        features = torch.cat(parts).float().cpu().numpy()
+        truth = slices.label.to_numpy(int), slices.patient.to_numpy(str)
+        found[cohort] = (features, *truth, slices.position.to_numpy(float))
+    encoder.train(was_training)
+    return found
+
+
+def judge(found: dict[str, tuple]) -> dict:
+    """What a study of D1 would find on the population, and how well depth is read.
+
+    Returns:
+        ``auc_population``: the probe fitted on all of D1 and judged on the population;
+        ``auc_d1``: mean of five folds over D1; ``depth_r2`` from neighbours of other patients.
+    """
+    features, labels, patients, positions = found["d1"]
+    people = population_scores(found)
+    quality = probe.plane_quality(features, positions, labels, patients)
+    return {
+        "auc_population": roc_auc_score(people.label, people.score),
+        "auc_d1": probe.cross_validate(features, labels, patients, C, N_FOLDS, FOLD_SEED).mean,
+        "depth_r2": quality["depth_r2"],
+    }
+
+
+def population_scores(found: dict[str, tuple]) -> pd.DataFrame:
+    """Patients of the population with label and score of the probe fitted on D1."""
+    model = probe.classifier(C).fit(found["d1"][0], found["d1"][1])
+    features, labels, patients, _ = found["population"]
+    score = model.predict_proba(features)[:, 1]
+    table = pd.DataFrame({"patient": patients, "label": labels, "score": score})
+    return table.groupby("patient").mean().astype({"label": int}).reset_index()
+
+
+def draw_studies(found: dict[str, tuple], n: int) -> pd.DataFrame:
+    """Many studies of D1's size, drawn from the population without replacement.
+
+    Args:
+        found: from :func:`features_of`.
+        n: number of studies; they are the same for every method of a phantom.
+
+    Returns:
+        A row per study: ``study``, ``auc_folds`` (five folds over its patients, what it would have
+        reported) and ``auc_rest`` (its probe on the patients it has not seen: how good it is).
+    """
+    features, labels, patients, _ = found["population"]
+    of_patient = pd.Series(labels, patients).groupby(level=0).first()
+    sizes = pd.Series(found["d1"][1], found["d1"][2]).groupby(level=0).first().value_counts()
+    rows = []
+    for study in range(n):
+        rng, chosen = np.random.default_rng([study, 7]), []
+        for label in (0, 1):
+            people = of_patient.index[of_patient == label]
+            chosen += [*rng.choice(people, min(sizes[label], len(people) // 2), replace=False)]
+        own = np.isin(patients, chosen)
+        part = features[own], labels[own], patients[own]
+        model = probe.classifier(C).fit(part[0], part[1])
+        rest = pd.Series(model.predict_proba(features[~own])[:, 1], patients[~own])
+        rest = rest.groupby(level=0).mean()
+        folds = probe.cross_validate(*part, C, N_FOLDS, FOLD_SEED).mean
+        auc = roc_auc_score(of_patient[rest.index], rest)
+        rows.append({"study": study, "auc_folds": folds, "auc_rest": auc})
+    return pd.DataFrame(rows)
+
+
+def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
+    """A row per group of cohorts as notebook 03 writes it, from scores with thresholds."""
+    records = []
+    for group, table in people.items():
+        folds = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
+        bacc, (low, high) = probe.fold_balanced_accuracy(table), bootstrap_interval([table])
+        record = {"method": name, "cohort": group, "auc": np.mean(folds)}
+        record |= {"sd": np.std(folds, ddof=1), "low": low, "high": high, "n": len(table)}
+        record |= {"bacc": bacc.mean(), "bacc_sd": bacc.std(ddof=1)}
+        record |= {"folds": np.round(folds, 4).tolist(), "bacc_folds": bacc.round(4).tolist()}
+        records.append(record)
+    return records
+
+
+def cross_validated(found: dict[str, tuple]) -> dict[str, pd.DataFrame]:
+    """Scores, folds and thresholds of the patients of each group, as in notebook 03."""
+    people = {}
+    for group in GROUPS:
+        parts = [found[cohort][:3] for cohort in group.split("+")]
+        given = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        people[group] = probe.cross_validate(*given, C, N_FOLDS, FOLD_SEED).scores
+        people[group]["threshold"] = probe.fold_thresholds(*given, people[group], C, FOLD_SEED)
+    return people
+
+
+def supervised(
+    store: Slices, config: pretrain.Config, device: torch.device, steps: int
+) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
+    """Cross-entropy from scratch inside the folds (notebook 03b), and once on all of D1.
+
+    Returns:
+        Scores of each group's patients with folds; scores of the population.
+    """
+    table = store.table
+    known = np.flatnonzero(table.label.notna())
+    labels = torch.tensor(table.label.fillna(-1).to_numpy(int)).float()
+    read = reader(store.images, device)
+
+    def fit(train, held):
+        encoder = build_encoder(config.backbone, config.norm, config.seed)
+        torch.nn.init.zeros_((last := nn.Linear(encoder.n_features, 1, bias=False)).weight)
+        network = nn.Sequential(encoder, last).to(device, memory_format=torch.channels_last)
+        rate, decay = config.learning_rate, config.weight_decay
+        optimizer = torch.optim.Adam(network.parameters(), rate, weight_decay=decay, fused=True)
+        generator = torch.Generator().manual_seed(config.seed)
+        draw = (table.patient.to_numpy()[train], labels[train].numpy(), config.batch_size, steps)
+        for step, batch in enumerate(OneSlicePerPatient(*draw, generator)):
+            factor = pretrain.learning_rate_factor(step, steps, steps // 10)
+            optimizer.param_groups[0]["lr"] = rate * factor
+            views = augment(read(train[batch]), generator)
+            target = labels[train[batch]].to(device)
+            loss = binary_cross_entropy_with_logits(network(views)[:, 0], target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        logits = probe.extract_features(network.eval(), store.images, held, 256)[:, 0]
+        score = pd.Series(1 / (1 + np.exp(-logits)), table.patient.to_numpy()[held])
+        return score.groupby(level=0).mean()
+
+    people = {}
+    for group in GROUPS:
+        own = known[table.cohort.iloc[known].isin(group.split("+"))]
+        given = (table.label.iloc[own].astype(int), table.patient.iloc[own])
+        people[group] = probe.patient_folds(*given, N_FOLDS, FOLD_SEED)
+        fold = table.patient.iloc[own].map(people[group].set_index("patient").fold).to_numpy()
+        score = pd.concat([fit(own[fold != k], own[fold == k]) for k in range(N_FOLDS)])
+        people[group] = people[group].assign(
+            score=people[group].patient.map(score).to_numpy(), threshold=0.5
+        )
+    d1, rest = (np.flatnonzero(table.cohort == name) for name in ("d1", "population"))
+    score = fit(d1, rest)
+    truth = table.iloc[rest].groupby("patient").label.first()
+    found = {"patient": score.index, "label": truth[score.index].astype(int), "score": score}
+    return people, pd.DataFrame(found).reset_index(drop=True)
+
+
+def folder_name(phantom: tuple, size: int) -> str:
+    """Folder of the runs on one phantom, e.g. ``64px`` or ``64px-seed1-reader_accuracy0.7``."""
+    return "-".join([f"{size}px", *(f"{key}{value}" for key, value in phantom)])
+
+
+def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, share=1.0) -> None:
+    """One run with its judgement; a finished one is kept.
+
+    Writes ``pretrain/RUN/`` (encoder, log, settings), ``probe/RUN/`` (``scores.csv`` of D1, D2 and
+    both, ``population.csv``, ``studies.csv``, ``curve.csv`` over steps and, last,
+    ``results.json``).
+    """
+    folder = root / folder_name(run.phantom, size)
+    name = pretrain.run_name(run.name, "tiny_padded", run.seed)
+    out, began = folder / "probe" / name, time.monotonic()
+    if (out / "results.json").exists():
+        return
+    phantom = Phantom(image_size=size, **dict(run.phantom))
+    store = open_slices(make_store(folder / "cohort", phantom, share, 1.0, share, progress=False))
+    config, curve, facts = settings_of(run, store.settings, n_steps), [], {}
+    result = {"name": run.name, "method": run.method, "backbone": config.backbone}
+    result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
+    result |= {"fold_seed": FOLD_SEED, "data": config.data}
+    if run.method == "supervised":
+        steps = min(SUPERVISED_STEPS, n_steps)
+        people, population = supervised(store, config, device, steps)
+        result |= {"training": None, "supervised": {"supervised_steps": steps}}
+    else:
+
+        def watch(step, encoder):
+            found = features_of(encoder, store, device)
+            curve.append({"step": step, **judge(found)})
+
+        if run.method in pretrain.UNTRAINED:
+            encoder = build_encoder(config.backbone, config.norm, config.seed)
+            encoder, log = encoder.to(device, memory_format=torch.channels_last), []
+            watch(0, encoder)
+        else:
+            encoder, log = train(store, run, config, device, watch)
+        found = features_of(encoder, store, device)
+        people, population = cross_validated(found), population_scores(found)
+        ceiling = probe.cross_validate(*found["population"][:3], C, N_FOLDS, FOLD_SEED)
+        result |= {"ceiling": ceiling.mean, "training": None}
+        if log:
+            facts = {"name": run.name, "verdict": pretrain.verdict(run.method, log, 64)}
+            facts |= {"loss": float(np.mean([r["loss"] for r in log[-len(log) // 10 :]]))}
+            keys = {k: getattr(config, k) for k in probe.EQUAL_SETTINGS}
+            result |= {"training": keys}
+            pretrain.save_run(folder / "pretrain" / name, encoder, config, log, **facts)
+        write_csv(out / "curve.csv", pd.DataFrame(curve).round(5))
+        if run.draws:
+            write_csv(out / "studies.csv", draw_studies(found, run.draws).round(5))
+    write_csv(out / "population.csv", population.round({"score": 5}))
+    result |= {"auc_population": roc_auc_score(population.label, population.score)}
+    result |= {"depth_r2": curve[-1]["depth_r2"] if curve else None, "collapsed": False, **facts}
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    result |= {"device": device_name, "torch": torch.__version__, "n_steps": n_steps}
+    result |= {"patients": run.patients, "seconds": round(time.monotonic() - began, 1)}
+    result["results"] = records_of(run.name, people)
+    table = pd.concat(t.assign(cohort=g) for g, t in people.items())
+    probe.save_probe(out, table, result)
+
+
+PAPER = ("wsp", "supcon", "depth_aware", "simclr", "byol", "random", "supervised")
+CHOSEN = ()  # variants that the selection on phantom seed 0 has left, to be judged on others
+
+
+def plan(which: str) -> list[Run]:
+    """The runs of a part of the experiment, the most wanted first.
+
+    ``reference``: the paper's methods on phantom seed 0, three training seeds. ``variants``: other
+    kernels, denominators and numbers of patients on the same phantom, where choices are made.
+    ``judged``: what was chosen, on three phantoms on which nothing was.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    if which == "reference":
+        return [Run(m, m, seed) for seed in range(3) for m in PAPER]
+    if which == "variants":
+        runs = []
+        for seed in range(2):
+            one = {"seed": seed, "draws": 0}
+            runs += [Run(f"wsp_floor{f}", "wsp_floor", floor=f, **one) for f in (0.1, 0.2, 0.4)]
+            runs += [
+                Run("wsp_own", "wsp_own", **one),
+                Run("wsp_near", "wsp", negatives="near", **one),
+            ]
+            for sigma in (0.05, 0.2, 0.5):
+                runs.append(Run(f"wsp_sigma{sigma}", "wsp", changes={"sigma": sigma}, **one))
+            runs.append(Run("wsp_narrowing", "wsp", sigma_from=0.5, **one))
+            for share in (0.1, 0.3):
+                runs += [
+                    Run(f"{m}_patients{share}", m, patients=share, **one) for m in ("wsp", "supcon")
+                ]
+        return runs
+    if which == "judged":
+        chosen = [Run(m, m) for m in ("wsp", "supcon", "depth_aware", "random")] + list(CHOSEN)
+        return [replace(r, seed=s, phantom=(("seed", s),)) for s in (1, 2, 3) for r in chosen]
+    raise ValueError(f"plan {which!r}: choose reference, variants or judged")
+
+
+def run_all(
+    runs: Sequence[Run],
+    root: Path,
+    size: int,
+    n_steps: int,
+    workers: int,
+    seconds: float,
+    share: float = 1.0,
+    say: Callable = print,
+) -> None:
+    """Do the runs side by side, a process each; what is not done in time is left for the next call.
+
+    Args:
+        runs: in the order wanted.
+        root: folder of all phantoms' runs.
+        size: pixels of a slice.
+        n_steps: of each pretraining.
+        workers: processes.
+        seconds: no run is begun after three quarters of it; at its end all are stopped.
+        share: of the patients of the pretraining cohort and of the population.
+        say: is told each run's result as it ends.
+    """  # fmt: skip
+    end, context = time.monotonic() + seconds, multiprocessing.get_context("spawn")
+    for phantom in dict.fromkeys(run.phantom for run in runs):
+        folder = root / folder_name(phantom, size) / "cohort"
+        make_store(folder, Phantom(image_size=size, **dict(phantom)), share, 1.0, share)
+    queue, results = context.Queue(), context.Queue()
+    for run in runs:
+        queue.put(run)
+    given = (queue, results, root, size, n_steps, share, end - seconds / 4)
+    pool = [context.Process(target=_work, args=given, daemon=True) for _ in range(workers)]
+    for process in pool:
+        process.start()
+    while any(p.is_alive() for p in pool) and time.monotonic() < end:
+        while not results.empty():
+            say(f"{seconds - (end - time.monotonic()):4.0f} s", results.get())
+        time.sleep(0.5)
+    for process in pool:
+        process.terminate()
+    while not results.empty():
+        say(results.get())
+
+
+def _work(queue, results, root, size, n_steps, share, last) -> None:
+    """Do runs from the queue until it is empty or it is too late to begin one."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    while time.monotonic() < last:
+        try:
+            run = queue.get(timeout=2)
+        except Exception:  # empty
+            return
+        began = time.monotonic()
+        try:
+            do(run, root, size, n_steps, device, share)
+            file = root / folder_name(run.phantom, size) / "probe"
+            file = file / pretrain.run_name(run.name, "tiny_padded", run.seed) / "results.json"
+            found = json.loads(file.read_text(encoding="utf-8"))
+            text = f"population {found['auc_population']:.3f}, D1 {found['results'][0]['auc']:.3f}"
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+        took = time.monotonic() - began
+        results.put(f"{dict(run.phantom)} {run.name} seed {run.seed}: {text}, {took:.0f} s")
