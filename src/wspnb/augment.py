@@ -124,8 +124,7 @@ def augment(
     with torch.autocast(images.device.type, enabled=False):
         views = to_unit(images)
         if not torch.equal(affine, torch.eye(2, 3, device=affine.device).expand_as(affine)):
-            # Not blocking: the host does not wait for a GPU.
-            views = warp(views, affine.to(views.device, non_blocking=True))
+            views = warp(views, affine)
     if images.is_contiguous(memory_format=torch.channels_last):
         views = views.contiguous(memory_format=torch.channels_last)
     return views
@@ -137,16 +136,19 @@ def warp(images: Tensor, affine: Tensor) -> Tensor:
 
     Args:
         images: ``(b, c, h, w)`` float32, two pixels or more each way.
-        affine: ``(b, 2, 3)`` float32, in pixels: (x, y) of the destination from (x, y, 1).
+        affine: ``(b, 2, 3)`` float32, in pixels: (x, y) of the destination from (x, y, 1). Maps on
+            the CPU are turned round there: on a GPU that would be some twenty tiny kernels, and
+            Kornia's constants would make the host wait.
 
     Returns:
-        ``(b, c, h, w)``.
+        ``(b, c, h, w)``, on the images' device.
     """
     size = images.shape[2:]
     forth = normalize_homography(convert_affinematrix_to_homography(affine), size, size)
     rows = forth.unbind(1)  # the inverse by its adjugate: torch's would wait for a GPU
     adjugate = [torch.linalg.cross(rows[i - 2], rows[i - 1]) for i in range(3)]
     back = torch.stack(adjugate, 2) / (rows[0] * adjugate[0]).sum(1)[:, None, None]
+    back = back.to(images.device, non_blocking=True)
     along_x, along_y, offset = back[:, :2, :, None, None].unbind(2)  # (b, 2, 1, 1) each
     y, x = (torch.linspace(-1, 1, n, device=images.device) for n in size)
     # x and y as two planes: their sums and the reading of them then run at the memory's speed.

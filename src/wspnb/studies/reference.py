@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wspnb import pretrain, probe
-from wspnb.augment import augment, to_unit
+from wspnb.augment import augment
 from wspnb.data.slices import Slices, open_slices, reader
 from wspnb.files import write_csv
 from wspnb.kernels import negative_kernel, pair_kernel
@@ -29,12 +29,21 @@ from wspnb.losses import contrastive_loss
 from wspnb.models import Byol, build_encoder, build_head
 from wspnb.phantom.patients import Phantom
 from wspnb.phantom.store import make_store
-from wspnb.results.statistics import bootstrap_interval
 from wspnb.sampling import OneSlicePerPatient
+from wspnb.studies.judge import (
+    FOLD_SEED,
+    GROUPS,
+    N_FOLDS,
+    C,
+    cross_validated,
+    draw_studies,
+    features_of,
+    judge,
+    population_scores,
+    records_of,
+)
 
-GROUPS = ("d1", "d2", "d1+d2")
 STEPS = (0, 125, 250, 500, 1000, 2000, 4000)  # after which encoders are judged, and at the end
-C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
 SUPERVISED_STEPS = 1000  # of each fold's network, fixed before comparing; paper silent
 
 
@@ -57,8 +66,9 @@ class Run:
 def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
     """The paper's numbers where it gives them, else the package's defaults; one set for all."""
     base = {
-        "method": run.method.replace("supervised", "random"), "backbone": "tiny_padded", "norm": "batch", "sigma": 0.1,
-        "temperature": 0.1, "batch_size": 64, "n_steps": n_steps, "warmup_steps": n_steps // 10,
+        "method": run.method.replace("supervised", "random"), "backbone": "tiny_padded",
+        "norm": "batch", "sigma": 0.1, "temperature": 0.1, "batch_size": 64, 
+        "n_steps": n_steps, "warmup_steps": n_steps // 10,
         "learning_rate": 1e-3, "weight_decay": 1e-5, "image_size": store["image_size"],
         "precision": "no", "translate": 0.0, "crop_area": 0.7, "normalise": "row",
         "convention": "k/(n-1)", "severe_from": 0, "train_cohort": "radio",
@@ -138,107 +148,6 @@ def train(
     return encoder, log
 
 
-@torch.inference_mode()
-def features_of(encoder: nn.Module, store: Slices, device: torch.device) -> dict[str, tuple]:
-    """Features, labels, patients and positions of the slices of each judged cohort."""
-    was_training, found = encoder.training, {}
-    encoder.eval()
-    for cohort in ("d1", "d2", "population"):
-        rows = np.flatnonzero(store.table.cohort == cohort)
-        slices, size = store.table.iloc[rows], 512 if device.type == "cuda" else 16
-        parts = [
-            encoder(to_unit(torch.from_numpy(store.images[rows[i : i + size]]).to(device)[:, None]))
-            for i in range(0, len(rows), size)
-        ]
-        features = torch.cat(parts).float().cpu().numpy()
-        truth = slices.label.to_numpy(int), slices.patient.to_numpy(str)
-        found[cohort] = (features, *truth, slices.position.to_numpy(float))
-    encoder.train(was_training)
-    return found
-
-
-def judge(found: dict[str, tuple]) -> dict:
-    """What a study of D1 would find on the population, and how well depth is read.
-
-    Returns:
-        ``auc_population``: the probe fitted on all of D1 and judged on the population;
-        ``auc_d1``: mean of five folds over D1; ``depth_r2`` from neighbours of other patients.
-    """
-    features, labels, patients, positions = found["d1"]
-    people = population_scores(found)
-    quality = probe.plane_quality(features, positions, labels, patients)
-    return {
-        "auc_population": roc_auc_score(people.label, people.score),
-        "auc_d1": probe.cross_validate(features, labels, patients, C, N_FOLDS, FOLD_SEED).mean,
-        "depth_r2": quality["depth_r2"],
-    }
-
-
-def population_scores(found: dict[str, tuple]) -> pd.DataFrame:
-    """Patients of the population with label and score of the probe fitted on D1."""
-    model = probe.classifier(C).fit(found["d1"][0], found["d1"][1])
-    features, labels, patients, _ = found["population"]
-    score = model.predict_proba(features)[:, 1]
-    table = pd.DataFrame({"patient": patients, "label": labels, "score": score})
-    return table.groupby("patient").mean().astype({"label": int}).reset_index()
-
-
-def draw_studies(found: dict[str, tuple], n: int) -> pd.DataFrame:
-    """Many studies of D1's size, drawn from the population without replacement.
-
-    Args:
-        found: from :func:`features_of`.
-        n: number of studies; they are the same for every method of a phantom.
-
-    Returns:
-        A row per study: ``study``, ``auc_folds`` (five folds over its patients, what it would have
-        reported) and ``auc_rest`` (its probe on the patients it has not seen: how good it is).
-    """
-    features, labels, patients, _ = found["population"]
-    of_patient = pd.Series(labels, patients).groupby(level=0).first()
-    sizes = pd.Series(found["d1"][1], found["d1"][2]).groupby(level=0).first().value_counts()
-    rows = []
-    for study in range(n):
-        rng, chosen = np.random.default_rng([study, 7]), []
-        for label in (0, 1):
-            people = of_patient.index[of_patient == label]
-            chosen += [*rng.choice(people, min(sizes[label], len(people) // 2), replace=False)]
-        own = np.isin(patients, chosen)
-        part = features[own], labels[own], patients[own]
-        model = probe.classifier(C).fit(part[0], part[1])
-        rest = pd.Series(model.predict_proba(features[~own])[:, 1], patients[~own])
-        rest = rest.groupby(level=0).mean()
-        folds = probe.cross_validate(*part, C, N_FOLDS, FOLD_SEED).mean
-        auc = roc_auc_score(of_patient[rest.index], rest)
-        rows.append({"study": study, "auc_folds": folds, "auc_rest": auc})
-    return pd.DataFrame(rows)
-
-
-def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
-    """A row per group of cohorts as notebook 03 writes it, from scores with thresholds."""
-    records = []
-    for group, table in people.items():
-        folds = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
-        bacc, (low, high) = probe.fold_balanced_accuracy(table), bootstrap_interval([table])
-        record = {"method": name, "cohort": group, "auc": np.mean(folds)}
-        record |= {"sd": np.std(folds, ddof=1), "low": low, "high": high, "n": len(table)}
-        record |= {"bacc": bacc.mean(), "bacc_sd": bacc.std(ddof=1)}
-        record |= {"folds": np.round(folds, 4).tolist(), "bacc_folds": bacc.round(4).tolist()}
-        records.append(record)
-    return records
-
-
-def cross_validated(found: dict[str, tuple]) -> dict[str, pd.DataFrame]:
-    """Scores, folds and thresholds of the patients of each group, as in notebook 03."""
-    people = {}
-    for group in GROUPS:
-        parts = [found[cohort][:3] for cohort in group.split("+")]
-        given = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        people[group] = probe.cross_validate(*given, C, N_FOLDS, FOLD_SEED).scores
-        people[group]["threshold"] = probe.fold_thresholds(*given, people[group], C, FOLD_SEED)
-    return people
-
-
 def supervised(
     store: Slices, config: pretrain.Config, device: torch.device, steps: int
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
@@ -308,7 +217,7 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     if (out / "results.json").exists():
         return
     phantom = Phantom(image_size=size, **dict(run.phantom))
-    store = open_slices(make_store(folder / "cohort", phantom, share, 1.0, share, progress=False))
+    store = open_slices(make_store(folder / "cohort", phantom, share, share, share, progress=False))
     config, curve, facts = settings_of(run, store.settings, n_steps), [], {}
     result = {"name": run.name, "method": run.method, "backbone": config.backbone}
     result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
@@ -411,13 +320,13 @@ def run_all(
         n_steps: of each pretraining.
         workers: processes.
         seconds: no run is begun after three quarters of it; at its end all are stopped.
-        share: of the patients of the pretraining cohort and of the population.
+        share: of the patients of all cohorts.
         say: is told each run's result as it ends.
     """  # fmt: skip
     end, context = time.monotonic() + seconds, multiprocessing.get_context("spawn")
     for phantom in dict.fromkeys(run.phantom for run in runs):
         folder = root / folder_name(phantom, size) / "cohort"
-        make_store(folder, Phantom(image_size=size, **dict(phantom)), share, 1.0, share)
+        make_store(folder, Phantom(image_size=size, **dict(phantom)), share, share, share)
     queue, results = context.Queue(), context.Queue()
     for run in runs:
         queue.put(run)

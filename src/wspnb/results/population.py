@@ -1,0 +1,136 @@
+"""Tables of the reference experiment: what each encoder is worth on patients whom no fold holds.
+
+All of them come from the files that :func:`pack` keeps: one score per run and patient, one row per
+run and judged step, one per run and drawn study.
+"""
+
+import gzip
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wspnb.files import whole
+from wspnb.results import statistics, tables
+
+PARTS = ("population", "curve", "studies")
+
+
+def pack(runs: list[dict], target: Path) -> None:
+    """Keep ``population``, ``curve`` and ``studies`` of the runs, each as one ``NAME.csv.gz``.
+
+    Args:
+        runs: as :func:`~wspnb.results.tables.read_runs` gives them.
+        target: folder to write to; equal runs give equal bytes.
+    """
+    for name in PARTS:
+        files = [run["folder"] / f"{name}.csv" for run in runs]
+        parts = [pd.read_csv(f, dtype=str).assign(run=f.parent.name) for f in files if f.exists()]
+        if parts:
+            text = pd.concat(parts).to_csv(index=False, lineterminator="\n")
+            with whole(target / f"{name}.csv.gz") as temporary:
+                temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def read(folder: Path) -> dict[str, pd.DataFrame]:
+    """The parts of :func:`pack` by name, with each run's name, method and seed; and ``runs``, one
+    row per run with ceiling, depth_r2, loss, verdict, patients, device.
+
+    Raises:
+        FileNotFoundError: if the folder holds no reference runs.
+    """
+    if not (folder / "population.csv.gz").exists():
+        raise FileNotFoundError(f"{folder}: no population.csv.gz: no reference runs were kept here")
+    facts = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["runs"]
+    runs = pd.DataFrame.from_dict(facts, orient="index").rename_axis("run").reset_index()
+    names = ["run", "name", "method", "seed"]
+    found = {"runs": runs.reindex(columns=[*names, "ceiling", "depth_r2", "loss", "verdict"])}
+    for part in PARTS:
+        table = pd.read_csv(folder / f"{part}.csv.gz", dtype={"patient": str})
+        found[part] = runs[names].merge(table, on="run")
+    return found
+
+
+def scores_by_name(found: dict[str, pd.DataFrame]) -> dict[str, dict[int, pd.DataFrame]]:
+    """Scores of the population of each name, by seed; all in one fold, as no fold was fitted."""
+    parts = found["population"].assign(fold=0).groupby(["name", "seed"], sort=False)
+    order = sorted(parts, key=lambda part: _place(part[0][0]))
+    scores: dict[str, dict[int, pd.DataFrame]] = {}
+    for (name, seed), part in order:
+        own = part[["patient", "label", "fold", "score"]].sort_values("patient")
+        scores.setdefault(name, {})[seed] = own.reset_index(drop=True)
+    return scores
+
+
+def population_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row per name: seeds, AUC on the population (mean over seeds, SD over seeds, 95 % interval
+    over patients), the ceiling (probe fitted on four fifths of the population), depth R2 and loss
+    at the end, and the verdict on the training."""
+    facts, rows = found["runs"].set_index(["name", "seed"]), []
+    for name, runs in scores_by_name(found).items():
+        aucs = [statistics.pairwise_wins(r.label, r.score).mean() for r in runs.values()]
+        low, high = statistics.bootstrap_interval(list(runs.values()), n=1000)
+        own = facts.loc[name]
+        row = {"name": name, "method": tables.row_label(name), "n_seeds": len(runs)}
+        row |= {"auc": np.mean(aucs), "auc_sd": np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan}
+        row |= {"low": low, "high": high}
+        row |= {key: own[key].astype(float).mean() for key in ("ceiling", "depth_r2", "loss")}
+        verdicts = own.verdict.dropna().value_counts()
+        row["verdict"] = ", ".join(f"{v} {n}/{len(own)}" for v, n in verdicts.items())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]]) -> pd.DataFrame:
+    """First minus second of each pair on the population, over the seeds that both have.
+
+    Returns:
+        A row per pair: mean, interval over patients, and over patients and seeds together (NaN for
+        one seed), see :class:`~wspnb.results.statistics.Difference`.
+    """
+    scores, rows = scores_by_name(found), []
+    for first, second in pairs:
+        seeds = sorted(set(scores.get(first, ())) & set(scores.get(second, ())))
+        if not seeds:
+            continue
+        one, two = ([scores[name][seed] for seed in seeds] for name in (first, second))
+        gap = statistics.paired_difference(one, two, n=1000)
+        row = {"first": first, "second": second, "n_seeds": len(seeds), "difference": gap.mean}
+        row |= {"low": gap.low, "high": gap.high}
+        rows.append(row | {"low_both": gap.low_both, "high_both": gap.high_both})
+    return pd.DataFrame(rows)
+
+
+def study_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """How often a study of D1's size ranks two methods against their order on all patients.
+
+    The studies are drawn from the population, the same for all methods; what a study reports is
+    the mean of its five folds. Order and difference of two methods are those of ``auc_rest``, the
+    probes of all studies on the patients that these have not seen, averaged.
+
+    Returns:
+        A row per pair of names and no seed: better, worse, difference (of ``auc_rest``), spread (SD
+        over studies of the reported difference), wrong (share of studies and seeds with the other
+        order), studies.
+    """
+    columns = ["auc_folds", "auc_rest"]
+    reported = found["studies"].set_index(["name", "seed", "study"])[columns]
+    rows = []
+    for one, two in combinations(sorted(reported.index.unique("name"), key=_place), 2):
+        gap = (reported.loc[one] - reported.loc[two]).dropna()
+        if not len(gap):
+            continue
+        truth = gap.auc_rest.mean()
+        better, worse, gap = (one, two, gap) if truth >= 0 else (two, one, -gap)
+        row = {"better": better, "worse": worse, "difference": abs(truth)}
+        row |= {"spread": gap.auc_folds.std(ddof=1), "wrong": (gap.auc_folds < 0).mean()}
+        rows.append(row | {"studies": len(gap)})
+    return pd.DataFrame(rows)
+
+
+def _place(name: str) -> tuple:
+    """The paper's order, then variants by name."""
+    order = list(tables.ROWS)
+    return (order.index(name) if name in order else len(order), name)

@@ -1,0 +1,116 @@
+"""Judging an encoder of the reference experiment: at the paper's sizes, and on a population."""
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from wspnb import probe
+from wspnb.augment import to_unit
+from wspnb.data.slices import Slices
+from wspnb.results.statistics import bootstrap_interval
+
+GROUPS = ("d1", "d2", "d1+d2")
+C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
+
+
+@torch.inference_mode()
+def features_of(encoder: nn.Module, store: Slices, device: torch.device) -> dict[str, tuple]:
+    """Features, labels, patients and positions of the slices of each judged cohort."""
+    was_training, found = encoder.training, {}
+    encoder.eval()
+    for cohort in ("d1", "d2", "population"):
+        rows = np.flatnonzero(store.table.cohort == cohort)
+        slices, size = store.table.iloc[rows], 512 if device.type == "cuda" else 16
+        parts = [
+            encoder(to_unit(torch.from_numpy(store.images[rows[i : i + size]]).to(device)[:, None]))
+            for i in range(0, len(rows), size)
+        ]
+        features = torch.cat(parts).float().cpu().numpy()
+        truth = slices.label.to_numpy(int), slices.patient.to_numpy(str)
+        found[cohort] = (features, *truth, slices.position.to_numpy(float))
+    encoder.train(was_training)
+    return found
+
+
+def judge(found: dict[str, tuple]) -> dict:
+    """What a study of D1 would find on the population, and how well depth is read.
+
+    Returns:
+        ``auc_population``: the probe fitted on all of D1 and judged on the population;
+        ``auc_d1``: mean of five folds over D1; ``depth_r2`` from neighbours of other patients.
+    """
+    features, labels, patients, positions = found["d1"]
+    people = population_scores(found)
+    quality = probe.plane_quality(features, positions, labels, patients)
+    return {
+        "auc_population": roc_auc_score(people.label, people.score),
+        "auc_d1": probe.cross_validate(features, labels, patients, C, N_FOLDS, FOLD_SEED).mean,
+        "depth_r2": quality["depth_r2"],
+    }
+
+
+def population_scores(found: dict[str, tuple]) -> pd.DataFrame:
+    """Patients of the population with label and score of the probe fitted on D1."""
+    model = probe.classifier(C).fit(found["d1"][0], found["d1"][1])
+    features, labels, patients, _ = found["population"]
+    score = model.predict_proba(features)[:, 1]
+    table = pd.DataFrame({"patient": patients, "label": labels, "score": score})
+    return table.groupby("patient").mean().astype({"label": int}).reset_index()
+
+
+def draw_studies(found: dict[str, tuple], n: int) -> pd.DataFrame:
+    """Many studies of D1's size, drawn from the population without replacement.
+
+    Args:
+        found: from :func:`features_of`.
+        n: number of studies; they are the same for every method of a phantom.
+
+    Returns:
+        A row per study: ``study``, ``auc_folds`` (five folds over its patients, what it would have
+        reported) and ``auc_rest`` (its probe on the patients it has not seen: how good it is).
+    """
+    features, labels, patients, _ = found["population"]
+    of_patient = pd.Series(labels, patients).groupby(level=0).first()
+    sizes = pd.Series(found["d1"][1], found["d1"][2]).groupby(level=0).first().value_counts()
+    rows = []
+    for study in range(n):
+        rng, chosen = np.random.default_rng([study, 7]), []
+        for label in (0, 1):
+            people = of_patient.index[of_patient == label]
+            chosen += [*rng.choice(people, min(sizes[label], len(people) // 2), replace=False)]
+        own = np.isin(patients, chosen)
+        part = features[own], labels[own], patients[own]
+        model = probe.classifier(C).fit(part[0], part[1])
+        rest = pd.Series(model.predict_proba(features[~own])[:, 1], patients[~own])
+        rest = rest.groupby(level=0).mean()
+        folds = probe.cross_validate(*part, C, N_FOLDS, FOLD_SEED).mean
+        auc = roc_auc_score(of_patient[rest.index], rest)
+        rows.append({"study": study, "auc_folds": folds, "auc_rest": auc})
+    return pd.DataFrame(rows)
+
+
+def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
+    """A row per group of cohorts as notebook 03 writes it, from scores with thresholds."""
+    records = []
+    for group, table in people.items():
+        folds = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
+        bacc, (low, high) = probe.fold_balanced_accuracy(table), bootstrap_interval([table])
+        record = {"method": name, "cohort": group, "auc": np.mean(folds)}
+        record |= {"sd": np.std(folds, ddof=1), "low": low, "high": high, "n": len(table)}
+        record |= {"bacc": bacc.mean(), "bacc_sd": bacc.std(ddof=1)}
+        record |= {"folds": np.round(folds, 4).tolist(), "bacc_folds": bacc.round(4).tolist()}
+        records.append(record)
+    return records
+
+
+def cross_validated(found: dict[str, tuple]) -> dict[str, pd.DataFrame]:
+    """Scores, folds and thresholds of the patients of each group, as in notebook 03."""
+    people = {}
+    for group in GROUPS:
+        parts = [found[cohort][:3] for cohort in group.split("+")]
+        given = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        people[group] = probe.cross_validate(*given, C, N_FOLDS, FOLD_SEED).scores
+        people[group]["threshold"] = probe.fold_thresholds(*given, people[group], C, FOLD_SEED)
+    return people

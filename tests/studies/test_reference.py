@@ -1,0 +1,117 @@
+"""The reference experiment in a tiny form: what it writes, that it goes on, and how it judges."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from wspnb import probe
+from wspnb.data.slices import open_slices, write_slices
+from wspnb.phantom.patients import Phantom
+from wspnb.phantom.scans import make_phantom
+from wspnb.phantom.store import make_store
+from wspnb.results import tables
+from wspnb.studies import judge, reference
+from wspnb.studies.reference import Run, do, plan, run_all
+
+SIZE, STEPS, SHARE = 32, 4, 0.004
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Three tiny runs on one phantom."""
+    folder = tmp_path_factory.mktemp("reference")
+    for run in (Run("wsp", "wsp", draws=1), Run("random", "random", draws=0)):
+        do(run, folder, SIZE, STEPS, CPU, SHARE)
+    return folder
+
+
+def test_drawn_slices_are_those_of_the_way_through_files(tmp_path):
+    phantom, more = Phantom(image_size=32, spacing_mm=14.0), {"workers": 1, "progress": False}
+    drawn = open_slices(make_store(tmp_path / "drawn", phantom, 0.002, 0.2, 0.0, **more))
+    table = make_phantom(tmp_path / "source", phantom, 0.002, 0.2, **more)
+    read = open_slices(write_slices(table, tmp_path / "read", 32, **more))
+    assert np.array_equal(drawn.images, read.images) and len(drawn.images) > 200
+    for name in ("patient", "cohort", "position", "z", "n_kept", "weak_label", "label"):
+        assert drawn.table[name].equals(read.table[name]), name
+    before = (tmp_path / "drawn" / "slices.npy").stat().st_mtime_ns
+    make_store(tmp_path / "drawn", phantom, 0.002, 0.2, 0.0, **more)
+    assert (tmp_path / "drawn" / "slices.npy").stat().st_mtime_ns == before  # kept
+    make_store(tmp_path / "drawn", dataclasses.replace(phantom, seed=1), 0.002, 0.2, 0.0, **more)
+    other = open_slices(tmp_path / "drawn")
+    assert not np.array_equal(other.images[:50], read.images[:50])
+
+
+def test_a_run_leaves_what_the_notebooks_read(root):
+    folder = root / f"{SIZE}px"
+    runs = {run["name"]: run for run in tables.read_runs(folder)}
+    assert set(runs) == {"wsp", "random"} and list(runs["wsp"]["results"]) == list(judge.GROUPS)
+    table = tables.auc_table(list(runs.values()))
+    assert table.auc_d1.between(0, 1).all() and len(table) == 2
+    out = folder / "probe" / "wsp-tiny_padded-seed0"
+    curve = pd.read_csv(out / "curve.csv")
+    assert curve.step.tolist() == [0, STEPS] and curve.depth_r2.le(1).all()
+    start = pd.read_csv(folder / "probe" / "random-tiny_padded-seed0" / "curve.csv")
+    assert start.iloc[0].tolist() == curve.iloc[0].tolist()  # before a step: the untrained network
+    encoder, facts = probe.load_encoder(
+        folder / "pretrain" / out.name, "tiny_padded", "batch", seed=0
+    )
+    assert facts["n_steps"] == STEPS and facts["verdict"] == runs["wsp"].get(
+        "verdict", facts["verdict"]
+    )
+    store = open_slices(folder / "cohort")
+    people = judge.population_scores(judge.features_of(encoder, store, CPU))
+    kept = pd.read_csv(out / "population.csv")
+    assert people.patient.tolist() == kept.patient.tolist()
+    np.testing.assert_allclose(people.score, kept.score, atol=1e-4)
+    assert not set(kept.patient) & set(pd.read_csv(out / "scores.csv").patient)
+
+
+def test_a_finished_run_is_kept(root, monkeypatch):
+    monkeypatch.setattr(reference, "train", lambda *a: pytest.fail("trained again"))
+    do(Run("wsp", "wsp", draws=1), root, SIZE, STEPS, CPU, SHARE)
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_stop_in_time_and_say_what_failed(root):
+    told = []
+    runs = [Run("wsp", "wsp"), Run("wsp", "wsp", seed=7, changes={"temperature": -1.0})]
+    given = (runs, root, SIZE, STEPS, 1)
+    run_all(*given, 240, SHARE, lambda *words: told.append(" ".join(map(str, words))))
+    assert len(told) == 2 and "population" in told[0]
+    assert "temperature=-1.0: must be positive" in told[1]
+    run_all(*given, 0, SHARE, told.append)  # no time: nothing is begun
+    assert len(told) == 2
+
+
+def test_studies_are_drawn_alike_for_every_method_and_judged_on_the_others():
+    rng = np.random.default_rng(0)
+    patients = np.repeat([f"p{i:03d}" for i in range(120)], 3)
+    labels = np.repeat(np.arange(120) % 3 > 0, 3).astype(int)
+    d1 = np.repeat([f"d{i}" for i in range(40)], 2), np.repeat(np.arange(40) % 4 > 0, 2).astype(int)
+    positions = rng.random(360)
+    found = {"d1": (rng.normal(size=(80, 4)), d1[1], d1[0], rng.random(80))}
+    good = labels[:, None] + 0.05 * rng.normal(size=(360, 4))
+    aucs = []
+    for features in (good, rng.normal(size=(360, 4))):
+        table = judge.draw_studies(
+            found | {"population": (features, labels, patients, positions)}, 3
+        )
+        assert table.study.tolist() == [0, 1, 2]
+        aucs.append(table.mean())
+    assert aucs[0].auc_folds == aucs[0].auc_rest == 1
+    assert 0.3 < aucs[1].auc_rest < 0.7
+
+
+def test_plans_name_each_run_once():
+    for which in ("reference", "variants", "judged"):
+        runs = plan(which)
+        keys = [(run.name, run.seed, run.phantom) for run in runs]
+        assert len(set(keys)) == len(runs) > 0
+    assert {run.seed for run in plan("reference")} == {0, 1, 2}
+    assert all(dict(run.phantom)["seed"] > 0 for run in plan("judged"))
+    with pytest.raises(ValueError, match="choose reference, variants or judged"):
+        plan("all")
