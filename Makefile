@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc smoke book test bench check lab clean
+.PHONY: help reproduce plan tables lihc smoke book test verify docs bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ADRENAL LIHC LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
 
@@ -22,7 +22,7 @@ help:  ## this list
 
 # torch goes first and apart: which build it is, for CPU or GPU, is the index's and the user's choice.
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else "Python 3.11 is needed, found %d.%d: make PYTHON=/path/to/python3.11 ..." % v)'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, found %d.%d: make PYTHON=/path/to/python3.11 ..." % v)'
 	@echo "setting up $(VENV) (once, some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "$(TORCH)"
@@ -50,6 +50,12 @@ book: $(STAMP)  ## site from the executed notebooks of RUN=runs/laptop, docs and
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+verify: $(STAMP)  ## every committed table again from the committed patients' scores, without training
+	$(BIN)/python -m wspnb.results.committed
+
+docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
+	$(BIN)/python docs/numbers.py
 
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py

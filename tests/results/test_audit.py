@@ -75,7 +75,8 @@ def test_differences_use_the_seeds_that_both_have(folder):
     row = table.loc["d1", "wsp", "random"]
     sides = [[scores["d1"][name, seed] for seed in (0, 1)] for name in ("wsp", "random")]
     expected = statistics.paired_difference(*sides)
-    assert (row["mean"], row.low, row.seed_sd) == (expected.mean, expected.low, expected.seed_sd)
+    assert (row["mean"], row.seed_sd) == (expected.mean, expected.seed_sd)
+    assert row.low == pytest.approx(expected.low, nan_ok=True)  # folds of one negative: none
     assert table.loc["d1", "random", "wsp"]["mean"] == -expected.mean
     assert row.seeds == 2
     assert table.loc["d1", "wsp", "supervised"].seeds == 1

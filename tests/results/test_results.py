@@ -112,11 +112,11 @@ def test_sigma_table_is_sorted_and_counts_positives(tmp_path):
         log = tmp_path / "pretrain" / folder.name / "log.csv"
         write_csv(log, pd.DataFrame({"effective_positives": [sigma, 3 * sigma]}))
     save(tmp_path, "supcon")
-    table = tables.sigma_table(tables.read_runs(tmp_path), tmp_path)
+    table = tables.sigma_table(tables.read_runs(tmp_path))
     assert table.sigma.tolist() == [0.01, 0.1, np.inf]
     assert table.effective_positives[:2].tolist() == pytest.approx([0.02, 0.2])
     log.unlink()  # of sigma 0.01, as when the encoder comes from another run
-    table = tables.sigma_table(tables.read_runs(tmp_path), tmp_path)
+    table = tables.sigma_table(tables.read_runs(tmp_path))
     assert np.isnan(table.effective_positives[0]) and table.effective_positives[1] > 0
 
 

@@ -69,8 +69,8 @@ def test_interval_covers_the_truth_as_often_as_it_says(positive, negative):
 
 
 def test_resampled_patients_have_the_variance_of_a_mean():
-    """One negative: the AUC is a mean over positives, its variance var(ddof=1)/n exactly."""
-    wins = np.array([0.0, 1.0, 1.0])[None, :, None]
+    """Two equal negatives: the AUC is a mean over positives, its variance var(ddof=1)/n exactly."""
+    wins = np.array([0.0, 1.0, 1.0])[None, :, None].repeat(2, axis=2)
     draws = statistics.resample_patients([wins], 200_000, np.random.default_rng(0))
     assert draws.mean() == pytest.approx(2 / 3, abs=0.003)
     assert draws.var() == pytest.approx(np.var([0, 1, 1], ddof=1) / 3, rel=0.02)

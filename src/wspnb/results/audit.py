@@ -12,6 +12,28 @@ from wspnb import plots
 from wspnb.probe import cross_validate
 from wspnb.results import statistics, tables
 
+# Positive and negative patients of each cohort (paper, section 3).
+COUNTS = {"d1": (78, 28), "d2": (15, 34), "d1+d2": (93, 62)}
+
+
+def claims_of(reference: str, sigmas=()) -> dict[str, tuple[list, list]]:
+    """The paper's claims as ``{words: (names that should be better, names that should be worse)}``.
+
+    Args:
+        reference: method that the first claim is about.
+        sigmas: kernel widths of the paper's study.
+    """
+    trained = ["simclr", "byol", "supcon", "depth_aware", "wsp"]
+    widths = ["wsp", *(f"wsp_sigma{value}" for value in sigmas)]
+    return {
+        f"{tables.ROWS[reference]} beats every other method": ([reference], list(tables.ROWS)),
+        "position adds to the label": (["wsp"], ["supcon"]),
+        "the label adds to the position": (["wsp"], ["depth_aware"]),
+        "WSP beats Supervised (abstract: +5 % D1, +26 % D2)": (["wsp"], ["supervised"]),
+        "every pretraining beats the untrained encoder": (trained, ["random"]),
+        "robust to sigma: each beats depth-Aware": (widths, ["depth_aware"]),
+    }
+
 
 def read_probes(
     folder: Path, backbone: str, seeds: list, reference: str, settings: dict
@@ -33,17 +55,14 @@ def read_probes(
         FileNotFoundError: if the reference or anything to compare it with is missing.
         ValueError: if a probe was made with other settings.
     """
-    probes, scores = {}, {}
-    for run in tables.read_runs(folder, seeds, [backbone]):
+    runs = tables.read_runs(folder, seeds, [backbone])
+    for run in runs:
         other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
         if other:
             raise ValueError(
                 f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
             )
-        probes[run["name"], run["seed"]] = run
-        for cohort in run["results"]:
-            part = tables.cohort_scores(run, cohort)
-            scores.setdefault(cohort, {})[run["name"], run["seed"]] = part
+    probes, scores = by_cohort(runs)
     found = sorted({name for name, _ in probes})
     if reference not in found or len(found) < 2:
         raise FileNotFoundError(
@@ -51,6 +70,16 @@ def read_probes(
             f"run 03_linear_probe for {reference!r} and at least one other method first"
         )
     return probes, scores
+
+
+def by_cohort(runs: list[dict]) -> tuple[dict, dict]:
+    """Runs by (name, seed), and their scores as ``{cohort: {(name, seed): score table}}``."""
+    scores = {}
+    for run in runs:
+        for cohort in run["results"]:
+            part = tables.cohort_scores(run, cohort)
+            scores.setdefault(cohort, {})[run["name"], run["seed"]] = part
+    return {(run["name"], run["seed"]): run for run in runs}, scores
 
 
 def differences(scores: dict, pairs) -> pd.DataFrame:
@@ -82,6 +111,67 @@ def differences(scores: dict, pairs) -> pd.DataFrame:
                 r = (one**2 + two**2 - error**2) / (2 * one * two) if one * two else np.nan
                 rows.append(row | {"p": p, "r": r})
     return pd.DataFrame(rows)
+
+
+def named(gaps: pd.DataFrame, better: str, worse: str) -> pd.DataFrame:
+    """:func:`differences` as it is kept in a file, with names for its two sides."""
+    gaps = gaps.drop(columns="per_seed", errors="ignore").reset_index(drop=True)
+    return gaps.rename(columns={"better": better, "worse": worse})
+
+
+def origins(scores: dict, home: pd.Series) -> pd.DataFrame:
+    """AUC of pairs of patients within one data set and across, in the joined cohorts, mean over the
+    seeds.
+
+    Args:
+        scores: ``{cohort: {(name, seed): score table}}``.
+        home: cohort of each patient, index patient.
+    """
+    rows = [
+        {"cohort": cohort, "method": name}
+        | statistics.stratified_auc(run.label, run.score, run.patient.map(home), run.fold)
+        for cohort in scores
+        if "+" in cohort
+        for (name, _), run in scores[cohort].items()
+    ]
+    means = pd.DataFrame(rows, columns=["cohort", "method", "pooled", "within", "between"])
+    return means.groupby(["cohort", "method"], sort=False).mean().reset_index()
+
+
+def spread(deals: pd.DataFrame) -> pd.DataFrame:
+    """Mean AUC of each method and cohort over :func:`repeat_folds`, and where it varies."""
+    rows = [
+        {"method": method, "cohort": cohort, "auc": part.auc.mean()}
+        | statistics.variance_split(part)
+        for (method, cohort), part in deals.groupby(["method", "cohort"], sort=False)
+    ]
+    return pd.DataFrame(rows)
+
+
+def verdicts(scores: dict, reference: str, printed: Path, backbone: str) -> pd.DataFrame:
+    """:func:`judge` on the paper's claims, from its printed numbers and from the scores of a run.
+
+    Args:
+        scores: ``{cohort: {(name, seed): score table}}``.
+        reference: method of the first claim.
+        printed: folder of the paper's tables.
+        backbone: of the run, and of the paper's rows.
+    """
+    table1, table3 = read_printed(printed, COUNTS)
+    name = tables.BACKBONES[backbone].removesuffix(" (padded)")
+    rows = table1[table1.backbone == name]
+    rows = rows.set_index(rows.method.map({label: key for key, label in tables.ROWS.items()}))
+    if name == "TinyNet":  # the backbone of the paper's study of sigma
+        rows = pd.concat([rows, table3.set_index("wsp_sigma" + table3.sigma.astype(str))])
+    needs = claims_of(reference, table3.sigma)
+    wanted = [(a, b) for better, worse in needs.values() for a in better for b in worse]
+    gaps = differences(scores, wanted)
+    ends = {end: gaps[f"{end}_both"].fillna(gaps[end]) for end in ("low", "high")}
+    sources = {"paper": printed_differences(rows, COUNTS), "run": gaps.assign(**ends)}
+    claims = judge(needs, sources, dict.fromkeys([*COUNTS, *scores]), tables.ROWS)
+    if gaps.seeds.max() == 1:
+        claims["run"] = claims.run.replace("supported", "supported (1 seed)")
+    return claims
 
 
 def printed_differences(printed: pd.DataFrame, counts: dict, correlation: float = 0):

@@ -60,8 +60,9 @@ def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) 
     for fold in wins:
         weights = []
         for size in fold.shape[1:]:
-            drawn = rng.integers(size, size=(n, size - 1, 1))
-            weights.append((drawn == np.arange(size)).mean(1))  # (n, size)
+            drawn = rng.integers(size, size=(n, size - 1))
+            cells = (drawn + size * np.arange(n)[:, None]).ravel()
+            weights.append(np.bincount(cells, minlength=n * size).reshape(n, size) / drawn.shape[1])
         total += np.einsum("np,kpq,nq->nk", weights[0], fold, weights[1], optimize=True)
     return total / len(wins)
 

@@ -35,7 +35,8 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     cohort) and ``results`` by cohort; ordered as in the paper, variants last.
 
     Args:
-        run_dir: folder with ``probe/<name>-<backbone>-seed<seed>/``.
+        run_dir: folder with ``probe/<name>-<backbone>-seed<seed>/``, or one of ``figures/runs/``,
+            where :func:`wspnb.results.committed.pack` keeps the same in two files.
         seeds: pretraining seeds to keep, empty for all found.
         backbones: backbones to keep, empty for all found.
 
@@ -44,17 +45,10 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
         ValueError: if a seed asked for was not probed, or a file cannot be read; names it.
     """
     runs = []
-    for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
-        try:
-            run = json.loads(file.read_text())
-            run["results"] = {result["cohort"]: result for result in run["results"]}
-            run["scores"] = pd.read_csv(file.parent / "scores.csv", dtype={"patient": str})
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(
-                f"{file.parent}: not a readable probe ({error}); run 03 again"
-            ) from None
+    for folder, run, scores in _finished(run_dir):
+        results = {result["cohort"]: result for result in run["results"]}
         if not backbones or run["backbone"] in backbones:
-            runs.append(run | {"folder": file.parent})
+            runs.append(run | {"folder": folder, "results": results, "scores": scores})
     if not runs:
         raise FileNotFoundError(
             f"{run_dir / 'probe'}: no finished probe, run 03_linear_probe first"
@@ -75,6 +69,27 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
             run["seed"],
         ),
     )
+
+
+def _finished(run_dir: Path):
+    """Folder, content of results.json and scores of each finished or committed probe."""
+    if (run_dir / "runs.json").exists():
+        scores = pd.read_csv(run_dir / "scores.csv.gz", dtype={"patient": str})
+        parts = dict(list(scores.groupby("run")))
+        for name, run in json.loads((run_dir / "runs.json").read_text())["runs"].items():
+            part = parts[name].drop(columns="run").reset_index(drop=True)
+            yield run_dir / "probe" / name, run, part
+    for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
+        try:
+            run = json.loads(file.read_text())
+            scores = pd.read_csv(file.parent / "scores.csv", dtype={"patient": str})
+            if missing := {"name", "backbone", "seed", "results"} - set(run):
+                raise ValueError(f"results.json has no {sorted(missing)}")
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{file.parent}: not a readable probe ({error}); run 03 again"
+            ) from None
+        yield file.parent, run, scores
 
 
 def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -128,15 +143,18 @@ def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return shown.rename(columns={"n_seeds": "seeds"})
 
 
-def accuracy_table(runs: list[dict], cohort: str) -> pd.DataFrame:
-    """Table 2 of the runs: balanced accuracy on one cohort, one row per name.
+def accuracy_table(runs: list[dict], cohort: str, readings=None) -> pd.DataFrame:
+    """Table 2 of the runs: balanced accuracy on one cohort, one row per name (variants only where
+    there is nothing else).
 
     ``bacc`` and ``sd`` (over folds) are those of the better backbone, as in the paper, named in
     ``backbone``; picking the better of two on the test patients is optimistic, so each backbone has
-    its own ``bacc_<backbone>`` and ``seed_sd_<backbone>`` beside it.
+    its own ``bacc_<backbone>`` and ``seed_sd_<backbone>`` beside it. The last row is the simulated
+    radiologist's, where ``readings`` (:func:`reader_accuracy`) are given.
     """
     records = {}
-    for (backbone, name), own in grouped(runs).items():
+    plain = [run for run in runs if run["name"] in ROWS]
+    for (backbone, name), own in grouped(plain or runs).items():
         bacc = [run["results"][cohort]["bacc"] for run in own]
         sd = np.mean([run["results"][cohort]["bacc_sd"] for run in own])
         label = BACKBONES[backbone]
@@ -149,7 +167,9 @@ def accuracy_table(runs: list[dict], cohort: str) -> pd.DataFrame:
             low, high = accuracy_interval([cohort_scores(run, cohort) for run in own])
             record |= {"bacc": np.mean(bacc), "sd": sd, "low": low, "high": high}
             record["backbone"] = label
-    return pd.DataFrame(records.values())
+    value, low, high = (np.nan,) * 3 if readings is None else reader_accuracy(readings, cohort)
+    reading = {"method": "simulated reading", "bacc": value, "low": low, "high": high}
+    return pd.DataFrame([*records.values(), *([] if np.isnan(value) else [reading])])
 
 
 def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
@@ -169,15 +189,21 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     return (float(low), float(high)) if high - low > 1e-9 else (np.nan, np.nan)
 
 
-def sigma_table(runs: list[dict], run_dir: Path, backbone: str = "tiny") -> pd.DataFrame:
+def effective_positives(run: dict) -> float:
+    """Mean over the pretraining's log of the positives that an anchor effectively has; NaN where
+    there is no log, as for encoders pretrained on another cohort."""
+    log = run["folder"].parents[1] / "pretrain" / run["folder"].name / "log.csv"
+    if not log.exists():
+        return run.get("effective_positives", np.nan)
+    return float(pd.read_csv(log).get("effective_positives", pd.Series(dtype=float)).mean())
+
+
+def sigma_table(runs: list[dict], backbone: str = "tiny") -> pd.DataFrame:
     """Table 3 of the runs: WSP at each sigma that was run, with effective positives per anchor."""
     records = []
     for (_, name), own in grouped([r for r in runs if r["backbone"] == backbone]).items():
         if name == "wsp" or name.startswith("wsp_sigma"):
-            logs = [run_dir / "pretrain" / run["folder"].name / "log.csv" for run in own]
-            # Encoders pretrained on another cohort have theirs elsewhere.
-            used = [pd.read_csv(log).effective_positives.mean() for log in logs if log.exists()]
-            used = np.mean(used) if used else np.nan
+            used = np.mean([effective_positives(run) for run in own])
             row = auc_table(own).drop(columns=["backbone", "method"]).iloc[0].to_dict()
             sigma = float(own[0]["training"]["sigma"])
             records.append({"sigma": sigma, "effective_positives": used} | row)

@@ -1,0 +1,157 @@
+"""Patients' scores kept beside the published tables, and every table computed again from them.
+
+``python -m wspnb.results.committed`` (``make verify``) needs no training and no images.
+"""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wspnb.files import whole, write_text
+from wspnb.results import audit, tables
+from wspnb.run import project_path
+
+# Committed tables that do not come from patients' scores, and where their numbers are.
+RAW = {
+    "position_help": "one row per training already; notebook 06b trains its base again",
+    "table_oct": "notebook 07, two minutes per seed",
+    "table_oct_500": "notebook 07 with oct_steps 500",
+    "olives_audit": "counts in the public label tables, which are not part of this package",
+}
+
+
+def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -> None:
+    """Keep the runs of the published tables: ``runs.json`` (settings and results of each) and
+    ``scores.csv.gz`` (one row per run, cohort and patient), the same bytes for the same runs.
+
+    Args:
+        runs: as :func:`wspnb.results.tables.read_runs` gives them.
+        target: folder to write to, one per profile.
+        suffix: at the end of the tables' names.
+        readings: cohort, patient, label and reading of a simulated radiologist, or None.
+        deals: files of :func:`wspnb.results.audit.repeat_folds`, one per backbone.
+    """
+    kept, parts = {}, []
+    for run in runs:
+        text = (run["folder"] / "results.json").read_text()
+        facts = {k: v for k, v in json.loads(text).items() if k != "features"}
+        used = tables.effective_positives(run)
+        facts |= {} if np.isnan(used) else {"effective_positives": used}
+        kept[run["folder"].name] = facts
+        scores = pd.read_csv(run["folder"] / "scores.csv", dtype=str)  # as written, digit by digit
+        parts.append(scores.assign(run=run["folder"].name))
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in kept.items())
+    _zip(target / "scores.csv.gz", pd.concat(parts))
+    if readings is not None:
+        _zip(target / "readings.csv.gz", readings)
+    if deals:
+        _zip(target / "deals.csv.gz", pd.concat([pd.read_csv(file, dtype=str) for file in deals]))
+    text = f'{{"suffix": {json.dumps(suffix)}, "runs": {{\n{lines}\n}}}}\n'
+    json.loads(text)
+    write_text(target / "runs.json", text)
+
+
+def recompute(folder: Path) -> dict[str, pd.DataFrame]:
+    """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`."""
+    runs = tables.read_runs(folder)
+    suffix = json.loads((folder / "runs.json").read_text())["suffix"]
+    extra = {file.name: pd.read_csv(file) for file in folder.glob("[dr]*.csv.gz")}
+    readings, deals = (extra.get(f"{name}.csv.gz") for name in ("readings", "deals"))
+    found = {
+        "table1": tables.auc_table(runs),
+        "table2": tables.accuracy_table(runs, next(iter(runs[0]["results"])), readings),
+        "table3": tables.sigma_table(runs, runs[0]["backbone"]),
+    }
+    found = {name + suffix: table.round(4) for name, table in found.items()}
+    for backbone in dict.fromkeys(run["backbone"] for run in runs):
+        probes, scores = audit.by_cohort([run for run in runs if run["backbone"] == backbone])
+        present = [name for name in tables.ROWS if any(name == other for other, _ in probes)]
+        if len(present) < 2:
+            continue
+        home = pd.concat(
+            [run.assign(home=c) for c in scores if "+" not in c for run in scores[c].values()]
+        )
+        pairs = [(present[-1], name) for name in present]
+        variants = [(name, run["method"]) for (name, _), run in probes.items()]
+        variants = [pair for pair in variants if pair[0] not in present]
+        own = {
+            "differences": audit.named(audit.differences(scores, pairs), "reference", "method"),
+            "claims": audit.verdicts(scores, present[-1], project_path("figures/paper"), backbone),
+            "variants": audit.named(audit.differences(scores, variants), "variant", "of"),
+            "pairs": audit.origins(scores, home.groupby("patient").home.first()),
+        }
+        if deals is not None:
+            own["folds"] = audit.spread(deals[deals.backbone == backbone])
+        ending = suffix + ("_resnet18" if backbone == "resnet18" else "")
+        found |= {f"audit_{name}{ending}": table.round(4) for name, table in own.items()}
+    return {name: table for name, table in found.items() if len(table)}
+
+
+def faults(folder: Path) -> list[str]:
+    """Where the AUCs of a folder's results are not those of its scores."""
+    wrong = []
+    for run in tables.read_runs(folder):
+        for cohort, result in run["results"].items():
+            own = tables.cohort_scores(run, cohort)
+            auc = [np.mean(wins) for wins in audit.statistics.wins_by_fold([own])]
+            if np.abs(np.mean(auc) - result["auc"]) > 1e-6:
+                said, found = f"{result['auc']:.4f}", f"{np.mean(auc):.4f}"
+                wrong.append(f"{run['folder'].name} {cohort}: runs.json {said}, scores {found}")
+    return wrong
+
+
+def difference(table: pd.DataFrame, file: Path) -> str:
+    """What differs between a table and a committed file by more than the last digit, or "equal"."""
+    if not file.exists():
+        return "is not committed"
+    kept = pd.read_csv(file)
+    again = pd.read_csv(pd.io.common.StringIO(table.to_csv(index=False)))
+    if list(kept) != list(again) or len(kept) != len(again):
+        return f"{len(kept)} rows of {list(kept)}, now {len(again)} of {list(again)}"
+    for name in kept:
+        one, two = kept[name], again[name]
+        if pd.api.types.is_numeric_dtype(one) and pd.api.types.is_numeric_dtype(two):
+            same = np.isclose(one, two, rtol=0, atol=1.01e-4, equal_nan=True)
+        else:
+            same = (one == two) | (one.isna() & two.isna())
+        if not np.all(same):
+            row = int(np.argmin(same))
+            return f"row {row + 1}, {name}: committed {one[row]}, now {two[row]}"
+    return "equal"
+
+
+def verify(figures: Path) -> pd.DataFrame:
+    """Every committed table against what the committed scores give: columns file, found."""
+    rows, seen = [], set()
+    for folder in sorted(file.parent for file in (figures / "runs").glob("*/runs.json")):
+        rows += [(f"runs/{folder.name}", fault) for fault in faults(folder)]
+        for name, table in recompute(folder).items():
+            rows.append((f"{name}.csv", difference(table, figures / f"{name}.csv")))
+            seen.add(name)
+    for file in sorted(figures.glob("*.csv")):
+        if file.stem not in seen:
+            rows.append((file.name, f"not from scores: {RAW.get(file.stem, 'none are committed')}"))
+    return pd.DataFrame(rows, columns=["file", "found"])
+
+
+def _zip(path: Path, table: pd.DataFrame) -> None:
+    content = gzip.compress(table.to_csv(index=False, lineterminator="\n").encode(), 9, mtime=0)
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def main() -> int:
+    """Print what was compared; 1 if anything differs."""
+    found = verify(project_path("figures"))
+    print(found.to_string(index=False, header=False))
+    wrong = ~(found.found == "equal") & ~found.found.str.startswith("not from scores")
+    print(f"{(found.found == 'equal').sum()} tables equal, {wrong.sum()} differences")
+    return int(wrong.any())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

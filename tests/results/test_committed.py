@@ -1,0 +1,96 @@
+"""Committed scores give the tables back; what was edited afterwards is named."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_audit import write_probe
+
+from wspnb.files import write_csv
+from wspnb.results import audit, committed, tables
+
+
+@pytest.fixture
+def figures(tmp_path):
+    """Tables of a small run, as notebooks 05 and 06 publish them, with its scores."""
+    for seed in (0, 1):
+        for name, strength in (("wsp", 3.0), ("supcon", 2.0), ("random", 0.0)):
+            write_probe(tmp_path, name, seed, strength, name=name)
+    write_probe(tmp_path, "wsp", 0, 1.0, name="wsp_sigma0.3")
+    for file in tmp_path.glob("probe/*/results.json"):
+        run = json.loads(file.read_text())
+        run |= {"collapsed": False, "training": {"sigma": 0.3 if "0.3" in run["name"] else 0.1}}
+        run["results"] = [r | {"sd": 0.1, "bacc": 0.7, "bacc_sd": 0.1} for r in run["results"]]
+        file.write_text(json.dumps(run))
+        log = tmp_path / "pretrain" / file.parent.name / "log.csv"
+        write_csv(log, pd.DataFrame({"step": [0, 1], "effective_positives": [2.0, 2.1]}))
+    for file in tmp_path.glob("probe/*/scores.csv"):
+        pd.read_csv(file).assign(threshold=0.5).to_csv(file, index=False)
+    runs = tables.read_runs(tmp_path)
+    probes, scores = audit.by_cohort(runs)
+    deals = audit.repeat_folds(probes, scores, [0, 1], 0.01, 5)
+    write_csv(tmp_path / "deals.csv", deals.assign(backbone="tiny"))
+    people = pd.DataFrame({"patient": [f"p{i:02d}" for i in range(24)], "cohort": "d1"})
+    people = people.assign(label=np.arange(24) % 3 > 0, reading=np.arange(24) % 2)
+    figures = tmp_path / "figures"
+    for place in ("here", "again"):
+        committed.pack(runs, figures / "runs" / place, "_x", people, [tmp_path / "deals.csv"])
+    files = ("runs.json", "scores.csv.gz", "deals.csv.gz", "readings.csv.gz")
+    for name in files:  # the same bytes for the same runs
+        one, two = (figures / "runs" / place / name for place in ("here", "again"))
+        assert one.read_bytes() == two.read_bytes()
+        two.unlink()
+    for name, table in committed.recompute(figures / "runs" / "here").items():
+        write_csv(figures / f"{name}.csv", table)
+    return figures
+
+
+def test_committed_scores_give_the_same_tables_as_the_run(figures):
+    runs, kept = tables.read_runs(figures.parent), tables.read_runs(figures / "runs" / "here")
+    assert tables.auc_table(runs).equals(tables.auc_table(kept))
+    assert tables.sigma_table(kept).effective_positives.tolist() == pytest.approx([2.05, 2.05])
+    for one, two in zip(runs, kept, strict=True):
+        assert one["scores"].equals(two["scores"])
+    names = {"table1", "table2", "table3"}
+    names |= {f"audit_{kind}" for kind in ("differences", "claims", "variants", "pairs", "folds")}
+    assert {file.stem for file in figures.glob("*.csv")} == {f"{name}_x" for name in names}
+    table2 = pd.read_csv(figures / "table2_x.csv")
+    assert table2.method.tolist() == ["None (random)", "SupCon", "WSP", "simulated reading"]
+    assert set(committed.verify(figures).found) == {"equal"}
+
+
+def test_a_number_edited_by_hand_is_named(figures):
+    file = figures / "table1_x.csv"
+    table = pd.read_csv(file)
+    was = table.auc_d1[2]
+    table.loc[2, "auc_d1"] = was + 0.001
+    write_csv(file, table)
+    found = committed.verify(figures).set_index("file").found
+    assert found["table1_x.csv"] == f"row 3, auc_d1: committed {was + 0.001}, now {was}"
+    claims = figures / "audit_claims_x.csv"
+    claims.write_text(claims.read_text().replace("not supported", "supported", 1))
+    found = committed.verify(figures).set_index("file").found
+    assert found["audit_claims_x.csv"].endswith(": committed supported, now not supported")
+    (figures / "audit_pairs_x.csv").unlink()
+    found = committed.verify(figures).set_index("file").found
+    assert found["audit_pairs_x.csv"] == "is not committed"
+
+
+def test_scores_that_do_not_give_their_results_are_named(figures):
+    file = figures / "runs" / "here" / "scores.csv.gz"
+    scores = pd.read_csv(file)
+    own = (scores.run == "wsp-tiny-seed0") & (scores.cohort == "d1")
+    scores.loc[own, "score"] = 1 - scores.score[own]
+    scores.to_csv(file, index=False)
+    found = committed.verify(figures)
+    assert found.found[0].startswith("wsp-tiny-seed0 d1: runs.json ")
+    assert found.set_index("file").found["audit_differences_x.csv"].startswith("row ")
+
+
+def test_tables_without_scores_are_told_from_equal_ones(figures):
+    write_csv(figures / "position_help.csv", pd.DataFrame({"a": [1]}))
+    write_csv(figures / "own.csv", pd.DataFrame({"a": [1]}))
+    found = committed.verify(figures).set_index("file").found
+    assert found["own.csv"] == "not from scores: none are committed"
+    assert found["position_help.csv"].startswith("not from scores: one row per training")
