@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
+from sklearn.metrics import roc_auc_score
 
 from wspnb.files import whole
 from wspnb.results import statistics, tables
 
+NORMAL = 1.96  # reach of 95 % in standard errors
 PARTS = ("population", "curve", "studies")
 
 
@@ -66,16 +69,17 @@ def scores_by_name(found: dict[str, pd.DataFrame]) -> dict[str, dict[int, pd.Dat
 
 def population_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """A row per name: seeds, AUC on the population (mean over seeds, SD over seeds, 95 % interval
-    over patients), the ceiling (probe fitted on four fifths of the population), depth R2 and loss
-    at the end, and the verdict on the training."""
+    over patients by DeLong's error), the ceiling (probe fitted on four fifths of the population),
+    depth R2 and loss at the end, and the verdict on the training."""
     facts, rows = found["runs"].set_index(["name", "seed"]), []
     for name, runs in scores_by_name(found).items():
-        aucs = [statistics.pairwise_wins(r.label, r.score).mean() for r in runs.values()]
-        low, high = statistics.bootstrap_interval(list(runs.values()), n=1000)
+        aucs = [_auc(run) for run in runs.values()]
+        coin = [run.assign(score=0.0) for run in runs.values()]  # an AUC of .5 without error
+        reach = NORMAL * statistics.delong(list(runs.values()), coin)[0]
         own = facts.loc[name]
         row = {"name": name, "method": tables.row_label(name), "n_seeds": len(runs)}
         row |= {"auc": np.mean(aucs), "auc_sd": np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan}
-        row |= {"low": low, "high": high}
+        row |= {"low": row["auc"] - reach, "high": min(1.0, row["auc"] + reach)}
         row |= {key: own[key].astype(float).mean() for key in ("ceiling", "depth_r2", "loss")}
         verdicts = own.verdict.dropna().value_counts()
         row["verdict"] = ", ".join(f"{v} {n}/{len(own)}" for v, n in verdicts.items())
@@ -87,8 +91,8 @@ def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]
     """First minus second of each pair on the population, over the seeds that both have.
 
     Returns:
-        A row per pair: mean, interval over patients, and over patients and seeds together (NaN for
-        one seed), see :class:`~wspnb.results.statistics.Difference`.
+        A row per pair: mean, 95 % interval over patients (DeLong's), and over patients and seeds
+        together (squares of both reaches added, the seeds' by Student's t; NaN for one seed).
     """
     scores, rows = scores_by_name(found), []
     for first, second in pairs:
@@ -96,10 +100,13 @@ def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]
         if not seeds:
             continue
         one, two = ([scores[name][seed] for seed in seeds] for name in (first, second))
-        gap = statistics.paired_difference(one, two, n=1000)
-        row = {"first": first, "second": second, "n_seeds": len(seeds), "difference": gap.mean}
-        row |= {"low": gap.low, "high": gap.high}
-        rows.append(row | {"low_both": gap.low_both, "high_both": gap.high_both})
+        each = np.array([_auc(a) - _auc(b) for a, b in zip(one, two, strict=True)])
+        reach, mean = NORMAL * statistics.delong(one, two)[0], each.mean()
+        row = {"first": first, "second": second, "n_seeds": len(seeds), "difference": mean}
+        row |= {"low": mean - reach, "high": mean + reach}
+        own = student.ppf(0.975, max(len(each) - 1, 1)) * pd.Series(each).sem()
+        both = np.hypot(reach, own)
+        rows.append(row | {"low_both": mean - both, "high_both": mean + both})
     return pd.DataFrame(rows)
 
 
@@ -128,6 +135,28 @@ def study_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
         row |= {"spread": gap.auc_folds.std(ddof=1), "wrong": (gap.auc_folds < 0).mean()}
         rows.append(row | {"studies": len(gap)})
     return pd.DataFrame(rows)
+
+
+def all_tables(found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The published tables by file name: WSP against every method of the paper, a variant against
+    WSP and SupCon, WSP against SupCon at each number of patients."""
+    names = list(scores_by_name(found))
+    pairs = [("wsp", name) for name in names if name in tables.ROWS and name != "wsp"]
+    few = [n.removeprefix("wsp") for n in names if n.startswith("wsp_patients")]
+    pairs += [(f"wsp{share}", f"supcon{share}") for share in few]
+    variants = [n for n in names if n not in tables.ROWS and "_patients" not in n]
+    pairs += [(name, base) for name in variants for base in ("wsp", "supcon")]
+    curves = found["curve"].drop(columns=["run", "method"])
+    return {
+        "reference_population": population_table(found).round(4),
+        "reference_differences": difference_table(found, pairs).round(4),
+        "reference_studies": study_table(found).round(4),
+        "reference_curves": curves.sort_values(["name", "seed", "step"]).round(4),
+    }
+
+
+def _auc(run: pd.DataFrame) -> float:
+    return float(roc_auc_score(run.label, run.score))
 
 
 def _place(name: str) -> tuple:
