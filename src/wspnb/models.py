@@ -1,13 +1,10 @@
 """TinyNet, ResNet-18 and their projection heads; BYOL's pair; ImageNet weights."""
 
-import copy
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-from wspnb.losses import byol_loss
 
 # features, hidden, latent
 HEADS = {"tiny": (256, 128, 64), "tiny_padded": (256, 128, 64), "resnet18": (512, 256, 128)}
@@ -160,44 +157,6 @@ def build_head(backbone: str, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed + 1_000_003)  # not the encoder's numbers again
         return projection_head(backbone)
-
-
-class Byol(nn.Module):
-    """Predictor and slowly following target of BYOL (Grill et al. 2020); the encoder and head that
-    are trained stay outside.
-
-    Args:
-        encoder: network that is trained; copied.
-        head: its projection head; copied.
-        backbone: name of the encoder, for the size of the predictor: latent-hidden-latent with a
-            ReLU between, like the head (*paper silent*; BYOL's own has a batch norm).
-        seed: of the predictor's weights.
-    """
-
-    def __init__(self, encoder: nn.Module, head: nn.Module, backbone: str, seed: int = 0):
-        super().__init__()
-        _, hidden, latent = HEADS[_known(backbone)]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed + 2_000_003)
-            self.predictor = nn.Sequential(
-                nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, latent)
-            )
-        self.target = nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(head))
-        self.target.requires_grad_(False)
-
-    def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor) -> Tensor:
-        """Loss of the projections ``(n, dim)`` of both views; ``views`` are their images,
-        ``(2n, c, h, w)``."""
-        with torch.no_grad():
-            target_1, target_2 = self.target(views).chunk(2)
-        return byol_loss(self.predictor(view_1), self.predictor(view_2), target_1, target_2)
-
-    @torch.no_grad()
-    def follow(self, encoder: nn.Module, head: nn.Module, momentum: float) -> None:
-        """Move the target's weights: momentum x old + (1 - momentum) x trained."""
-        trained = [*encoder.parameters(), *head.parameters()]
-        for old, new in zip(self.target.parameters(), trained, strict=True):
-            old.lerp_(new, 1 - momentum)
 
 
 def load_imagenet(encoder: ResNet18, file: str | Path) -> None:

@@ -6,7 +6,6 @@ from wspnb.losses import byol_loss
 from wspnb.models import (
     IMAGENET_MEAN,
     IMAGENET_SD,
-    Byol,
     TinyNet,
     build_encoder,
     build_head,
@@ -14,6 +13,7 @@ from wspnb.models import (
     projection_head,
     resnet18,
 )
+from wspnb.momentum import Byol
 
 ENCODERS = [("tiny", "none"), ("tiny", "batch"), ("resnet18", None)]
 

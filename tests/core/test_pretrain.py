@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
 from wspnb import pretrain
 from wspnb.data.slices import reader
-from wspnb.models import Byol, build_encoder, build_head
+from wspnb.models import build_encoder, build_head
+from wspnb.momentum import Byol
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "02_pretrain.ipynb"
 

@@ -13,8 +13,8 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from wspnb.data.bscans import BIOMARKERS
 from wspnb.kernels import same_label
 from wspnb.losses import contrastive_loss
+from wspnb.momentum import Moco, info_nce
 from wspnb.studies import oct
-from wspnb.studies.moco import Moco, info_nce
 
 WIDTHS = {"alpha": 0.3, "sigma": 0.1, "sigma_bcva": 0.5, "sigma_cst": 0.5}
 WIDTHS |= {"sd_bcva": 12.0, "sd_cst": 138.0}

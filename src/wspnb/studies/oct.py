@@ -14,11 +14,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from wspnb.data.bscans import BIOMARKERS
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
-from wspnb.models import Byol, build_encoder, build_head
+from wspnb.models import build_encoder, build_head
+from wspnb.momentum import Byol, Moco
 from wspnb.pretrain import verdict
 from wspnb.probe import classifier
 from wspnb.results.statistics import pairwise_wins
-from wspnb.studies.moco import Moco
 
 # Method -> kernel of a batch, from its values and the widths or weights in ``s``. Widths of BCVA
 # and CST are in units of their SD, that of the position as WSP's.
