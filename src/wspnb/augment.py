@@ -114,7 +114,7 @@ def augment(
         ``(b, c, h, w)`` float32 in [0, 1], on the images' device, channels_last if the images are.
 
     Raises:
-        ValueError: if the images are not ``(b, c, h, w)``.
+        ValueError: if the images are not ``(b, c, h, w)``, or see :func:`to_unit`.
     """
     if images.ndim != 4:
         raise ValueError(f"images of shape {tuple(images.shape)}: expected (b, c, h, w)")
@@ -183,5 +183,21 @@ def jitter(
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are taken as they are.
+
+    Raises:
+        ValueError: if they are of another type of whole numbers, whose range nothing tells, or
+            floats outside [0, 1].
+    """
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise ValueError(
+            f"images of {images.dtype}: give uint8 (0 to 255) or floats in [0, 1]; "
+            "window and scale others first"
+        )
+    images = images.float()
+    if images.numel() and not (images.amin() > -1e-3 and images.amax() < 1 + 1e-3):
+        span = f"{images.amin():.4g} to {images.amax():.4g}"
+        raise ValueError(f"images of {span}: floats must be in [0, 1], window and scale them first")
+    return images

@@ -45,6 +45,8 @@ def blockwise_loss(
     anchors = torch.arange(n, device=views.device) if anchors is None else anchors
     rows = _by_rows(kernel, n, views)
     repel = None if negatives is None else _by_rows(negatives, n, views)
+    if repel is not None and not isinstance(negatives, Tensor):  # a whole one has been checked
+        unchecked, repel = repel, lambda own: check_negatives(unchecked(own))
     size = max(1, BLOCK_BYTES // (4 * n * views.element_size()))
     totals = None
     if normalise == "column":  # the sum of row i divides column i
@@ -70,7 +72,7 @@ class _Blockwise(torch.autograd.Function):
             weights.view(-1).index_fill_(0, itself, 0)
             logits = (views[anchor] @ views.T).div_(temperature)
             logits.view(-1).index_fill_(0, itself, -torch.inf)
-            log_v = None if repel is None else log_repulsion(repel(own)).repeat(2, 2)
+            log_v = None if repel is None else repel(own).log().repeat(2, 2)
             below = logits if log_v is None else logits + log_v
             largest = below.amax(1, keepdim=True)
             log_sum = (below - largest).exp_().sum(1, keepdim=True).log_().add_(largest)
@@ -98,21 +100,18 @@ class _Blockwise(torch.autograd.Function):
         return upstream * ctx.saved_tensors[0], None, None, None, None, None
 
 
-def log_repulsion(negatives: Tensor) -> Tensor:
-    """Logarithm of the weights of the denominator, added to its logits; -inf where one is 0.
-
-    Args:
-        negatives: rows of weights >= 0, ``(m, n)``.
+def check_negatives(negatives: Tensor) -> Tensor:
+    """Rows of weights of the denominator, ``(m, n)``, as they are.
 
     Raises:
         ValueError: if a weight is negative or NaN, a row has none above 0, or a weight is learnt
-            and 0, where the logarithm has no slope.
+            and 0, where its logarithm, added to the logits, has no slope.
     """
     if not ((negatives >= 0).all() and (negatives > 0).any(1).all()):
         raise ValueError("negatives: every row needs weights >= 0, at least one of them above 0")
     if negatives.requires_grad and (negatives == 0).any():
         raise ValueError("negatives that are learnt must stay above 0: add a small constant")
-    return negatives.log()
+    return negatives
 
 
 def _by_rows(kernel: Tensor | Callable[[Tensor], Tensor], n: int, views: Tensor) -> Callable:

@@ -3,9 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
+
+TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
 
 
 @contextmanager
@@ -33,6 +36,9 @@ def whole(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        mask = os.umask(0)  # some libraries write for the owner alone
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -88,6 +94,25 @@ def write_text(path: str | Path, text: str) -> None:
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     """A table without its index."""
     write_text(path, table.to_csv(index=False))
+
+
+def read_csv(path: str | Path, **options) -> pd.DataFrame:
+    """A table of ours: names stay text as written (007, NA, nan), an empty field elsewhere is
+    missing; ``options`` as for pandas."""
+    columns = pd.read_csv(path, nrows=0, encoding="utf-8").columns
+    text = {name: str for name in columns if name in TEXT}
+    empty = {name: [""] for name in columns if name not in TEXT}
+    kept = {"keep_default_na": False, "na_values": empty, "encoding": "utf-8"}
+    options["dtype"] = text | options.get("dtype", {})
+    return pd.read_csv(path, **kept | options)
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package; "unknown" where it only lies on the path."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _alive(pid: str) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from wspnb.blockwise import blockwise_loss, log_repulsion
+from wspnb.blockwise import blockwise_loss, check_negatives
 from wspnb.kernels import pair_weights
 
 Kernel = Tensor | Callable[[Tensor], Tensor]  # (n, n), or a function that gives its rows
@@ -71,11 +71,11 @@ def contrastive_loss(
         itself = torch.eye(2 * n, dtype=torch.bool, device=logits.device)
         below = logits if denominator == "printed" else logits.masked_fill(itself, -math.inf)
         if negatives is not None:
-            below = below + log_repulsion(_whole(negatives, views)).repeat(2, 2)
+            below = below + _whole(negatives, views).log().repeat(2, 2)
         if denominator == "all":
             log_sum = below.logsumexp(1, keepdim=True)  # (2n, 1)
         else:
-            log_sum = _logsumexp_without_each(below)
+            log_sum = _logsumexp_without_each(below)  # (2n, 2n)
         # Self pairs have weight 0 and a finite logit here: no 0 * inf.
         terms = weights * (logits - log_sum)
         if anchors is not None:
@@ -129,8 +129,6 @@ def _logsumexp_without_each(logits: Tensor) -> Tensor:
     is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, largest, True)
     log_sum = logits.logsumexp(1, keepdim=True)
     without_largest = logits.masked_fill(is_largest, -math.inf).logsumexp(1, keepdim=True)
-    if (without_largest == -math.inf).any():
-        raise ValueError("negatives: nothing is left to compare a positive with; use 'all'")
     share = (logits - log_sum).masked_fill(is_largest, -math.inf).exp()
     return torch.where(is_largest, without_largest, log_sum + torch.log1p(-share))
 
@@ -144,8 +142,8 @@ def _on_sphere(views: Tensor) -> Tensor:
 
 
 def _beside(views: Tensor, kernel: Kernel | None) -> Kernel | None:
-    """A whole kernel on the views' device."""
-    return kernel.to(views.device) if isinstance(kernel, Tensor) else kernel
+    """A whole kernel on the views' device; nothing waits for a GPU."""
+    return kernel.to(views.device, non_blocking=True) if isinstance(kernel, Tensor) else kernel
 
 
 def _whole(kernel: Kernel, views: Tensor) -> Tensor:
@@ -176,6 +174,10 @@ def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors,
             raise ValueError(
                 f"{name} {tuple(given.shape)}: expected {(n, n)}, one row per slice (not per view)"
             )
+    if isinstance(negatives, Tensor):
+        check_negatives(negatives)
+        if denominator == "others" and not (negatives.sum(1) > negatives.diagonal()).all():
+            raise ValueError("negatives: nothing is left to compare a positive with; use 'all'")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be positive")
     if denominator not in DENOMINATORS:

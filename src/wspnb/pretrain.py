@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from wspnb.files import whole
+from wspnb.files import whole, write_csv, write_text
 from wspnb.kernels import KERNELS
 from wspnb.models import HEADS
 
@@ -103,6 +103,11 @@ def run_name(name: str, backbone: str, seed: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ValueError(f"name={name!r}: letters, digits, point and underscore only")
     return f"{name}-{backbone}-seed{seed}"
+
+
+def is_run_name(folder: str) -> bool:
+    """Whether :func:`run_name` gives such names."""
+    return re.fullmatch(r"[A-Za-z0-9_.]+-[a-z0-9_]+-seed\d+", folder) is not None
 
 
 def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
@@ -337,13 +342,9 @@ def save_run(
         k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu()
         for k, v in encoder.state_dict().items()
     }
-    writers = {
-        "log.csv": lambda file: pd.DataFrame(log).to_csv(file, index=False),
-        "config.json": lambda file: file.write_text(
-            json.dumps({**asdict(config), **facts}, indent=1)
-        ),
-        "encoder.safetensors": lambda file: save_file(weights, file),
-    }
-    for name, write in writers.items():
-        with whole(folder / name) as temporary:
-            write(temporary)
+    content = save(weights)
+    settings = {**asdict(config), **facts, "encoder_sha256": hashlib.sha256(content).hexdigest()}
+    write_csv(folder / "log.csv", pd.DataFrame(log))
+    write_text(folder / "config.json", json.dumps(settings, indent=1))
+    with whole(folder / "encoder.safetensors") as file:
+        file.write_bytes(content)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from wspnb.augment import to_unit
-from wspnb.files import whole
+from wspnb.files import read_csv, whole, write_csv, write_text
 from wspnb.models import build_encoder
 from wspnb.pretrain import UNTRAINED
 
@@ -43,6 +43,11 @@ class Probe(NamedTuple):
         return float(self.fold_auc.std(ddof=1))
 
 
+def read_slices(folder: Path) -> pd.DataFrame:
+    """``slices.csv`` of a probe, row-aligned with its features."""
+    return read_csv(folder / "slices.csv")
+
+
 def load_encoder(
     folder: Path | None, backbone: str, norm: str, seed: int
 ) -> tuple[nn.Module, dict]:
@@ -53,23 +58,61 @@ def load_encoder(
 
     Raises:
         FileNotFoundError: if the run is not finished; says which notebook makes it.
-        ValueError: if the run's config names another backbone, norm or seed.
+        ValueError: if the run's config names another backbone, norm or seed, or the weights are not
+            those that were written.
     """
     encoder = build_encoder(backbone, norm, seed)
     if folder is None:
         return encoder.eval(), {}
-    file = folder / "encoder.safetensors"
-    if not file.exists():
-        raise FileNotFoundError(
-            f"{file} does not exist: run 02_pretrain with this method, backbone and seed first"
-        )
-    found = json.loads((folder / "config.json").read_text())
+    file = find_encoder(folder)
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     wanted = {"backbone": backbone, "norm": norm, "seed": seed}
     wrong = {k: found.get(k) for k, v in wanted.items() if found.get(k) != v}
     if wrong:
         raise ValueError(f"{folder / 'config.json'} says {wrong}, asked for {wanted}")
-    encoder.load_state_dict(load_file(file))
+    content = file.read_bytes()
+    if found.get("encoder_sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
+        raise ValueError(f"{file}: damaged, or not the encoder that was written: run 02 again")
+    try:
+        encoder.load_state_dict(load(content))
+    except Exception as error:
+        raise ValueError(f"{file}: no encoder of {backbone} ({error}): run 02 again") from None
+    if not all(weights.isfinite().all() for weights in encoder.state_dict().values()):
+        raise ValueError(
+            f"{file}: weights that are not finite, the training diverged: run 02 again"
+        )
     return encoder.eval(), found
+
+
+def find_encoder(folder: Path) -> Path:
+    """The file of a finished pretraining.
+
+    Raises:
+        FileNotFoundError: if there is none; says which notebook makes it.
+    """
+    if not (file := folder / "encoder.safetensors").exists():
+        raise FileNotFoundError(
+            f"{file} does not exist: run 02_pretrain with this method, backbone and seed first"
+        )
+    return file
+
+
+def read_probe(folder: Path) -> dict:
+    """``results.json`` of a finished probe, of the encoder that is there now.
+
+    Raises:
+        FileNotFoundError: if the probe is not finished.
+        ValueError: if the encoder was trained anew since.
+    """
+    if not (folder / "results.json").exists():
+        raise FileNotFoundError(f"{folder} is not complete: run 03_linear_probe for it")
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    config = folder.parents[1] / "pretrain" / folder.name / "config.json"
+    if found.get("encoder") and config.exists():  # those of another pretrain_dir carry None
+        now = json.loads(config.read_text(encoding="utf-8")).get("encoder_sha256")
+        if now != found["encoder"]:
+            raise ValueError(f"{folder}: its encoder was trained anew since: run 03 again")
+    return found
 
 
 def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
@@ -108,7 +151,7 @@ def extract_features(
 
     Args:
         encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on the device it is on, its weights
-            laid out channels last (twice as fast on a CPU).
+            laid out channels last (twice as fast on a CPU); in evaluation mode whatever its own.
         images: the store, ``(n_slices, h, w)`` uint8, may be memory-mapped.
         rows: slice numbers to read, ``(n,)``.
         batch_size: slices at a time. With 32 of 160 px a layer exceeds what glibc keeps (32 MB) and
@@ -119,12 +162,16 @@ def extract_features(
         ``(n, d)`` float32.
     """
     rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
+    training = {module: module.training for module in encoder.modules()}
+    encoder.eval()
     device = next(encoder.parameters()).device
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     features = []
     for batch in progress(batches) if progress else batches:
         pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
         features.append(encoder(pixels).float().cpu().numpy())
+    for module, was in training.items():
+        module.training = was
     return np.concatenate(features)
 
 
@@ -142,7 +189,10 @@ def saved_features(folder: Path, key: str) -> np.ndarray | None:
     """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None if there are others or
     none."""
     results = folder / "results.json"
-    if not results.exists() or json.loads(results.read_text()).get("features") != key:
+    if (
+        not results.exists()
+        or json.loads(results.read_text(encoding="utf-8")).get("features") != key
+    ):
         return None
     return np.load(folder / "features.npy")
 
@@ -179,9 +229,10 @@ def cross_validate(
         Scores of the held-out patients and AUC per fold.
 
     Raises:
-        ValueError: if a patient has two labels or a class has fewer patients than folds.
+        ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
+            patients than folds.
     """
-    features, labels, patients = np.asarray(features), np.asarray(labels), np.asarray(patients)
+    features, labels, patients = _checked(features, labels, patients)
     people = patient_folds(labels, patients, n_folds, seed)
     people["score"] = held_out_scores(features, labels, patients, people, C)
     folds = people.groupby("fold")[["label", "score"]]
@@ -241,10 +292,11 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
         One row per patient, sorted: patient, label, fold.
 
     Raises:
-        ValueError: if a patient has two labels or a class has fewer patients than folds (at least
-            two).
+        ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
+            patients than folds (at least two).
     """
-    slices = pd.DataFrame({"patient": patients, "label": np.asarray(labels).astype(int)})
+    _, labels, patients = _checked(None, labels, patients)
+    slices = pd.DataFrame({"patient": patients, "label": labels})
     mixed = slices.groupby("patient").label.nunique()
     if (mixed > 1).any():
         raise ValueError(
@@ -304,7 +356,7 @@ def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float =
     Returns:
         Threshold of each row of ``people``, ``(n_patients,)``.
     """
-    features, labels, patients = np.asarray(features), np.asarray(labels), np.asarray(patients)
+    features, labels, patients = _checked(features, labels, patients)
     thresholds = {}
     for fold, training in ((fold, people[people.fold != fold]) for fold in people.fold.unique()):
         part = np.isin(patients, training.patient)
@@ -357,10 +409,10 @@ def plane_quality(
     Returns:
         ``depth_r2`` of the held-out slices (1 = read off exactly, <= 0 = not at all) and
         ``class_auc`` of the held-out patients (mean probability over their slices; 0.5 = not at
-        all).
+        all); NaN where there is nothing to read: all positions equal, one class.
     """
-    plane, positions = np.asarray(plane), np.asarray(positions, float)
-    labels, patients = np.asarray(labels).astype(int), np.asarray(patients)
+    plane, labels, patients = _checked(plane, labels, patients)
+    positions = np.asarray(positions, float)
     depth, score = np.zeros(len(plane)), np.zeros(len(plane))
     fold = np.zeros(len(plane), int)
     fewest = pd.Series(labels, patients).groupby(level=0).first().value_counts().min()
@@ -379,7 +431,7 @@ def plane_quality(
     parts = [part for _, part in people.groupby("fold") if part.label.nunique() == 2]
     aucs = [roc_auc_score(part.label, part.score) for part in parts]
     return {
-        "depth_r2": float(r2_score(positions, depth)),
+        "depth_r2": float(r2_score(positions, depth)) if np.ptp(positions) > 0 else np.nan,
         "class_auc": float(np.mean(aucs)) if aucs else np.nan,
     }
 
@@ -393,18 +445,28 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)
-    writers = (
-        {}
-        if features is None
-        else {
-            "features.npy": lambda file: np.save(file, features.astype(np.float32)),
-            "slices.csv": lambda file: slices.to_csv(file, index=False),
-        }
-    )
-    writers |= {
-        "scores.csv": lambda file: scores.to_csv(file, index=False),
-        "results.json": lambda file: file.write_text(json.dumps(run, indent=1)),
-    }
-    for name, write in writers.items():
-        with whole(folder / name) as temporary:
-            write(temporary)
+    if features is not None:
+        with whole(folder / "features.npy") as file:
+            np.save(file, features.astype(np.float32))
+        write_csv(folder / "slices.csv", slices)
+    write_csv(folder / "scores.csv", scores)
+    write_text(folder / "results.json", json.dumps(run, indent=1))
+
+
+def _checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row-aligned features (or None), labels 0 and 1, and patients of slices, as arrays.
+
+    Raises:
+        ValueError: if lengths differ, or a slice has no patient or another label.
+    """
+    patients = pd.Series(np.asarray(patients, dtype=object)).reset_index(drop=True)
+    labels = pd.Series(labels).to_numpy(dtype=float, na_value=np.nan)
+    features = np.zeros(len(labels)) if features is None else np.asarray(features)
+    if not len(features) == len(labels) == len(patients):
+        sizes = f"{len(features)} features, {len(labels)} labels, {len(patients)} patients"
+        raise ValueError(f"{sizes}: give one of each per slice")
+    if unnamed := int((patients.isna() | (patients.astype(str) == "")).sum()):
+        raise ValueError(f"{unnamed} slices without patient: they would be on both sides of a fold")
+    if (other := ~np.isin(labels, (0, 1))).any():
+        raise ValueError(f"{other.sum()} slices with a label other than 0 or 1: leave them out")
+    return features, labels.astype(int), patients.to_numpy()

@@ -20,8 +20,9 @@ class OneSlicePerPatient(Sampler[list[int]]):
     silent*: the rule holds class by class, and only a class with fewer slices than places repeats
     slices.
 
-    Batch number b depends on ``generator`` at construction and b alone: set ``start`` to resume
-    there.
+    Batch number b depends on ``generator`` at construction, b and the epoch alone: set ``start`` to
+    resume there. In a loop over epochs call ``set_epoch(epoch)`` before each, as for PyTorch's
+    ``DistributedSampler`` (accelerate does it by itself); without it all epochs are the first.
 
     Args:
         patients: patient of each slice, ``(n_slices,)``, any type.
@@ -44,7 +45,7 @@ class OneSlicePerPatient(Sampler[list[int]]):
         labels = np.zeros(len(names)) if labels is None else np.asarray(labels)
         label, _ = pd.factorize(labels, sort=True)  # missing: -1
         self._check(names, patient, label, batch_size, n_batches)
-        self.batch_size, self.n_batches, self.start = batch_size, n_batches, 0
+        self.batch_size, self.n_batches, self.start, self.epoch = batch_size, n_batches, 0, 0
         self.seed = int(torch.randint(2**62, (), generator=generator))
 
         # Slices sorted by patient: those of patient p are order[first[p] : first[p] + count[p]].
@@ -62,8 +63,9 @@ class OneSlicePerPatient(Sampler[list[int]]):
             raise ValueError(f"batch_size={batch_size}, n_batches={n_batches}: need >= 1 and >= 0")
         if len(patient) < batch_size:
             raise ValueError(f"batch_size={batch_size} but only {len(patient)} slices: lower it")
-        if (patient < 0).any():
-            raise ValueError(f"{(patient < 0).sum()} slices without patient: name it for each")
+        unnamed = (patient < 0) | (names.astype(str) == "")
+        if unnamed.any():
+            raise ValueError(f"{unnamed.sum()} slices without patient: name it for each")
         first = np.unique(patient, return_index=True)[1]
         mixed = np.flatnonzero(label != label[first][patient])
         if len(mixed):
@@ -78,9 +80,15 @@ class OneSlicePerPatient(Sampler[list[int]]):
         for number in range(self.start, self.n_batches):
             yield self.batch(number)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Other batches from now on, the same ones for the same epoch (0, 1, ...)."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch}: must not be negative")
+        self.epoch = int(epoch)
+
     def batch(self, number: int) -> list[int]:
         """Slice numbers of one batch, in random order."""
-        random = np.random.default_rng([self.seed, number])
+        random = np.random.default_rng([self.seed, number] + [self.epoch] * (self.epoch > 0))
         n_classes = len(self._members)
         places = np.full(n_classes, self.batch_size // n_classes)
         left = self.batch_size % n_classes

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kornia.geometry import transform as kornia
 
-from wspnb.augment import augment, jitter, sample_affine, warp
+from wspnb.augment import augment, jitter, sample_affine, to_unit, warp
 
 OFF = {"p_flip": 0.0, "p_crop": 0.0, "p_rotate": 0.0, "p_translate": 0.0}
 
@@ -235,3 +235,19 @@ def test_jitter_moves_brightness_and_contrast_within_their_ranges():
     assert contrast.min() >= 0.6 - 1e-5 and contrast.max() <= 1.4 + 1e-5
     assert abs(mean.mean() - 0.3) < 0.003 and abs(contrast.mean() - 1) < 0.01
     assert torch.equal(jitter(images, None, 0.0, 0.0), images)
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32, torch.int64, torch.uint16, torch.bool])
+def test_whole_numbers_other_than_uint8_are_refused(kind):
+    with pytest.raises(ValueError, match=r"give uint8 .0 to 255. or floats"):
+        augment(torch.ones(2, 1, 8, 8).to(kind))
+
+
+def test_floats_outside_the_unit_range_are_refused():
+    image = torch.full((1, 1, 8, 8), 0.5)
+    assert torch.equal(to_unit(image), image)
+    assert torch.equal(to_unit(image.half()), image)
+    for wrong in (255.0, -0.1, 1.1, float("nan")):
+        image[0, 0, 3, 3] = wrong
+        with pytest.raises(ValueError, match="window and scale them first"):
+            augment(image)

@@ -1,14 +1,17 @@
 """A file is there whole or not at all, whatever happens while it is written."""
 
+import ast
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from wspnb.files import whole, write_csv, write_text
+from wspnb.files import package_version, read_csv, whole, write_csv, write_text
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -50,3 +53,50 @@ def test_what_a_killed_writer_left_is_removed_and_a_living_one_is_not_disturbed(
         write_text(path, "again")
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
     assert path.read_text() == "again" and os.path.getsize(path) == 5
+
+
+def test_names_are_read_as_they_were_written(tmp_path):
+    table = pd.DataFrame({"patient": ["007", "7", "NA", "nan", ""], "auc": [0.5, None, 1, 0, 0.25]})
+    write_csv(tmp_path / "t.csv", table)
+    found = read_csv(tmp_path / "t.csv")
+    assert found.patient.tolist() == table.patient.tolist()
+    assert found.auc.isna().tolist() == [False, True, False, False, False]
+    wide = read_csv(tmp_path / "t.csv", usecols=["patient"], dtype={"patient": "category"})
+    assert list(wide.columns) == ["patient"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of files")
+def test_colleagues_can_read(tmp_path):
+    for mask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        before = os.umask(mask)
+        try:
+            with whole(tmp_path / "a") as temporary:
+                temporary.touch(0o600)
+        finally:
+            assert os.umask(before) == mask
+        assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+def test_version_of_a_package_that_is_not_installed():
+    assert package_version("no-such-package-of-ours") == "unknown"
+    assert package_version("pandas") == pd.__version__
+
+
+def test_every_text_file_names_its_encoding():
+    """Else Windows, or LANG=C, reads and writes something other than UTF-8."""
+    root = Path(__file__).parents[2]
+    sources = {p: p.read_text(encoding="utf-8") for p in (root / "src").rglob("*.py")}
+    for notebook in (root / "notebooks").glob("[0-9]*.ipynb"):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        sources[notebook] = "\n".join(code)
+    silent = []
+    for path, source in sources.items():
+        for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            said = any(word.arg == "encoding" for word in call.keywords)
+            method = isinstance(call.func, ast.Attribute)
+            if method and (name == "read_text" or (name == "write_text" and len(call.args) < 2)):
+                if not said:
+                    silent.append(f"{path.name}:{call.lineno}")
+    assert not silent

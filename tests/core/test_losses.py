@@ -339,12 +339,16 @@ def test_negatives_have_gradients(denominator):
     )
 
 
-def test_negatives_are_checked():
+def test_negatives_are_checked(monkeypatch):
     view_1, view_2, *_ = batch(4, 3)
     eye = torch.eye(4)
     for bad in (torch.zeros(4, 4), -eye, torch.full((4, 4), math.nan)):
         with pytest.raises(ValueError, match="every row needs weights >= 0"):
             contrastive_loss(view_1, view_2, eye, negatives=bad)
+    for above in (math.inf, 0):
+        monkeypatch.setattr(losses, "BLOCKWISE_ABOVE", above)
+        with pytest.raises(ValueError, match="every row needs weights >= 0"):
+            contrastive_loss(view_1, view_2, eye, negatives=lambda rows: -eye[rows])
     with pytest.raises(ValueError, match=r"negatives \(8, 8\): expected \(4, 4\)"):
         contrastive_loss(view_1, view_2, eye, negatives=torch.ones(8, 8))
     with pytest.raises(ValueError, match="nothing is left to compare"):

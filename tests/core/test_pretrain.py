@@ -243,10 +243,11 @@ def run_loop(imports: str, loop: str, method: str, n: int) -> int:
     encoder = build_encoder("tiny", "batch").to(meta, memory_format=torch.channels_last)
     head = build_head("tiny").to(meta)
     byol = Byol(encoder, head, "tiny").to(meta)
-    names |= {name: SETTINGS[name] for name in ("learning_rate", "sigma", "temperature")}
-    names |= {"method": method, "batch_size": n, "normalise": "row", "ranges": {"crop_area": 0.7}}
+    names |= {name: SETTINGS[name] for name in ("learning_rate", "temperature")}
+    names |= {"method": method, "batch_size": n, "ranges": {"crop_area": 0.7}}
+    names |= {"width": {"sigma": 0.1}, "options": {"normalise": "row"}}
     names |= {"encoder": encoder, "head": head, "byol": byol, "guess": byol, "device": meta}
-    names |= {"parts": {"encoder": encoder, "head": head}, "anchors": None, "main": False}
+    names |= {"parts": {"encoder": encoder, "head": head}, "main": False}
     names["optimizer"] = torch.optim.Adam([*encoder.parameters(), *head.parameters()])
     names["read"] = reader(np.zeros((2 * n, 160, 160), np.uint8), meta, hold=True)
     names |= {"rows": np.arange(2 * n), "labels": torch.arange(2 * n) % 4}

@@ -265,3 +265,125 @@ def test_plane_of_few_patients_has_fewer_groups():
     plane = np.c_[np.tile(np.arange(4), 5), 5 * labels] + rng.normal(0, 0.05, (20, 2))
     found = probe.plane_quality(plane, np.tile(np.arange(4) / 3, 5), labels, patients, 1)
     assert found["class_auc"] == 1 and found["depth_r2"] > 0.9
+
+
+def test_features_do_not_depend_on_the_mode_of_the_encoder():
+    """Batch norms of an encoder fresh from training must not see the batch, nor be changed."""
+    images = np.random.default_rng(0).integers(0, 255, (24, 64, 64), dtype=np.uint8)
+    encoder = build_encoder("tiny_padded", "batch", 0).train()
+    next(encoder.children()).eval()  # a part that was frozen on purpose stays so
+    modes = [module.training for module in encoder.modules()]
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    by_8, by_24 = (probe.extract_features(encoder, images, range(24), size) for size in (8, 24))
+    np.testing.assert_allclose(by_8, by_24, atol=1e-5)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert [module.training for module in encoder.modules()] == modes
+    frozen = probe.extract_features(build_encoder("tiny_padded", "batch", 0).eval(), images, [3])
+    np.testing.assert_allclose(by_8[[3]], frozen, atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA, ""])
+def test_slices_without_patient_or_label_are_refused(missing):
+    """Trained on in every fold and never judged, they would carry a patient's look across."""
+    features, labels, patients = make_slices(20)
+    people = probe.cross_validate(features, labels, patients).scores
+    unnamed = np.array([f"p{p}" for p in patients], dtype=object)
+    unnamed[::4] = missing
+    for names in (unnamed, unnamed.tolist(), pd.Series(unnamed, index=range(9, 9 + len(unnamed)))):
+        with pytest.raises(ValueError, match="20 slices without patient"):
+            probe.cross_validate(features, labels, names)
+        with pytest.raises(ValueError, match="20 slices without patient"):
+            probe.patient_folds(labels, names)
+        with pytest.raises(ValueError, match="20 slices without patient"):
+            probe.fold_thresholds(features, labels, names, people)
+        with pytest.raises(ValueError, match="20 slices without patient"):
+            probe.plane_quality(features[:, :2], np.linspace(0, 1, 80), labels, names)
+    for other in (np.nan, 2, -1, 0.5):
+        wrong = labels.astype(float)
+        wrong[7] = other
+        with pytest.raises(ValueError, match="1 slices with a label other than 0 or 1"):
+            probe.cross_validate(features, wrong, patients)
+    with pytest.raises(ValueError, match="79 features, 80 labels, 80 patients"):
+        probe.cross_validate(features[1:], labels, patients)
+
+
+def test_nothing_is_read_where_all_positions_are_equal():
+    rng = np.random.default_rng(0)
+    found = probe.plane_quality(rng.normal(size=(40, 2)), [0.5] * 40, np.arange(40) % 2, range(40))
+    assert np.isnan(found["depth_r2"]) and 0.2 < found["class_auc"] < 0.8
+
+
+def test_text_stays_text_between_notebooks(tmp_path):
+    names = ["7", "007", "NA", "nan", "1e3"]
+    slices = pd.DataFrame({"patient": names, "cohort": "d1", "label": [0, 1, 0, 1, 1]})
+    slices["position"] = [0.0, 0.5, np.nan, 1, 0]
+    probe.save_probe(tmp_path, slices[["patient"]], {}, np.zeros((5, 2)), slices)
+    found = probe.read_slices(tmp_path)
+    assert found.patient.tolist() == names and found.label.tolist() == slices.label.tolist()
+    assert found.position.isna().tolist() == [False, False, True, False, False]
+
+
+def test_damaged_encoders_are_refused(tmp_path):
+    config = pretrain.Config(**SETTINGS)
+    network = build_encoder("tiny", "batch", seed=5)
+    pretrain.save_run(tmp_path, network, config, [{"step": 0, "loss": 1.0}])
+    file = tmp_path / "encoder.safetensors"
+    content = file.read_bytes()
+    for place in (len(content) // 2, 20, -1):  # a weight, the header, the last byte
+        damaged = bytearray(content)
+        damaged[place] ^= 64
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"encoder.safetensors: damaged.*run 02 again"):
+            probe.load_encoder(tmp_path, "tiny", "batch", 0)
+    file.write_bytes(content[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        probe.load_encoder(tmp_path, "tiny", "batch", 0)
+    file.write_bytes(content)
+    probe.load_encoder(tmp_path, "tiny", "batch", 0)
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.nan
+    pretrain.save_run(tmp_path, network, config, [{"step": 0, "loss": 1.0}])
+    with pytest.raises(ValueError, match="not finite"):
+        probe.load_encoder(tmp_path, "tiny", "batch", 0)
+
+
+def test_probe_of_a_replaced_encoder_is_refused(tmp_path):
+    config, table = pretrain.Config(**SETTINGS), pd.DataFrame({"patient": ["a"]})
+    run, judged = tmp_path / "pretrain/wsp-tiny-seed0", tmp_path / "probe/wsp-tiny-seed0"
+    with pytest.raises(FileNotFoundError, match="run 03_linear_probe"):
+        probe.read_probe(judged)
+    pretrain.save_run(run, build_encoder("tiny", "batch", 0), config, [])
+    facts = probe.load_encoder(run, "tiny", "batch", 0)[1]
+    probe.save_probe(judged, table, {"encoder": facts["encoder_sha256"]})
+    assert probe.read_probe(judged)["encoder"] == facts["encoder_sha256"]
+    pretrain.save_run(run, build_encoder("tiny", "batch", 1), config, [])
+    with pytest.raises(ValueError, match="trained anew since: run 03 again"):
+        probe.read_probe(judged)
+
+
+# What no other test would notice if it were left out.
+
+
+def test_both_classes_weigh_the_same():
+    """The threshold of one feature lies between the class means, however many of each there are."""
+    feature = np.concatenate([np.linspace(-2, 0, 90), np.linspace(0, 2, 10)])[:, None]
+    model = probe.classifier(C=1.0).fit(feature, np.repeat([0, 1], [90, 10]))
+    grid = np.linspace(-1, 1, 2001)[:, None]
+    border = grid[np.argmin(abs(model.predict_proba(grid)[:, 1] - 0.5)), 0]
+    assert abs(border) < 0.1  # without class weights 0.5 or more
+
+
+def test_youden_lies_halfway_between_two_scores():
+    assert probe.youden([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]) == pytest.approx(0.4)
+    assert probe.youden([0, 1, 0, 1], [0.1, 0.3, 0.4, 0.8]) == pytest.approx(0.6)
+
+
+def test_as_many_patients_as_folds_are_enough():
+    features, labels, patients = make_slices(10)
+    folds = probe.patient_folds(labels, patients, 5)
+    assert folds.groupby("fold").label.agg(["sum", "size"]).values.tolist() == [[1, 2]] * 5
+    first = patients[labels == 1][0]
+    fewer = patients != first
+    with pytest.raises(ValueError, match="found 5 of class 0 and 4 of class 1"):
+        probe.patient_folds(labels[fewer], patients[fewer], 5)
+    assert len(probe.cross_validate(features, labels, patients, n_folds=5).scores) == 10

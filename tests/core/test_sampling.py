@@ -185,3 +185,26 @@ def test_errors_say_what_to_do():
         sampler(patients, mixed, 4, 1)
     with pytest.raises(ValueError, match="2 slices without patient"):
         sampler(["a", None, "b", None], None, 2, 1)
+
+
+def test_epochs_differ_and_repeat():
+    patients = np.repeat(np.arange(40), 20)
+    sampler = OneSlicePerPatient(patients, patients % 2, 16, 5, torch.Generator().manual_seed(0))
+    first = list(sampler)
+    assert list(sampler) == first  # without a word, the same
+    epochs = []
+    for epoch in range(10):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] == first
+    assert len({str(batches) for batches in epochs}) == 10
+    assert len(np.unique(epochs)) > 450  # 800 draws from 800 slices; one epoch has 80
+    sampler.set_epoch(3)
+    assert sampler.batch(2) == epochs[3][2]
+    with pytest.raises(ValueError, match="epoch=-1"):
+        sampler.set_epoch(-1)
+
+
+def test_empty_names_are_no_patients():
+    with pytest.raises(ValueError, match="2 slices without patient"):
+        OneSlicePerPatient(["a", "", "b", ""], None, 2, 1)

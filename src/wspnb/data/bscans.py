@@ -9,14 +9,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from wspnb.data.volumes import resize
-from wspnb.files import write_text
+from wspnb.files import package_version, write_text
 
 # Column of the store -> header of the authors' label tables.
 BIOMARKERS = {
@@ -108,7 +107,7 @@ def write_store(
     content.update(text.encode())
     store = {**settings, "image_size": size, "n_slices": len(table), "convention": "k/(n-1)"}
     store |= {"n_patients": int(table.patient.nunique()), "n_failed": len(failed)}
-    store |= {"sha256": content.hexdigest(), "versions": {"wspnb": version("wspnb")}}
+    store |= {"sha256": content.hexdigest(), "versions": {"wspnb": package_version("wspnb")}}
     write_text(folder / "slices.csv", text)
     write_text(folder / "failed.csv", failed.to_csv(index=False))
     write_text(folder / "store.json", json.dumps(store, indent=1))

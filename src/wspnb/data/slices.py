@@ -20,7 +20,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from io import BytesIO
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -45,7 +44,7 @@ from wspnb.data.volumes import (
     to_image,
     window,
 )
-from wspnb.files import write_text
+from wspnb.files import package_version, write_text
 
 FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 SLICE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
@@ -586,7 +585,9 @@ def _finish(folder: Path, images: BinaryIO, cohort: pd.DataFrame, done, settings
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
         "not_hu": suspects,  # decoded by evidence
         "sha256": content.hexdigest(),
-        "versions": {name: version(name) for name in ("wspnb", "numpy", "nibabel", "torch")},
+        "versions": {
+            name: package_version(name) for name in ("wspnb", "numpy", "nibabel", "torch")
+        },
     }
     write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
     os.replace(whole, folder / "slices.npy")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from sklearn.utils.parallel import Parallel, delayed
 
 from wspnb import plots
-from wspnb.probe import cross_validate
+from wspnb.probe import cross_validate, read_slices
 from wspnb.results import statistics, tables
 
 # Positive and negative patients of each cohort (paper, section 3).
@@ -231,8 +231,7 @@ def repeat_folds(
 
 def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Cached features ``(n_slices, d)`` of a cohort and the row-aligned slices."""
-    columns = ["patient", "label", "cohort"]
-    slices = pd.read_csv(folder / "slices.csv", usecols=columns, dtype={"patient": str})
+    slices = read_slices(folder)
     keep = slices.cohort.isin(cohort.split("+")).to_numpy()
     return np.load(folder / "features.npy")[keep], slices[keep]
 

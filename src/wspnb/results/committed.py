@@ -37,7 +37,7 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
     """
     kept, parts = {}, []
     for run in runs:
-        text = (run["folder"] / "results.json").read_text()
+        text = (run["folder"] / "results.json").read_text(encoding="utf-8")
         facts = {k: v for k, v in json.loads(text).items() if k != "features"}
         used = tables.effective_positives(run)
         facts |= {} if np.isnan(used) else {"effective_positives": used}
@@ -58,7 +58,7 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
 def recompute(folder: Path) -> dict[str, pd.DataFrame]:
     """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`."""
     runs = tables.read_runs(folder)
-    suffix = json.loads((folder / "runs.json").read_text())["suffix"]
+    suffix = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["suffix"]
     extra = {file.name: pd.read_csv(file) for file in folder.glob("[dr]*.csv.gz")}
     readings, deals = (extra.get(f"{name}.csv.gz") for name in ("readings", "deals"))
     found = {

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.probe import fold_balanced_accuracy
+from wspnb.files import read_csv
+from wspnb.pretrain import is_run_name
+from wspnb.probe import fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval
 
 # Names of runs and backbones as the paper's tables print them, in its order.
@@ -74,15 +76,18 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
 def _finished(run_dir: Path):
     """Folder, content of results.json and scores of each finished or committed probe."""
     if (run_dir / "runs.json").exists():
-        scores = pd.read_csv(run_dir / "scores.csv.gz", dtype={"patient": str})
+        scores = read_csv(run_dir / "scores.csv.gz")
         parts = dict(list(scores.groupby("run")))
-        for name, run in json.loads((run_dir / "runs.json").read_text())["runs"].items():
+        committed = json.loads((run_dir / "runs.json").read_text(encoding="utf-8"))
+        for name, run in committed["runs"].items():
             part = parts[name].drop(columns="run").reset_index(drop=True)
             yield run_dir / "probe" / name, run, part
     for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
+        if not is_run_name(file.parent.name):  # a copy, or a foreign folder
+            continue
         try:
-            run = json.loads(file.read_text())
-            scores = pd.read_csv(file.parent / "scores.csv", dtype={"patient": str})
+            run = read_probe(file.parent)
+            scores = read_csv(file.parent / "scores.csv")
             if missing := {"name", "backbone", "seed", "results"} - set(run):
                 raise ValueError(f"results.json has no {sorted(missing)}")
         except (ValueError, OSError) as error:

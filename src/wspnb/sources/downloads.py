@@ -11,7 +11,6 @@ import re
 import shutil
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util.retry import Retry
 
-from wspnb.files import write_text
+from wspnb.files import package_version, write_text
 from wspnb.models import IMAGENET_FILE, IMAGENET_URL
 from wspnb.sources.archives import SUFFIXES
 
@@ -194,7 +193,7 @@ def _resume(url: str, part: Path, progress: bool) -> None:
     session = requests.Session()
     retry = Patience(TRIES - 1, backoff_factor=1, status_forcelist=BUSY)
     session.mount(url, HTTPAdapter(max_retries=retry))
-    headers = {"User-Agent": f"wspnb/{version('wspnb')}", "Accept-Encoding": "identity"}
+    headers = {"User-Agent": f"wspnb/{package_version('wspnb')}", "Accept-Encoding": "identity"}
     most, stuck = -1, 0
     while True:
         have = part.stat().st_size

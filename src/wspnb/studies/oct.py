@@ -107,14 +107,17 @@ def finished(folder: Path, settings: Settings) -> bool:
     """Whether a folder holds the encoder of these very settings."""
     if not (folder / "encoder.safetensors").exists():
         return False
-    found = json.loads((folder / "config.json").read_text())
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return all(found.get(name) == value for name, value in asdict(settings).items())
 
 
 def collapsed(folder: Path) -> bool:
     """Whether a finished training ended at embeddings without spread, see
     :func:`wspnb.pretrain.verdict`; the untrained and the supervised network train no head: no."""
-    if json.loads((folder / "config.json").read_text())["method"] in ("random", "supervised"):
+    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["method"] in (
+        "random",
+        "supervised",
+    ):
         return False
     log = pd.read_csv(folder / "log.csv").to_dict("records")
     return verdict("byol", log, 0) == "COLLAPSED"  # by the spread alone
