@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.files import whole, write_text
-from wspnb.results import audit, tables
+from wspnb.results import audit, population, tables
 from wspnb.run import project_path
 
 # Committed tables that do not come from patients' scores, and where their numbers are.
@@ -59,7 +59,8 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
     """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`."""
     runs = tables.read_runs(folder)
     suffix = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["suffix"]
-    extra = {file.name: pd.read_csv(file) for file in folder.glob("[dr]*.csv.gz")}
+    names = ("readings.csv.gz", "deals.csv.gz")
+    extra = {n: pd.read_csv(folder / n) for n in names if (folder / n).exists()}
     readings, deals = (extra.get(f"{name}.csv.gz") for name in ("readings", "deals"))
     found = {
         "table1": tables.auc_table(runs),
@@ -88,6 +89,8 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
             own["folds"] = audit.spread(deals[deals.backbone == backbone])
         ending = suffix + ("_resnet18" if backbone == "resnet18" else "")
         found |= {f"audit_{name}{ending}": table.round(4) for name, table in own.items()}
+    if (folder / "population.csv.gz").exists():
+        found |= population.all_tables(population.read(folder))
     return {name: table for name, table in found.items() if len(table)}
 
 

@@ -262,12 +262,22 @@ def check_alike(runs: list[dict], data: str) -> None:
                 raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
 
 
+# Variants of the reference experiment by what they change.
+VARIANTS = {
+    "wsp_own": "WSP, one's own class repels as far as it attracts",
+    "wsp_near": "WSP, only a similar depth repels",
+    "wsp_narrowing": "WSP, sigma from 0.5 to 0.1",
+}
+
+
 def row_label(name: str) -> str:
     """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
     if name in SWITCHES:
         return SWITCHES[name][0]
     changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
-    return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}" if changed else ROWS.get(name, name)
+    if changed:
+        return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}"
+    return ROWS.get(name, VARIANTS.get(name, name))
 
 
 def short(cohort: str) -> str:

@@ -27,8 +27,10 @@ from wspnb.files import write_csv
 from wspnb.kernels import negative_kernel, pair_kernel
 from wspnb.losses import contrastive_loss
 from wspnb.models import Byol, build_encoder, build_head
-from wspnb.phantom.patients import Phantom
+from wspnb.phantom.bodies import describe_patient
+from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.store import make_store
+from wspnb.results import committed, population, tables
 from wspnb.sampling import OneSlicePerPatient
 from wspnb.studies.judge import (
     FOLD_SEED,
@@ -342,6 +344,25 @@ def run_all(
         process.terminate()
     while not results.empty():
         say(results.get())
+
+
+def publish(folder: Path, figures: Path) -> list[str]:
+    """Keep the scores of all finished runs of a folder under ``figures/runs/reference`` and write
+    every table that follows from them; names of the tables.
+
+    Args:
+        folder: of one phantom's runs, see :func:`folder_name`.
+        figures: where tables and scores are kept.
+    """
+    runs, target = tables.read_runs(folder), figures / "runs" / "reference"
+    drawn = [describe_patient(Phantom(), c, n) for c, n in list_patients(Phantom()) if c != "radio"]
+    readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
+    committed.pack(runs, target, "", readings)
+    population.pack(runs, target)
+    found = committed.recompute(target)
+    for name, table in found.items():
+        write_csv(figures / f"{name}.csv", table)
+    return list(found)
 
 
 def _work(queue, results, root, size, n_steps, share, last) -> None:
