@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc smoke book test verify docs bench check lab clean
+.PHONY: help reproduce plan tables lihc gpu smoke book test verify docs bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ADRENAL LIHC LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
 
@@ -56,6 +56,9 @@ verify: $(STAMP)  ## every committed table again from the committed patients' sc
 
 docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
 	$(BIN)/python docs/numbers.py
+
+gpu: $(STAMP)  ## with a card: its tests, its speed and the runs of the reference experiment, nine minutes -> runs/gpu/
+	$(BIN)/python benchmarks/gpu.py --plans reference,variants --size 64
 
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py
