@@ -85,7 +85,10 @@ def page(source: Path, links: list[tuple[str, str]], report: bool = False) -> st
         exporter.exclude_input = True
     notebook = readable(nbformat.read(source, as_version=4))
     if report:
-        notebook.cells = [c for c in notebook.cells if "lesson" not in c.metadata.get("tags", [])]
+        hidden = {"lesson"}
+        if any("paper_cohorts = False" in c.source for c in notebook.cells):
+            hidden |= {"paper"}  # the paper beside other patients than its own
+        notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     script = (HERE / "_static" / "scroll.js").read_text(encoding="utf-8")
     about = {"title": source.stem, "links": links, "style": style(), "script": script}
     return exporter.from_notebook_node(notebook, resources={"page": about})[0]

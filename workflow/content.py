@@ -1,6 +1,7 @@
 """What the result of a notebook depends on: content, never dates."""
 
 import ast
+import csv
 import hashlib
 import json
 from functools import cache
@@ -26,6 +27,18 @@ def digest_of_file(path: str) -> str:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@cache
+def digest_of_training(path: str, cohort: str) -> str:
+    """Hash of a cohort table without what a pretraining does not see: labels, and other cohorts'
+    names and weak labels."""
+    with Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
+        rows = [{k.strip(): v for k, v in row.items() if k} for row in csv.DictReader(file)]
+    images = [[row.get(name) for name in ("volume", "mask", "patient", "coding")] for row in rows]
+    return digest(
+        [images, [row.get("weak_label") if row.get("cohort") == cohort else None for row in rows]]
+    )
 
 
 def statements(source: str) -> tuple[str, set[str]]:

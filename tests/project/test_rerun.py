@@ -218,3 +218,26 @@ def test_two_at_once_and_a_notebook_still_at_work(project):
         assert third.returncode == 1
         assert "process 1234 still works on 01_preprocess.ipynb" in said
     project.run(*few)
+
+
+def test_a_corrected_label_trains_nothing_again(tmp_path):
+    project = Project(tmp_path / "project")
+    table = project.folder / "data" / "own" / "cohort.csv"
+    table.parent.mkdir(parents=True)
+    table.write_text(
+        "volume,mask,patient,weak_label,label,cohort\na.nii,,A,2,,radio\nb.nii,,B,,1,d1\n"
+    )
+    own = ("profile=own_160", "methods=random,wsp")
+    said = project.run(*own)
+    assert "7 notebooks" not in said and " h on 2 cores" not in said  # minutes at 160 px
+    names = {"02_pretrain-wsp-tiny-seed0", "01_preprocess", "05_results"}
+    first = project.ran()
+    assert names <= first and "00_the_loss" not in first  # no lessons beside one's own CT
+    project.edit("data/own/cohort.csv", "B,,1,d1", "B,,0,d1")
+    project.run(*own)
+    assert project.ran() == first - {"02_pretrain-wsp-tiny-seed0"}
+    project.edit("data/own/cohort.csv", "A,2,", "A,1,")
+    project.run(*own)
+    assert project.ran() == first
+    project.run(*own)
+    assert not project.ran()
