@@ -1,7 +1,8 @@
 """Pages of a run: ``python docs/pages.py html OUT NOTEBOOK ...`` or ``report OUT.html NOTEBOOK``.
 
 One template for both. A page needs no network: equations are MathML, pictures, style and script
-stand in the file. The report is its notebook without code and without cells tagged ``lesson``.
+stand in the file. The report is its notebook without code and
+without cells tagged ``lesson``, or ``paper`` where other cohorts than the paper's were judged.
 """
 
 import shutil

@@ -1,0 +1,157 @@
+"""What the report says in words, and its figure: names and units of people, not of columns."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from wspnb import plots
+from wspnb.results import statistics, tables
+
+NAMES = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2"}  # as the paper prints them
+PER_CELL = "AUC (SD over folds) ±SD over seeds [95 % interval over patients]"
+
+
+def plural(n: int, word: str) -> str:
+    """A number with its noun: "1 seed", "2 seeds"."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
+    """Methods, encoders, seeds, steps and patients of a run, in sentences.
+
+    Args:
+        runs: as :func:`~wspnb.results.tables.read_runs` gives them.
+        slices: table of the preprocessed cohort, one row per slice.
+    """
+    methods = list(dict.fromkeys(tables.row_label(run["name"]) for run in runs))
+    encoders = list(dict.fromkeys(tables.BACKBONES[run["backbone"]] for run in runs))
+    steps = sorted({run["training"]["n_steps"] for run in runs if run.get("training")})
+    trained = slices[slices.weak_label.notna()].patient.nunique()
+    judged = {NAMES.get(c, c): result["n"] for c, result in runs[0]["results"].items()}
+    parts = [" · ".join(methods) + f" ({', '.join(encoders)})"]
+    parts += [plural(len({run["seed"] for run in runs}), "training seed")]
+    if steps:
+        of = "" if not trained else f" on {plural(trained, 'patient')} with a weak label"
+        parts += [f"pretrained for {' or '.join(f'{n:,}' for n in steps)} steps{of}"]
+    parts += ["judged on " + ", ".join(f"{c} ({plural(n, 'patient')})" for c, n in judged.items())]
+    return "; ".join(parts) + "."
+
+
+def main_result(runs: list[dict], reference: str = "wsp") -> str:
+    """The reference against the best other pretraining, on the largest cohort, and how sure it is.
+
+    The interval is that of the paired difference, over patients and, from two seeds on, over seeds;
+    the other method was picked after looking, which flatters it.
+
+    Args:
+        runs: as :func:`~wspnb.results.tables.read_runs` gives them; the first encoder counts.
+        reference: name of the method that is compared.
+    """
+    cohort = max(runs[0]["results"], key=lambda c: runs[0]["results"][c]["n"])
+    own = [r for r in runs if r["backbone"] == runs[0]["backbone"] and r["name"] in tables.ROWS]
+    groups = {name: group for (_, name), group in tables.grouped(own).items()}
+    means = {k: np.mean([r["results"][cohort]["auc"] for r in g]) for k, g in groups.items()}
+    where = f"On {NAMES.get(cohort, cohort)} ({plural(runs[0]['results'][cohort]['n'], 'patient')})"
+    others = [name for name in means if name not in (reference, "supervised")]
+    if reference not in means or not others:
+        found = ", ".join(f"{tables.ROWS[k]} {mean:.2f}" for k, mean in means.items())
+        return f"{where} the mean AUC is: {found}. Nothing was compared."
+    spoken = tables.ROWS | {"random": "the untrained network"}
+    best, here = max(others, key=means.get), spoken[reference]
+    seeds = {r["seed"] for r in groups[reference]} & {r["seed"] for r in groups[best]}
+    sides = [
+        [tables.cohort_scores(r, cohort) for r in groups[name] if r["seed"] in seeds]
+        for name in (reference, best)
+    ]
+    if not seeds:
+        return f"{where} {here} and {spoken[best]} have no training seed in common."
+    gap = statistics.paired_difference(*sides)
+    low, high = (gap.low, gap.high) if len(seeds) == 1 else (gap.low_both, gap.high_both)
+    text = f"{where} {here} has a mean AUC of {means[reference]:.2f} and {spoken[best]}, "
+    text += f"the best of the others, {means[best]:.2f}: a difference of {gap.mean:+.2f}"
+    if np.isnan(low):
+        return f"{text}; there are too few patients for an interval, so nothing is decided."
+    sure = "it leaves out zero" if low > 0 or high < 0 else "it holds zero: they are not told apart"
+    over = "patients alone, as there is one seed" if len(seeds) == 1 else "patients and seeds"
+    return f"{text} [{low:+.2f}, {high:+.2f}] (95 % interval over {over}; {sure})."
+
+
+def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | None) -> Figure:
+    """Mean AUC of each method with its interval over patients, one panel per cohort.
+
+    Args:
+        table: of :func:`~wspnb.results.tables.auc_table`.
+        runs: those of the table, for the single seeds.
+        printed: the paper's Table 1, drawn as crosses, or None.
+    """
+    main = table[table.method.isin(tables.ROWS.values())].reset_index(drop=True)
+    colours = {label: plots.PALETTE[name] for name, label in tables.ROWS.items()}
+    tags = [name.removeprefix("auc_") for name in table if name.startswith("auc_")]
+    size = (2 + 3.2 * len(tags), 1.1 + 0.32 * len(main))
+    fig, axes = plt.subplots(1, len(tags), figsize=size, sharey=True, squeeze=False)
+    for axis, tag in zip(axes.flat, tags, strict=True):
+        for y, row in main.iterrows():
+            colour = colours[row.method]
+            own = [r for r in runs if r["folder"].name in row.run.split()]
+            all_of = [o["results"].items() for o in own]
+            single = [r["auc"] for o in all_of for c, r in o if tables.short(c) == tag]
+            axis.plot([row[f"low_{tag}"], row[f"high_{tag}"]], [y, y], color=colour, lw=2)
+            axis.plot(row[f"auc_{tag}"], y, "o", color=colour)
+            axis.plot(single, [y + 0.22] * len(single), ".", ms=4, color=colour)
+            if printed is not None and f"auc_{tag}" in printed:
+                same = (printed.method == row.method) & (printed.backbone == row.backbone)
+                axis.plot(printed[same][f"auc_{tag}"], [y - 0.22] * same.sum(), "kx", ms=5)
+        axis.axvline(0.5, color="gray", lw=0.8, ls=":")
+        axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), xlabel="mean AUC of the folds")
+        axis.set(title=NAMES.get(tag, tag), yticks=range(len(main)))
+        axis.set(yticklabels=main.method + main.backbone.map("  {}".format))
+    if printed is not None:
+        fig.text(0.99, 0.01, "x: the paper, real CT", ha="right", fontsize=8)
+    fig.tight_layout()
+    return fig
+
+
+def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone", "method")):
+    """A table of AUCs to read: cells as :data:`PER_CELL`, the paper's value beside each cohort's.
+
+    Args:
+        table: of :func:`~wspnb.results.tables.auc_table` or ``sigma_table``.
+        printed: the paper's table with the columns of ``key``, or None.
+        key: columns that name a row.
+    """
+    words = tables.in_words(table, [*key, "n_seeds"])
+    tags = [name for name in words if f"auc_{name}" in table]
+    for tag in reversed(tags):
+        if printed is not None and f"auc_{tag}" in printed:
+            text = printed[list(key)].copy()
+            cells = zip(printed[f"auc_{tag}"], printed[f"sd_{tag}"], strict=True)
+            text[f"paper {tag}"] = [f"{a:.2f} ({s:.2f})" for a, s in cells]
+            beside = table[list(key)].merge(text, how="left", on=list(key))[f"paper {tag}"]
+            place = words.columns.get_loc(tag) + 1
+            words.insert(place, f"{NAMES.get(tag, tag)}, paper", beside.fillna("–"))
+    if "effective_positives" in table:
+        words.insert(len(key), "Positives of an anchor", table.effective_positives.round(1))
+    people = {"backbone": "Encoder", "method": "Method", "seeds": "Seeds", "sigma": "Sigma"}
+    return words.rename(columns=people | NAMES)
+
+
+def accuracy_words(accuracy: pd.DataFrame, paper: pd.Series | None) -> pd.DataFrame:
+    """Balanced accuracies to read: that of the better encoder with its interval, and each one's.
+
+    Args:
+        accuracy: of :func:`~wspnb.results.tables.accuracy_table`.
+        paper: the paper's value by method, or None.
+    """
+    words = pd.DataFrame({"Method": accuracy.method})
+    words["Balanced accuracy"] = accuracy.bacc.map("{:.2f}".format)
+    labels = [c.removeprefix("bacc_") for c in accuracy if c.startswith("bacc_")]
+    for label in labels if len(labels) > 1 else []:
+        spread = accuracy[f"seed_sd_{label}"].map(" ±{:.2f}".format).replace(" ±nan", "")
+        words[label] = accuracy[f"bacc_{label}"].map("{:.2f}".format).replace("nan", "–") + spread
+    ends = zip(accuracy.low, accuracy.high, strict=True)
+    ends = ["–" if a != a else f"[{a:.2f}, {b:.2f}]" for a, b in ends]
+    words.insert(2, "95 % interval over patients", ends)
+    if paper is not None:
+        words["Paper"] = accuracy.method.map(paper).map("{:.2f}".format).replace("nan", "–")
+    return words

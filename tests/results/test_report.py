@@ -1,0 +1,76 @@
+"""The sentences and tables of the report, against numbers worked by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wspnb.results import report, statistics, tables
+
+
+def run(name: str, seed: int, right: int, n: int = 40) -> dict:
+    """A probe of two folds that puts ``right`` of the patients of class 1 above all of class 0."""
+    labels, fold = np.arange(n) % 2, np.arange(n) // 2 % 2
+    score = np.linspace(0.3, 0.4, n)
+    for f in (0, 1):
+        ones = np.flatnonzero((labels == 1) & (fold == f))
+        score[ones] = -np.linspace(0, 0.1, len(ones))  # below all of class 0
+        score[ones[:right]] = 0.9
+    scores = {"patient": [f"p{i}" for i in range(n)], "label": labels, "score": score}
+    scores |= {"fold": fold, "cohort": "d1", "threshold": 0.5}
+    auc = right / (n / 4)
+    result = {"cohort": "d1", "auc": auc, "sd": 0.0, "n": n, "bacc": auc, "bacc_sd": 0.0}
+    training = {"n_steps": 1500, "sigma": 0.1}
+    return {
+        "name": name, "backbone": "tiny", "seed": seed, "collapsed": False, "n_folds": 2,
+        "results": {"d1": result}, "scores": pd.DataFrame(scores),
+        "training": None if name == "random" else training,
+        "folder": Path(f"{name}-tiny-seed{seed}"),
+    }  # fmt: skip
+
+
+def test_main_result_says_the_difference_and_how_sure_it_is():
+    runs = [run("random", 0, 2), run("supcon", 0, 5), run("wsp", 0, 9)]
+    text = report.main_result(runs)
+    gap = statistics.paired_difference([runs[2]["scores"]], [runs[1]["scores"]])
+    assert gap.mean == pytest.approx(0.4)
+    assert "On D1 (40 patients) WSP has a mean AUC of 0.90 and SupCon" in text
+    assert f"a difference of +0.40 [{gap.low:+.2f}, {gap.high:+.2f}]" in text
+    assert "patients alone, as there is one seed; it leaves out zero" in text
+
+
+def test_main_result_of_two_seeds_counts_the_seeds_and_holds_zero():
+    wins = {("random", 0): 5, ("random", 1): 5, ("wsp", 0): 7, ("wsp", 1): 4}
+    text = report.main_result([run(*key, right) for key, right in wins.items()])
+    assert "WSP has a mean AUC of 0.55 and the untrained network, the best of the others" in text
+    assert "a difference of +0.05" in text and "over patients and seeds; it holds zero" in text
+
+
+def test_main_result_of_one_method_compares_nothing():
+    assert report.main_result([run("random", 0, 2)]).endswith(
+        "the mean AUC is: None (random) 0.20. Nothing was compared."
+    )
+
+
+def test_what_was_run_counts_methods_seeds_steps_and_patients():
+    slices = pd.DataFrame({"patient": ["a", "a", "b", "c"], "weak_label": [1, 1, 2, None]})
+    text = report.what_was_run([run("random", 0, 2), run("wsp", 0, 3), run("wsp", 1, 3)], slices)
+    assert text == (
+        "None (random) · WSP (TinyNet); 2 training seeds; pretrained for 1,500 steps on 2 patients "
+        "with a weak label; judged on D1 (40 patients)."
+    )
+
+
+def test_tables_have_names_of_people_and_the_paper_beside():
+    runs = [run("random", 0, 2), run("wsp", 0, 9)]
+    printed = pd.DataFrame(
+        {"backbone": ["TinyNet"], "method": ["WSP"], "auc_d1": [0.84], "sd_d1": [0.12]}
+    )
+    words = report.auc_words(tables.auc_table(runs), printed)
+    assert list(words) == ["Encoder", "Method", "Seeds", "D1", "D1, paper"]
+    assert words["D1, paper"].tolist() == ["–", "0.84 (0.12)"]
+    assert words["D1"][1].startswith("0.90 (0.00) [")
+    accuracy = report.accuracy_words(tables.accuracy_table(runs, "d1"), pd.Series({"WSP": 0.85}))
+    assert accuracy["Balanced accuracy"].tolist() == ["0.20", "0.90"]
+    assert accuracy["Paper"].tolist() == ["–", "0.85"]
