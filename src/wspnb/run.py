@@ -8,6 +8,7 @@ the notebook has ended well.
 import argparse
 import ast
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -19,6 +20,10 @@ import time
 from pathlib import Path
 
 import yaml
+
+# Of the user's shell, they change what a notebook does: no figures, no checks, other start-up code.
+FOREIGN = ("MPLBACKEND", "MATPLOTLIBRC", "IPYTHONDIR", "PYTHONOPTIMIZE", "PYTHONSTARTUP")
+FOREIGN += ("PYTHONINSPECT", "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONHOME", "PYTHONDEBUG")
 
 
 def project_path(path: str | Path) -> Path:
@@ -40,15 +45,21 @@ def declared(notebook: Path) -> dict:
         ValueError: if the notebook has no such cell or a line there is not ``name: type =
             literal``.
     """
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{notebook}: not a readable notebook ({_line(error)})") from None
     if len(tagged) != 1:
         raise ValueError(f"{notebook}: {len(tagged)} cells tagged 'parameters', expected one")
     found = {}
-    for node in ast.parse("".join(tagged[0]["source"])).body:
-        if not isinstance(node, ast.AnnAssign):
-            raise ValueError(f"{notebook}: parameter line {ast.unparse(node)!r} has no type")
-        found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
+    try:
+        for node in ast.parse("".join(tagged[0]["source"])).body:
+            if not isinstance(node, ast.AnnAssign):
+                raise ValueError(f"parameter line {ast.unparse(node)!r} has no type")
+            found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{notebook}: {_line(error)}") from None
     return found
 
 
@@ -124,9 +135,9 @@ def read_parameters(file: str | Path) -> dict:
     return content
 
 
-def cast(name: str, kind: str, value):
+def cast(name: str, kind: str, value, default=None):
     """The value as the parameter's declared type; an integer may stand for a float, nothing else
-    converts.
+    converts. Members of a list are of the type of those of the default.
 
     Raises:
         ValueError: names the parameter, the type and the value received.
@@ -142,9 +153,22 @@ def cast(name: str, kind: str, value):
     if kind == "float" and isinstance(value, str):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
+    if kind.split("[")[0] not in types:
+        raise ValueError(f"parameter {name} is declared as {kind}: take one of {', '.join(types)}")
     expected = types[kind.split("[")[0]]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
         raise ValueError(f"parameter {name} takes {kind}, not {value!r} ({type(value).__name__})")
+    if (
+        kind.startswith("list")
+        and default
+        and all(isinstance(v, (str, int, float)) for v in default)
+    ):
+        inner = type(default[0]).__name__
+        try:
+            return [cast(name, inner, member) for member in value]
+        except ValueError as error:
+            advice = """; put quotes around each: '["2019", "no"]'""" if inner == "str" else ""
+            raise ValueError(f"list of {inner}: {error}{advice}") from None
     return float(value) if kind == "float" else value
 
 
@@ -159,21 +183,29 @@ def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
         ValueError: unknown name or wrong type, with the file it came from.
     """
     known = declared(notebook)
-    neighbours = set().union(*(declared(p) for p in notebook.parent.glob("*.ipynb")))
+    neighbours = set(known)
+    for path in notebook.parent.glob("[0-9][0-9]*_*.ipynb"):
+        with contextlib.suppress(ValueError):  # not one of ours: a copy, a draft
+            neighbours |= set(declared(path))
     given = {}
     for file in files:
         for name, value in read_parameters(file).items():
             if name not in neighbours:
                 raise ValueError(f"{file}: no notebook of {notebook.parent} has a parameter {name}")
             if name in known:
-                given[name] = cast(f"{name} ({file})", known[name][0], value)
+                given[name] = cast(f"{name} ({file})", known[name][0], value, known[name][1])
     for name, text in pairs:
         if name not in known:
             raise ValueError(f"{notebook.name} has no parameter {name}; it has {', '.join(known)}")
-        kind = known[name][0]
+        kind, default = known[name]
         value = text if kind == "str" else read_yaml(text, f"parameter {name}")
-        given[name] = cast(name, kind, value)
+        given[name] = cast(name, kind, value, default)
     return given
+
+
+def _line(error: BaseException | str) -> str:
+    """A message in one line."""
+    return " ".join(str(error).split())
 
 
 def run(notebook: Path, out: Path, parameters: dict) -> float:
@@ -199,6 +231,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             # folder of their own cannot meet. (Windows has none; a path of theirs has 107 bytes.)
             own = os.name == "posix" and len(os.fsencode(folder)) < 90
             sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if own else {}
+            _own_kernel(Path(folder))
             papermill.execute_notebook(
                 str(notebook),
                 str(temporary),
@@ -219,10 +252,71 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     return time.monotonic() - start
 
 
+def _own_kernel(folder: Path) -> None:
+    """Let ``python3`` be the interpreter that runs this, in an environment that is always the same:
+    found first, without the user's start-up files, with UTF-8."""
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
+    spec |= {"display_name": "Python 3", "language": "python", "metadata": {"debugger": False}}
+    file = folder / "kernels" / "python3" / "kernel.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(spec), encoding="utf-8")
+    os.environ |= {"JUPYTER_PATH": str(folder), "IPYTHONDIR": str(folder), "PYTHONUTF8": "1"}
+
+
+def explain(error: Exception, out: Path, failed: Path | None) -> str:
+    """One line: in which cell a run failed, how, and what to try.
+
+    Args:
+        error: what ended the run.
+        out: the notebook that was to be written.
+        failed: the notebook as far as it came, or None.
+    """
+    import nbformat
+
+    cell = getattr(error, "cell_index", None)
+    if cell is None and failed:
+        cells = nbformat.read(failed, as_version=4).cells
+        status = [c.metadata.get("papermill", {}).get("status") for c in cells]
+        begun = [
+            i for i, c in enumerate(cells) if c.cell_type == "code" and status[i] == "completed"
+        ]
+        cell = begun[-1] if begun else None  # papermill says so also of the one that was cut off
+    where = f"FAILED: {out}" if cell is None else f"FAILED in cell {cell}"
+    if type(error).__name__ == "DeadKernelError":
+        return (
+            f"{where}: the kernel was killed or crashed, most often for want of memory: free some, "
+            "or take smaller batches (batch_size), images or fewer workers"
+        )
+    kind = getattr(error, "ename", type(error).__name__)
+    said = _line(getattr(error, "evalue", getattr(error, "strerror", None) or error))
+    advice = ""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in said:
+        advice = ": the disk is full, free some space and run again"
+    elif kind == "NoSuchKernel":
+        advice = ": install ipykernel into this environment"
+    return f"{where}: {kind}: {said}{advice}"
+
+
 def interrupt(*_) -> None:
     """Handler of SIGTERM (Slurm, containers): the run ends as by Ctrl-C, its kernel with it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm may send it twice
     raise KeyboardInterrupt
+
+
+def _pairs(arguments: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Arguments without ``-p NAME VALUE``, and those: argparse takes a value of -1e-3 for an
+    option."""
+    rest, pairs = [], []
+    while arguments:
+        if arguments[0] in ("-p", "--parameter") and len(arguments) > 2:
+            pairs.append(arguments[1:3])
+            arguments = arguments[3:]
+        else:
+            rest.append(arguments[0])
+            arguments = arguments[1:]
+    return rest, pairs
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -234,7 +328,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "-p", "--parameter", action="append", nargs=2, default=[], metavar=("NAME", "VALUE")
     )
+    arguments, pairs = _pairs(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
+    options.parameter += pairs
     if rank := int(os.environ.get("RANK", 0)):  # one of torchrun's further processes
         options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:
@@ -244,26 +340,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     label = f"{options.out.stem:<34}"
     print(f"{label} started", flush=True)
-    from papermill.exceptions import PapermillExecutionError
-
     from wspnb.files import alone
 
+    failed = options.out.resolve().with_name(f"{options.out.stem}.failed.ipynb")
+    before = failed.stat().st_mtime_ns if failed.exists() else None
     try:
         with alone(options.out.resolve()):
             seconds = run(options.notebook.resolve(), options.out.resolve(), parameters)
-    except PapermillExecutionError as error:
-        print(
-            f"{label} FAILED in cell {error.cell_index}: {error.ename}: {error.evalue}",
-            file=sys.stderr,
-        )
-        print(f"  see {options.out.with_name(options.out.stem + '.failed.ipynb')}", file=sys.stderr)
-        return 1
-    except OSError as error:  # no right to write, disk full, another one at work there
-        print(f"{label} FAILED: {options.out}: {error.strerror or error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"{label} interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        kept = failed.exists() and failed.stat().st_mtime_ns != before
+        print(f"{label} {explain(error, options.out, failed if kept else None)}", file=sys.stderr)
+        if kept:
+            print(f"  see {failed}", file=sys.stderr)
+        return 1
     print(f"{label} done in {seconds:.0f} s", flush=True)
     return 0
 

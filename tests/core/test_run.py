@@ -244,3 +244,93 @@ def test_no_notebook_waits_for_an_output_widget():
     for path in NOTEBOOKS.glob("*.ipynb"):
         text = path.read_text(encoding="utf-8")
         assert "interact" not in text and "Output(" not in text, path.name
+
+
+def simple(folder, *code) -> Path:
+    """A notebook with one parameter and these cells."""
+    cells = [new_code_cell("a: int = 1"), *map(new_code_cell, code)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), folder / "n.ipynb")
+    return folder / "n.ipynb"
+
+
+def start(notebook, **environment):
+    command = [sys.executable, "-m", "wspnb.run", notebook.name, "o.ipynb"]
+    given = {"cwd": notebook.parent, "capture_output": True, "text": True}
+    return subprocess.run(command, env=os.environ | environment, **given)
+
+
+@pytest.mark.slow
+def test_the_kernel_has_this_interpreter_and_an_environment_of_its_own(tmp_path):
+    """One run with all that a user's shell may carry: another kernel, Agg, -O, start-up files."""
+    other = tmp_path / "kernels" / "python3"
+    other.mkdir(parents=True)
+    argv = ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "x", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    begin = tmp_path / "ipython" / "profile_default" / "startup"
+    begin.mkdir(parents=True)
+    (begin / "00.py").write_text("a_name_from_outside = 1")
+    code = ["import sys, matplotlib.pyplot as plt", "plt.plot([1, 2])\nplt.show()"]
+    code += [
+        "assert 'a_name_from_outside' not in dir()",
+        "print(sys.executable, sys.flags.utf8_mode)",
+    ]
+    shell = {"JUPYTER_PATH": str(tmp_path), "IPYTHONDIR": str(tmp_path / "ipython")}
+    shell |= {"MPLBACKEND": "Agg", "PYTHONOPTIMIZE": "1", "LC_ALL": "C"}
+    notebook = simple(tmp_path, *code, "print(__debug__)")
+    found = start(notebook, **shell)
+    assert found.returncode == 0, found.stderr
+    cells = nbformat.read(tmp_path / "o.ipynb", 4).cells
+    assert any("image/png" in o.get("data", {}) for o in cells[2].outputs)
+    assert cells[4].outputs[0].text == f"{sys.executable} 1\n"
+    assert cells[5].outputs[0].text == "True\n"
+
+
+@pytest.mark.slow
+def test_a_killed_kernel_is_one_line_with_its_cell(tmp_path):
+    found = start(simple(tmp_path, "1 + 1", "import os; os.kill(os.getpid(), 9)", "2 + 2"))
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert "FAILED in cell 2: the kernel was killed" in found.stderr
+    assert "batch_size" in found.stderr and "o.failed.ipynb" in found.stderr
+
+
+def test_other_failures_are_one_line_as_well(tmp_path):
+    full = OSError(28, "No space left on device")
+    assert run.explain(full, Path("o.ipynb"), None) == (
+        "FAILED: o.ipynb: OSError: No space left on device: the disk is full, free some space and"
+        " run again"
+    )
+    error = RuntimeError("two\n  lines")
+    assert run.explain(error, Path("o"), None) == "FAILED: o: RuntimeError: two lines"
+
+
+@pytest.mark.parametrize("text", ["[2019]", "[no]", "[1.5]", "[null]", "[[a]]"])
+def test_lists_hold_what_their_default_holds(notebook, text):
+    source = notebook.read_text(encoding="utf-8")
+    notebook.write_text(source.replace("many: list = []", "many: list = ['d1']"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"list of str: parameter many takes str.*put quotes"):
+        run.gather(notebook, [], [["many", text]])
+    given = run.gather(notebook, [], [["many", '["2019", "no", d1]']])
+    assert given == {"many": ["2019", "no", "d1"]}
+    assert run.cast("seeds", "list", [1, 2], [0]) == [1, 2]
+    assert run.cast("widths", "list", [1, 0.5, "1e-3"], [0.1]) == [1.0, 0.5, 0.001]
+    with pytest.raises(ValueError, match="takes int"):
+        run.cast("seeds", "list", ["a"], [0])
+
+
+def test_a_negative_number_is_no_option(notebook):
+    rest, pairs = run._pairs(["n", "o", "-p", "rate", "-1e-3", "-f", "x", "-p", "steps", "-2"])
+    assert rest == ["n", "o", "-f", "x"]
+    assert run.gather(notebook, [], pairs) == {"rate": -0.001, "steps": -2}
+
+
+def test_foreign_notebooks_beside_ours_are_passed_over(notebook, tmp_path):
+    for name in ("Untitled.ipynb", "._01_one.ipynb", "03_copy.ipynb", "empty.ipynb", "04_x.ipynb"):
+        content = "\0\5" if name.startswith(".") else "" if name < "05" else '{"cells": [{}]}'
+        (notebook.parent / name).write_text(content, encoding="utf-8")
+    parameters = tmp_path / "p.yaml"
+    parameters.write_text("elsewhere: 2\nsteps: 4")
+    assert run.gather(notebook, [str(parameters)], []) == {"steps": 4}
+    with pytest.raises(ValueError, match=r"empty.ipynb: not a readable notebook"):
+        run.gather(notebook.parent / "empty.ipynb", [], [])
