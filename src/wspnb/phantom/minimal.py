@@ -21,6 +21,7 @@ from wspnb.phantom.patients import (
     FIRST_POSITIVE,
     STAGES,
     calibrate_reader,
+    check_limits,
     read_severity,
 )
 
@@ -60,10 +61,7 @@ class Minimal:
             "scale": (0.02, 10),
             "seed": (0, 2**63),
         }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"Minimal.{name} = {value}: choose a value from {low} to {high}")
+        check_limits(self, limits)
 
 
 class Cohort(NamedTuple):

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from wspnb.data.bscans import BIOMARKERS, write_bscans
+from wspnb.phantom.patients import check_limits
 
 VERSION = 1  # of the definition: raise it with every change that alters a pixel or a label
 
@@ -63,10 +64,7 @@ class OctPhantom:
         limits |= {"scans": (2, 500), "image_size": (24, 512), "edema_cst": (0.75, 1)}
         limits |= {"bcva_cst": (-0.68, 0), "position_dependence": (0, 1), "second_eye": (0, 1)}
         limits |= {"sign_strength": (0, 5), "noise": (0, 1), "height_um": (700, 3000)}
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"OctPhantom.{name} = {value}: choose from {low} to {high}")
+        check_limits(self, limits)
 
 
 def draw_visits(phantom: OctPhantom) -> pd.DataFrame:

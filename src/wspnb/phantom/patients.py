@@ -31,6 +31,15 @@ STAGES["population"] = STAGES["d1"]
 READING_BORDER = 0.6
 
 
+def check_limits(definition, limits: dict[str, tuple[float, float]]) -> None:
+    """Refuse a definition of which a value is outside its limits, (lowest, highest) by name."""
+    for name, (low, high) in limits.items():
+        value = getattr(definition, name)
+        if not low <= value <= high:
+            kind = type(definition).__name__
+            raise ValueError(f"{kind}.{name} = {value}: choose a value from {low} to {high}")
+
+
 @dataclass(frozen=True)
 class Phantom:
     """Parameters of the definition; every file of a cohort follows from them."""
@@ -63,10 +72,7 @@ class Phantom:
             "noise_hu": (0, 100),
             "seed": (0, 2**63),
         }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"Phantom.{name} = {value}: choose a value from {low} to {high}")
+        check_limits(self, limits)
 
 
 class Reader(NamedTuple):
