@@ -36,7 +36,9 @@ reproduce: $(STAMP)  ## the paper's experiment on the synthetic cohort, one seed
 plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
 	$(FLOW) plan --config sweep=workflow/tables.yaml
 
-tables: $(STAMP)  ## all rows and seeds of workflow/tables.yaml (AdrenalMNIST3D: 277 KB download, or ADRENAL=file) -> figures/
+tables: $(STAMP)  ## every committed table: the reference experiment (a card, or days), then workflow/tables.yaml (ADRENAL=file or a 277 KB download) -> figures/
+	$(BIN)/python benchmarks/gpu.py --out runs/reference --size 64 --plans reference,variants --skip tests,step \
+	  --minutes 100000 --workers $(CORES) --publish figures
 	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$$ADRENAL" imagenet="$$IMAGENET"
 
 lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table): the untrained network judged on D2

@@ -1,7 +1,7 @@
 """Everything that wants a card, in one call, within its time: `make gpu`. Call it again to go on.
 
     python benchmarks/gpu.py [--out runs/gpu] [--minutes 9] [--size 160] [--plans reference]
-        [--steps 6240] [--workers 12] [--share 1.0] [--skip tests,step]
+        [--steps 6240] [--workers 12] [--share 1.0] [--skip tests,step] [--publish figures]
 
 First the tests of tests/core/test_gpu.py and step.py (TinyNet and ResNet-18, 160 and 512 px); then
 runs of the reference experiment, a process each, as many as the time holds; finished ones are
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 3))
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--skip", default="")
+    parser.add_argument("--publish", type=Path, help="folder that gets tables and scores")
     asked = parser.parse_args()
     end = time.monotonic() + 60 * asked.minutes
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def main() -> None:
                 "--size",
                 str(size),
             )
-    from wspnb.studies.reference import plan, run_all
+    from wspnb.studies.reference import folder_name, plan, publish, run_all
 
     runs = [run for which in asked.plans.split(",") for run in plan(which)]
     run_all(
@@ -78,6 +79,8 @@ def main() -> None:
         asked.share,
         say,
     )
+    if asked.publish:
+        say("tables:", *publish(asked.out / folder_name((), asked.size), asked.publish))
 
 
 if __name__ == "__main__":

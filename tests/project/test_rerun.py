@@ -91,7 +91,7 @@ ALL = {
     *("00_the_loss", "00b_principle", "01_preprocess", "01b_liver_masks", "05_results"),
     *("02_pretrain-wsp-tiny-seed0", "03_linear_probe-wsp-tiny-seed0"),
     *("03_linear_probe-random-tiny-seed0", "04_representations-all-tiny-seed0"),
-    *("06_audit-all-tiny-seed0", "06b_when_position_helps", "07_oct_biomarkers"),
+    *("05b_population", "06_audit-all-tiny-seed0", "06b_when_position_helps", "07_oct_biomarkers"),
 }
 
 

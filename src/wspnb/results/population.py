@@ -73,7 +73,7 @@ def population_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     depth R2 and loss at the end, and the verdict on the training."""
     facts, rows = found["runs"].set_index(["name", "seed"]), []
     for name, runs in scores_by_name(found).items():
-        aucs = [_auc(run) for run in runs.values()]
+        aucs = [auc(run) for run in runs.values()]
         coin = [run.assign(score=0.0) for run in runs.values()]  # an AUC of .5 without error
         reach = NORMAL * statistics.delong(list(runs.values()), coin)[0]
         own = facts.loc[name]
@@ -100,7 +100,7 @@ def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]
         if not seeds:
             continue
         one, two = ([scores[name][seed] for seed in seeds] for name in (first, second))
-        each = np.array([_auc(a) - _auc(b) for a, b in zip(one, two, strict=True)])
+        each = np.array([auc(a) - auc(b) for a, b in zip(one, two, strict=True)])
         reach, mean = NORMAL * statistics.delong(one, two)[0], each.mean()
         row = {"first": first, "second": second, "n_seeds": len(seeds), "difference": mean}
         row |= {"low": mean - reach, "high": mean + reach}
@@ -155,7 +155,8 @@ def all_tables(found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     }
 
 
-def _auc(run: pd.DataFrame) -> float:
+def auc(run: pd.DataFrame) -> float:
+    """AUC of one run's scores of the population."""
     return float(roc_auc_score(run.label, run.score))
 
 

@@ -26,7 +26,8 @@ from wspnb.data.slices import Slices, open_slices, reader
 from wspnb.files import write_csv
 from wspnb.kernels import negative_kernel, pair_kernel
 from wspnb.losses import contrastive_loss
-from wspnb.models import Byol, build_encoder, build_head
+from wspnb.models import build_encoder, build_head
+from wspnb.momentum import Byol
 from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.store import make_store
