@@ -57,7 +57,7 @@ verify: $(STAMP)  ## every committed table again from the committed patients' sc
 	$(BIN)/python -m wspnb.results.committed
 
 docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
-	$(BIN)/python docs/numbers.py
+	$(BIN)/python docs/fill.py
 
 gpu: $(STAMP)  ## with a card: its tests, its speed and the runs of the reference experiment, nine minutes -> runs/gpu/
 	$(BIN)/python benchmarks/gpu.py --plans reference,variants --size 64

@@ -18,7 +18,11 @@ from sphinx.cmd.build import main as sphinx
 import wspnb
 
 ROOT = Path(__file__).resolve().parents[1]
-BADGE = re.compile(r"\[!\[[^]]*\]\(https?://[^)]*\)\]\([^)]*\)|!\[[^]]*\]\(https?://[^)]*\)")
+BADGE = re.compile(
+    r"\[!\[[^]]*\]\(https?://[^)]*\)\]\([^)]*\)|!\[[^]]*\]\(https?://[^)]*\)|"
+    r"\[!\[[^]]*\]\[badge\d\]\](?:\[\w+\]|\([^)]*\)) ?|^\[(?:badge\d|tests|binder)\]: .*$",
+    re.MULTILINE,
+)
 
 
 def executed(folder: Path) -> dict[str, Path]:

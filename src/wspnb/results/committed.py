@@ -1,8 +1,10 @@
 """Patients' scores kept beside the published tables, and every table computed again from them.
 
-``python -m wspnb.results.committed`` (``make verify``) needs no training and no images.
+``python -m wspnb.results.committed`` (``make verify``) needs no training and no images;
+``... --publish RUN_DIR --name NAME`` keeps the scores of a run and writes its tables.
 """
 
+import argparse
 import gzip
 import json
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.files import whole, write_text
+from wspnb.files import whole, write_csv, write_text
 from wspnb.results import audit, population, tables
 from wspnb.run import project_path
 
@@ -50,6 +52,7 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
         _zip(target / "readings.csv.gz", readings)
     if deals:
         _zip(target / "deals.csv.gz", pd.concat([pd.read_csv(file, dtype=str) for file in deals]))
+    population.pack(runs, target)
     text = f'{{"suffix": {json.dumps(suffix)}, "runs": {{\n{lines}\n}}}}\n'
     json.loads(text)
     write_text(target / "runs.json", text)
@@ -90,8 +93,25 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
         ending = suffix + ("_resnet18" if backbone == "resnet18" else "")
         found |= {f"audit_{name}{ending}": table.round(4) for name, table in own.items()}
     if (folder / "population.csv.gz").exists():
-        found |= population.all_tables(population.read(folder))
+        own = population.all_tables(population.read(folder))
+        found |= {name + suffix: table for name, table in own.items()}
     return {name: table for name, table in found.items() if len(table)}
+
+
+def publish(run_dir: Path, name: str, suffix: str, figures: Path) -> list[str]:
+    """Keep the scores of a finished run under ``figures/runs/NAME`` and write all its tables."""
+    runs, readings = tables.read_runs(run_dir), None
+    slices, columns = run_dir / "cohort" / "slices.csv", ["cohort", "patient", "label", "reading"]
+    if slices.exists() and set(columns) <= set(pd.read_csv(slices, nrows=0)):
+        known = pd.read_csv(slices, usecols=columns, dtype={"patient": str})[columns]
+        cohorts = {part for cohort in runs[0]["results"] for part in cohort.split("+")}
+        readings = known[known.cohort.isin(cohorts)].drop_duplicates()
+    target = figures / "runs" / name
+    pack(runs, target, suffix, readings, sorted((run_dir / "figures").glob("audit_deals*.csv")))
+    found = recompute(target)
+    for file, table in found.items():
+        write_csv(figures / f"{file}.csv", table)
+    return list(found)
 
 
 def faults(folder: Path) -> list[str]:
@@ -148,8 +168,17 @@ def _zip(path: Path, table: pd.DataFrame) -> None:
 
 
 def main() -> int:
-    """Print what was compared; 1 if anything differs."""
-    found = verify(project_path("figures"))
+    """Publish a run, or print what was compared; 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--publish", type=Path, help="folder of a finished run")
+    parser.add_argument("--name", help="folder under figures/runs, default: that of the run")
+    parser.add_argument("--suffix", default="", help="at the end of the tables' file names")
+    given, figures = parser.parse_args(), project_path("figures")
+    if given.publish:
+        name = given.name or given.publish.resolve().name
+        print(*publish(given.publish, name, given.suffix, figures), sep="\n")
+        return 0
+    found = verify(figures)
     print(found.to_string(index=False, header=False))
     wrong = ~(found.found == "equal") & ~found.found.str.startswith("not from scores")
     print(f"{(found.found == 'equal').sum()} tables equal, {wrong.sum()} differences")

@@ -250,6 +250,25 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def findings(table: pd.DataFrame) -> list[str]:
+    """What a :func:`result_table` says, in words: who is first, and where "soft" stands."""
+    best = table.loc[table.macro_auroc.idxmax()]
+    lines = [
+        f"{best.method} is first with {best.macro_auroc:.2f} [{best.low:.2f}, {best.high:.2f}]."
+    ]
+    ours = table[table.method == ROWS["soft"]]
+    if len(ours):
+        place = int((table.macro_auroc > ours.macro_auroc.iloc[0]).sum()) + 1
+        words = f"The product kernel (ours) has {ours.macro_auroc.iloc[0]:.2f}, place {place} of "
+        words += f"{len(table)}"
+        sides = {"ahead of": table.soft_minus_low > 0, "behind": table.soft_minus_high < 0}
+        for side, those in sides.items():
+            cells = table[those].apply("{0.method} ({0.soft_minus:+.2f})".format, axis=1)
+            words += f"; {side} {', '.join(cells)}" if those.any() else ""
+        lines.append(f"{words}; from the others it is not told by the interval over patients.")
+    return lines
+
+
 def probabilities(features, labels, train, test, C: float = 0.01) -> np.ndarray:
     """Probability of each biomarker in the test scans, from one linear layer each.
 

@@ -11,6 +11,7 @@ from scipy.stats import t as student
 
 from wspnb.files import write_csv
 from wspnb.pretrain import UNTRAINED
+from wspnb.results.tables import ROWS
 from wspnb.studies.position import LEVELS, Settings, build_cohort, run
 
 KEYS = ["level", "point", "seed", "method"]  # the name of a run in the table
@@ -203,3 +204,32 @@ def differences(
             bad = int((joined.collapsed.astype(bool) | joined.collapsed_other.astype(bool)).sum())
             rows.append({"level": level, "point": point, "other": other, **found, "collapsed": bad})
     return pd.DataFrame(rows)
+
+
+def findings(table: pd.DataFrame, level: str = "minimal") -> list[str]:
+    """What the differences of a table say, in words: one sentence for each other method.
+
+    A point is named where its interval leaves out zero; the last sentence is about the runs whose
+    loss ended at the line of equal embeddings. Empty if nothing of the level is there.
+    """
+    gaps = differences(table)
+    gaps, ends, lines = gaps[gaps.level == level], last_rows(table[table.level == level]), []
+    for other, rows in gaps.groupby("other", sort=False):
+        base = rows[rows.point == "base"].iloc[0]
+        text = f"WSP minus {ROWS[other]}: {base['mean']:+.2f} [{base.low:+.2f}, {base.high:+.2f}]"
+        text, named = text + " at the base", 0
+        for word, part in (("ahead", rows[rows.low > 0]), ("behind", rows[rows.high < 0])):
+            points = [f"{p} ({m:+.2f})" for p, m in zip(part.point, part["mean"], strict=True)]
+            if len(points) > 8:
+                ends_of = f"{part['mean'].min():+.2f} to {part['mean'].max():+.2f}"
+                points = [f"{len(points)} points ({ends_of})"]
+            text += f"; {word} at {', '.join(points)}" if points else ""
+            named += len(part)
+        lines.append(f"{text}; not told at {len(rows) - named} of {len(rows)} points.")
+    for method, rows in ends[ends.collapsed.astype(bool)].groupby("method", sort=False):
+        total, before = (ends.method == method).sum(), ends.auc_d1[ends.method == "random"].mean()
+        lines.append(
+            f"{ROWS[method]} is marked in {len(rows)} of {total} runs; their mean AUC on D1 is "
+            f"{rows.auc_d1.mean():.2f}, that of untrained encoders {before:.2f}."
+        )
+    return lines

@@ -1,0 +1,554 @@
+"""Numbers and sentences of README and docs, from the tables in figures/: ``make docs``.
+
+A page holds ``<!-- begin NAME -->`` and ``<!-- end NAME -->``; what stands between them is what the
+function NAME of :data:`BLOCKS` returns, and nothing else in a page states a result. A table that is
+not there yet is said to be missing, by the page itself.
+"""
+
+import json
+import re
+import sys
+import textwrap
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ledger import choices, ledger
+
+from wspnb.files import write_text
+from wspnb.results import audit, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
+MARK = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
+PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+COHORTS = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2", "probe": "AUC"}
+
+
+@cache
+def table(name: str) -> pd.DataFrame | None:
+    file = ROOT / "figures" / f"{name}.csv"
+    return pd.read_csv(file) if file.exists() else None
+
+
+def number(value: float, sign: str = "") -> str:
+    """.75, -.05, 1.00; with ``sign`` "+" also +.05."""
+    return "" if value != value else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.2f}")
+
+
+def cell(row, tag: str) -> str:
+    """Mean ± SD over seeds [interval over patients] of a row of Table 1 or 3."""
+    sd, ends = number(row[f"seed_sd_{tag}"]), number(row[f"low_{tag}"])
+    text = number(row[f"auc_{tag}"]) + (f" ± {sd}" if sd else "")
+    return text + (f" [{ends}, {number(row[f'high_{tag}'])}]" if ends else "")
+
+
+def amount(row, digits: str = "+") -> str:
+    """Mean and the widest interval that a difference has."""
+    both = "_both" if row.get("low_both") == row.get("low_both", 0) and "low_both" in row else ""
+    ends = [number(row[f"{end}{both}"], digits) for end in ("low", "high")]
+    return f"{number(row['mean'], digits)} [{', '.join(ends)}]" if ends[0] else number(row["mean"])
+
+
+def side(row) -> str:
+    """What the interval of a difference says about its first method."""
+    both = "_both" if "low_both" in row and row["low_both"] == row["low_both"] else ""
+    low, high = row[f"low{both}"], row[f"high{both}"]
+    return "ahead of" if low > 0 else "behind" if high < 0 else "not told from"
+
+
+def grid(head: list, rows: list[list]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(c) for c in line) + " |" for line in lines)
+
+
+def missing(name: str) -> str:
+    return f"*Not there yet: `figures/{name}.csv`.*"
+
+
+def listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1] if words else ""]))
+
+
+def bullets(lines: list[str]) -> str:
+    """One bullet each, broken at 118 characters."""
+    fold = {"width": 118, "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(textwrap.fill(f"- {s}", subsequent_indent="  ", **fold) for s in lines)
+
+
+def own_rows(name: str = "table1", backbone: str = "TinyNet") -> pd.DataFrame:
+    """The paper's methods of one backbone, padded or not."""
+    full = table(name)
+    plain = full.backbone.str.removesuffix(" (padded)")
+    return full[(plain == backbone) & full.method.isin(tables.ROWS.values())]
+
+
+def gaps(name: str) -> pd.DataFrame:
+    """Differences of a committed audit, methods as the tables print them."""
+    full = table(name)
+    return full.assign(
+        method=full.method.map(tables.ROWS), reference=full.reference.map(tables.ROWS)
+    )
+
+
+def settings(profile: str) -> dict:
+    """What the pretrainings of a profile's committed runs share, empty where none are committed."""
+    file = ROOT / "figures" / "runs" / profile / "runs.json"
+    runs = json.loads(file.read_text()).get("runs", {}).values() if file.exists() else []
+    return next((run["training"] for run in runs if run.get("training")), {})
+
+
+def main_profile() -> str:
+    """Profile of the tables without a suffix."""
+    return "reference" if settings("reference") else "laptop"
+
+
+def ranked() -> tuple[str, pd.DataFrame]:
+    """Where the methods are compared with most power, and their rows (method, auc, low, high),
+    best first."""
+    population = table("reference_population")
+    if population is not None:
+        rows = population[population.method.isin(tables.ROWS.values())]
+        where = "the population"
+    else:
+        rows = own_rows()
+        rows = rows.rename(columns={"auc_d1": "auc", "low_d1": "low", "high_d1": "high"})
+        where = "D1"
+    return where, rows.sort_values("auc", ascending=False, ignore_index=True)
+
+
+def versus() -> tuple[str, pd.DataFrame]:
+    """WSP minus each method where that is known best: columns method, mean, low, high."""
+    full = table("reference_differences")
+    if full is None:
+        rows = gaps("audit_differences")
+        return "D1", rows[(rows.cohort == "d1") & (rows.reference == "WSP")].set_index("method")
+    rows = full.rename(columns={"difference": "mean"})
+    rows = rows[(rows["first"] == "wsp") & rows.second.isin(tables.ROWS)]
+    rows = rows.assign(method=rows.second.map(tables.ROWS)).set_index("method")
+    return "the population", rows
+
+
+def order() -> str:
+    """Who comes first and where WSP stands."""
+    where, rows = ranked()
+    best, place = rows.iloc[0], rows.index[rows.method == "WSP"]
+    text = f"On {where} {best.method} has the highest mean AUC, {number(best.auc)}"
+    text += f" [{number(best.low)}, {number(best.high)}]"
+    if len(place) and place[0] > 0:
+        wsp = rows.loc[place[0]]
+        text += f"; WSP is {PLACES[place[0]]} of {len(rows)} with {number(wsp.auc)}"
+        text += f" [{number(wsp.low)}, {number(wsp.high)}]"
+    base = rows[rows.method == "None (random)"]
+    text += f"; the untrained network has {number(base.auc.iloc[0])}" if len(base) else ""
+    return text + ". The paper, on real CT, has WSP first."
+
+
+def told_apart() -> str:
+    """Which of the others WSP is ahead of, behind, or not told from."""
+    where, rows = versus()
+    groups = rows.apply(side, axis=1).groupby(lambda name: side(rows.loc[name]), sort=False)
+    parts = [f"{words} {listed(list(part.index))}" for words, part in groups]
+    return f"By the interval of the difference on {where}, WSP is {'; '.join(parts)}."
+
+
+def position_and_label() -> str:
+    where, rows = versus()
+    words = {"ahead of": "adds", "behind": "costs", "not told from": "is not seen to change"}
+    parts = []
+    for what, other in (("position", "SupCon"), ("weak label", "depth-Aware")):
+        if other in rows.index:
+            row = rows.loc[other]
+            verb = words[side(row)]
+            parts.append(f"the {what} {verb} AUC (WSP minus {other}: {amount(row)})")
+    return f"On {where} {listed(parts)}."
+
+
+def settled() -> str:
+    """What a study of the paper's size can settle, from its own numbers and from drawn studies."""
+    claims = table("audit_claims")
+    n = (claims.paper == "supported").sum()
+    text = f"Of {len(claims)} verdicts on the paper's claims (each claim on each cohort) its own "
+    text += f"printed numbers support {n}, cautiously judged."
+    studies = table("reference_studies")
+    if studies is not None:
+        own = studies[studies.better.isin(tables.ROWS) & studies.worse.isin(tables.ROWS)]
+        close = own[own.difference < 0.05]
+        text += f" A drawn study of D1's size ranks two methods wrongly in {own.wrong.mean():.0%}"
+        text += " of the cases"
+        if len(close):
+            text += f", and in {close.wrong.mean():.0%} where they differ by less than .05"
+        text += "."
+    return text
+
+
+def glands() -> str:
+    rows = own_rows("table1_adrenal").sort_values("auc_probe", ascending=False)
+    best, others = rows.iloc[0], gaps("audit_differences_adrenal").set_index("method")
+    text = f"**Real glands** (AdrenalMNIST3D, weak label simulated): {best.method} is first with "
+    text += number(best.auc_probe)
+    if best.method != "WSP":
+        wsp = rows[rows.method == "WSP"].iloc[0]
+        text += f", WSP has {number(wsp.auc_probe)}"
+    parts = [f"{side(others.loc[m])} {m} ({amount(others.loc[m])})" for m in ("SupCon", "SimCLR")]
+    return f"{text}; WSP is {listed(parts)}."
+
+
+def how() -> str:
+    """Settings and seeds of the tables."""
+    own, rows = settings(main_profile()), own_rows()
+    seeds = sorted(set(rows.n_seeds))
+    text = f"{'/'.join(map(str, seeds))} pretraining seed{'s' if max(seeds) > 1 else ''}"
+    if own:
+        text = f"{own['image_size']} px, batches of {own['batch_size']}, {own['n_steps']:,} steps, "
+        text += f"{'/'.join(map(str, seeds))} seeds"
+    return text
+
+
+def found() -> str:
+    """README: the four bullets."""
+    first = "**Synthetic patients, not livers.** All images here are drawn; they show how the "
+    first += f"methods behave, and are no evidence about livers. TinyNet, {how()}."
+    second = f"**The order.** {order()} {told_apart()}"
+    third = f"**Position.** {position_and_label()}"
+    fourth = f"**What can be told.** {settled()} {glands()}"
+    return bullets([first, second, third, fourth])
+
+
+def results() -> str:
+    """README: Table 1 beside the paper's."""
+    return with_paper(own_rows(), "TinyNet")
+
+
+def with_paper(rows: pd.DataFrame, backbone: str) -> str:
+    paper = pd.read_csv(ROOT / "figures" / "paper" / "table1_auc.csv")
+    paper = paper[paper.backbone == backbone].set_index("method")
+    tags, lines = ("d1", "d2", "d12"), []
+    for _, row in rows.iterrows():
+        printed = [number(paper[f"auc_{t}"].get(row.method, float("nan"))) for t in tags]
+        cells = [f"{cell(row, t)} · {p}" for t, p in zip(tags, printed, strict=True)]
+        lost = f" (collapsed {row.collapsed:.0f}/{row.n_seeds})" if row.collapsed else ""
+        lines.append([row.method + lost, *cells])
+    return grid(["method", *(f"{COHORTS[t]} · paper" for t in tags)], lines)
+
+
+def table1() -> str:
+    """Both backbones beside the paper, then the variants."""
+    full, parts = table("table1"), []
+    for backbone in ("TinyNet", "ResNet-18"):
+        rows = own_rows("table1", backbone)
+        if len(rows):
+            seeds = "/".join(map(str, sorted(set(rows.n_seeds))))
+            parts.append(f"**{backbone}**, seeds: {seeds}\n\n{with_paper(rows, backbone)}")
+        else:
+            parts.append(f"*{backbone}: not run.*")
+    others = full[~full.method.isin(tables.ROWS.values())]
+    if len(others):
+        tags = [t for t in ("d1", "d2", "d12") if f"auc_{t}" in full]
+        lines = [[r.method, r.n_seeds, *(cell(r, t) for t in tags)] for _, r in others.iterrows()]
+        head = grid(["variant", "seeds", *(COHORTS[t] for t in tags)], lines)
+        parts.append(f"One setting changed at a time:\n\n{head}")
+    return "\n\n".join(parts)
+
+
+def population() -> str:
+    full = table("reference_population")
+    if full is None:
+        return missing("reference_population")
+    lines = []
+    for _, row in full.iterrows():
+        ends = f"[{number(row.low)}, {number(row.high)}]"
+        sd = f" ± {number(row.auc_sd)}" if row.auc_sd == row.auc_sd else ""
+        cells = [row.method, row.n_seeds, f"{number(row.auc)}{sd} {ends}", number(row.ceiling)]
+        verdict = row.verdict if isinstance(row.verdict, str) else ""
+        lines.append([*cells, number(row.depth_r2), number(row.loss), verdict])
+    head = ["method", "seeds", "AUC, probe fitted on D1", "AUC, many labels", "R2 of depth"]
+    return grid([*head, "loss at the end", "training"], lines)
+
+
+def population_differences() -> str:
+    full = table("reference_differences")
+    if full is None:
+        return missing("reference_differences")
+    lines = []
+    for _, row in full.rename(columns={"difference": "mean"}).iterrows():
+        names = [tables.row_label(row[k]) for k in ("first", "second")]
+        lines.append([f"{names[0]} minus {names[1]}", row.n_seeds, amount(row)])
+    return grid(["", "seeds", "difference [95 % interval]"], lines)
+
+
+def studies() -> str:
+    full = table("reference_studies")
+    if full is None:
+        return missing("reference_studies")
+    lines = [
+        [tables.row_label(r.better), tables.row_label(r.worse), number(r.difference),
+         number(r.spread), f"{r.wrong:.0%}"]
+        for r in full.itertuples()
+    ]  # fmt: skip
+    head = ["better", "worse", "true difference", "SD of what a study reports", "ranked wrongly"]
+    return grid(head, lines)
+
+
+def summary() -> str:
+    """Phantom page: order, position, verdicts in words."""
+    return bullets([order(), told_apart(), position_and_label(), settled()])
+
+
+def differences() -> str:
+    return differences_of("audit_differences")
+
+
+def differences_of(name: str) -> str:
+    if table(name) is None:
+        return missing(name)
+    rows = gaps(name)
+    cohorts, lines = list(dict.fromkeys(rows.cohort)), []
+    for method, part in rows.groupby("method", sort=False):
+        part = part.set_index("cohort")
+        lines.append([method, *(amount(part.loc[c]) for c in cohorts)])
+    reference = rows.reference.iloc[0]
+    return grid([f"{reference} minus", *(COHORTS.get(c, c) for c in cohorts)], lines)
+
+
+def claims() -> str:
+    rows = table("audit_claims").fillna("")
+    lines = [
+        [r.claim, COHORTS.get(r.cohort, r.cohort), f"**{r.paper}**: {r._4}", f"**{r.run}**: {r._6}"]
+        for r in rows.itertuples()
+    ]
+    return grid(["claim", "cohort", "the paper's numbers", "this run"], lines)
+
+
+def correlations() -> str:
+    """Verdicts that change when two methods' AUCs are correlated as they are here."""
+    own = pd.concat([t for t in (table("audit_differences"),) if t is not None])
+    printed = ROOT / "figures" / "paper"
+    table1, table3 = audit.read_printed(printed, audit.COUNTS)
+    rows = table1[table1.backbone == "TinyNet"]
+    rows = rows.set_index(rows.method.map({v: k for k, v in tables.ROWS.items()}))
+    rows = pd.concat([rows, table3.set_index("wsp_sigma" + table3.sigma.astype(str))])
+    needs, count = audit.claims_of("wsp", table3.sigma), []
+    for r in (0, 0.7):
+        source = {"paper": audit.printed_differences(rows, audit.COUNTS, r)}
+        count.append((audit.judge(needs, source, audit.COUNTS, {}).paper == "supported").sum())
+    text = "These errors treat two methods as if each had its own patients, which is cautious: the "
+    text += f"paper prints no correlation (here {number(own.r.min())} to {number(own.r.max())}). "
+    text += f"With .7, {count[1]} verdicts would be *supported* instead of {count[0]}."
+    return bullets([text])[2:].replace("\n  ", "\n")
+
+
+def accuracy() -> str:
+    rows, lines = table("table2"), []
+    names = [c.removeprefix("bacc_") for c in rows if c.startswith("bacc_")]
+    paper = pd.read_csv(ROOT / "figures" / "paper" / "table2_bacc.csv").set_index("method").bacc
+    for _, row in rows.iterrows():
+        each = [number(row[f"bacc_{n}"]) for n in names]
+        each = [
+            text + (f" ± {number(row[f'seed_sd_{n}'])}" if number(row[f"seed_sd_{n}"]) else "")
+            for text, n in zip(each, names, strict=True)
+        ]
+        best = f"{number(row.bacc)} [{number(row.low)}, {number(row.high)}]"
+        printed = paper.get(row.method.replace("simulated reading", "Radiologists"))
+        lines.append([row.method, *each, best, number(printed) if printed else ""])
+    if "simulated reading" not in set(rows.method):
+        lines.append(["radiologists", *[""] * len(names), "", number(paper["Radiologists"])])
+    return grid(["method", *names, "better of the two", "paper (better of two)"], lines)
+
+
+def widths() -> str:
+    rows, lines = table("table3"), []
+    paper = pd.read_csv(ROOT / "figures" / "paper" / "table3_sigma.csv").set_index("sigma")
+    for _, row in rows.iterrows():
+        cells = []
+        for tag in ("d1", "d2", "d12"):
+            printed = paper[f"auc_{tag}"].get(row.sigma)
+            cells.append(cell(row, tag) + (f" · {number(printed)}" if printed else ""))
+        lines.append([f"{row.sigma:g}", f"{row.effective_positives:.1f}", row.n_seeds, *cells])
+    head = ["sigma", "effective positives", "seeds", "D1 · paper", "D2 · paper", "D1+2 · paper"]
+    return grid(head, [[str(c).removesuffix(".0") for c in line] for line in lines])
+
+
+def variants() -> str:
+    return variants_of("audit_variants")
+
+
+def variants_of(name: str) -> str:
+    rows = table(name)
+    if rows is None:
+        return missing(name)
+    cohorts, lines = list(dict.fromkeys(rows.cohort)), []
+    for (variant, of), part in rows.groupby(["variant", "of"], sort=False):
+        part = part.set_index("cohort")
+        words = [tables.row_label(variant), tables.row_label(of), part.seeds.iloc[0]]
+        lines.append([*words, *(amount(part.loc[c]) for c in cohorts)])
+    return grid(["variant", "minus", "seeds", *(COHORTS.get(c, c) for c in cohorts)], lines)
+
+
+def folds() -> str:
+    rows = table("audit_folds")
+    if rows is None:
+        return missing("audit_folds")
+    lines = [
+        [tables.row_label(r.method), COHORTS.get(r.cohort, r.cohort),
+         *(number(v) for v in (r.auc, r.seeds, r.repeats, r.folds))]
+        for r in rows.itertuples() if r.method in tables.ROWS
+    ]  # fmt: skip
+    head = ["method", "cohort", "AUC, mean of all deals", "SD over seeds", "over deals"]
+    return grid([*head, "over folds"], lines)
+
+
+def pairs() -> str:
+    rows = table("audit_pairs")
+    if rows is None:
+        return missing("audit_pairs")
+    lines = [
+        [tables.row_label(r.method), *(number(v) for v in (r.pooled, r.within, r.between))]
+        for r in rows.itertuples() if r.method in tables.ROWS
+    ]  # fmt: skip
+    return grid(["method, on D1+2", "all pairs", "within a data set", "across"], lines)
+
+
+def adrenal() -> str:
+    """Adrenal page: order of the methods, and WSP minus each."""
+    rows, other = own_rows("table1_adrenal"), gaps("audit_differences_adrenal").set_index("method")
+    lines = [
+        [r.method, r.n_seeds, cell(r, "probe"),
+         amount(other.loc[r.method]) if r.method in other.index else ""]
+        for _, r in rows.iterrows()
+    ]  # fmt: skip
+    return grid(["method", "seeds", "AUC", "WSP minus it"], lines)
+
+
+def adrenal_summary() -> str:
+    other = gaps("audit_differences_adrenal").set_index("method")
+    parts = other.apply(side, axis=1).groupby(lambda m: side(other.loc[m]), sort=False)
+    words = "; ".join(f"{word} {listed(list(part.index))}" for word, part in parts)
+    wide = other.assign(half=(other.high_both - other.low_both) / 2 * 2**0.5)
+    lost = [m for m, r in wide.iterrows() if side(r) != "not told from" and r.half > abs(r["mean"])]
+    lines = [glands(), f"WSP is {words}."]
+    text = "Intervals wider by the root of 2 (see above) would no longer tell apart: "
+    lines.append(text + (listed(lost) if lost else "none of these change") + ".")
+    return bullets(lines)
+
+
+def adrenal_variants() -> str:
+    return variants_of("audit_variants_adrenal")
+
+
+def adrenal_clean() -> str:
+    if table("table1_adrenal_clean") is None:
+        return missing("table1_adrenal_clean")
+    rows = own_rows("table1_adrenal_clean")
+    other = gaps("audit_differences_adrenal_clean").set_index("method")
+    lines = [
+        [r.method, r.n_seeds, cell(r, "probe"),
+         amount(other.loc[r.method]) if r.method in other.index else ""]
+        for _, r in rows.iterrows()
+    ]  # fmt: skip
+    return grid(["method", "seeds", "AUC", "WSP minus it"], lines)
+
+
+def position() -> str:
+    """Position page: what notebook 06b finds in the table of its study."""
+    from wspnb.studies import position_runs
+
+    runs = table("position_help")
+    if runs is None:
+        return missing("position_help")
+    parts = []
+    for level, words in (("minimal", "Vectors"), ("images", "Images of 64 px")):
+        lines = position_runs.findings(runs, level)
+        parts += [f"**{words}**", bullets(lines)] if lines else []
+    return "\n\n".join(parts)
+
+
+def position_base() -> str:
+    from wspnb.studies import position_runs
+
+    rows = position_runs.differences(table("position_help"))
+    rows, lines = rows[rows.level == "minimal"], []
+    for point, part in rows.groupby("point", sort=False):
+        part = part.set_index("other")
+        cells = [amount(part.loc[m]) for m in ("supcon", "depth_aware", "simclr")]
+        lines.append([point.replace("_", " "), *cells, part.n.iloc[0]])
+    head = ["point", "WSP minus SupCon", "minus depth-Aware", "minus SimCLR", "seeds"]
+    return grid(head, lines)
+
+
+def oct_table() -> str:
+    return oct_rows("table_oct")
+
+
+def oct_long() -> str:
+    return oct_rows("table_oct_500")
+
+
+def oct_rows(name: str) -> str:
+    rows, lines = table(name), []
+    if rows is None:
+        return missing(name)
+    for r in rows.itertuples():
+        sd = f" ± {r.seed_sd:.3f}" if r.seed_sd == r.seed_sd else ""
+        ends = f"[{number(r.soft_minus_low, '+')}, {number(r.soft_minus_high, '+')}]"
+        minus = f"{r.soft_minus:+.3f} {ends}" if r.soft_minus_low == r.soft_minus_low else ""
+        auc = f"{r.macro_auroc:.3f}{sd} [{number(r.low)}, {number(r.high)}]"
+        lines.append([r.method, r.seeds, auc, f"{r.rounded:.3f}", minus])
+    return grid(["method", "seeds", "macro AUROC", "rounded scores", "ours minus it"], lines)
+
+
+def oct_summary() -> str:
+    from wspnb.studies import oct
+
+    lines = []
+    for name, words in (("table_oct", ""), ("table_oct_500", "Longer: ")):
+        rows = table(name)
+        if rows is not None:
+            steps = f"{words}{rows.n_steps.iloc[0]} steps, seeds: {rows.seeds.iloc[0]}. "
+            lines += [steps + " ".join(oct.findings(rows))]
+    return bullets(lines)
+
+
+def oct_audit() -> str:
+    rows = table("olives_audit")
+    shared = rows[(rows.finding == "patients in both") & rows.value.notna()]
+    lines = [f"{r.table}: patients in both parts are {r.value}." for r in shared.itertuples()]
+    total = rows[rows.finding == "biomarker rows of all eyes"]
+    lines += [f"Biomarker rows of all eyes: {v}." for v in total.value]
+    return bullets(lines)
+
+
+BLOCKS = {
+    f.__name__: f
+    for f in (found, results, summary, table1, population, population_differences, studies,
+              differences, claims, correlations, accuracy, widths, variants, folds, pairs, adrenal,
+              adrenal_summary, adrenal_variants, adrenal_clean, position, position_base, oct_table,
+              oct_long, oct_summary, oct_audit, choices, ledger)
+}  # fmt: skip
+
+
+def render(text: str) -> str:
+    """A page with each block as its function writes it now.
+
+    Raises:
+        KeyError: if a page names a block that there is not.
+    """
+    fill = "<!-- begin {0} -->\n{1}\n<!-- end {0} -->"
+    return MARK.sub(lambda m: fill.format(m[1], BLOCKS[m[1]]()), text)
+
+
+def main() -> int:
+    """Write the pages anew; says which changed."""
+    for name in PAGES:
+        old = (ROOT / name).read_text(encoding="utf-8")
+        new = render(old)
+        if new != old:
+            write_text(ROOT / name, new)
+        print(f"{'written' if new != old else 'as it was':9}  {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
