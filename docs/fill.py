@@ -154,16 +154,41 @@ def told_apart() -> str:
     return f"By the interval of the difference on {where}, WSP is {'; '.join(parts)}."
 
 
+def few_patients() -> str:
+    """What the position adds where fewer patients are pretrained on."""
+    full = table("reference_differences")
+    rows = [] if full is None else full[full["first"].str.startswith("wsp_patients")].itertuples()
+    parts = []
+    for row in rows:
+        share = float(row.first.removeprefix("wsp_patients"))
+        gap = {"mean": row.difference, "low": row.low, "high": row.high}
+        seeds = f"{row.n_seeds} seed{'s' if row.n_seeds > 1 else ''}"
+        parts.append(f"{amount(gap)} with {share:.0%} of them ({seeds})")
+    return f" Pretrained on fewer patients, WSP minus SupCon is {listed(parts)}." if parts else ""
+
+
+def training() -> str:
+    """How the trainings ended, in the words of their verdicts, beside what the features can do."""
+    full, parts = table("reference_population"), []
+    if full is None:
+        return missing("reference_population")
+    for row in full[full.verdict.astype(str).str.contains("line|collapsed")].itertuples():
+        if row.method in tables.ROWS.values():
+            parts.append(f"{row.method}: {row.verdict}, yet an AUC of {number(row.auc)}")
+    text = "Trainings whose loss ended at that of equal embeddings: "
+    return text + ("; ".join(parts) if parts else "none") + "."
+
+
 def position_and_label() -> str:
     where, rows = versus()
-    words = {"ahead of": "adds", "behind": "costs", "not told from": "is not seen to change"}
+    words = {"ahead of": "raises", "behind": "lowers", "not told from": "is not seen to change"}
     parts = []
     for what, other in (("position", "SupCon"), ("weak label", "depth-Aware")):
         if other in rows.index:
             row = rows.loc[other]
             verb = words[side(row)]
-            parts.append(f"the {what} {verb} AUC (WSP minus {other}: {amount(row)})")
-    return f"On {where} {listed(parts)}."
+            parts.append(f"the {what} {verb} the AUC (WSP minus {other}: {amount(row)})")
+    return f"On {where} {listed(parts)}.{few_patients()}"
 
 
 def settled() -> str:
@@ -204,7 +229,15 @@ def how() -> str:
     if own:
         text = f"{own['image_size']} px, batches of {own['batch_size']}, {own['n_steps']:,} steps, "
         text += f"{'/'.join(map(str, seeds))} seeds"
+    if (people := counts(main_profile(), "population")) is not None:
+        text += f"; population: {people:,} further patients"
     return text
+
+
+def counts(profile: str, name: str) -> int | None:
+    """Patients in a file of committed scores, None where there is none."""
+    file = ROOT / "figures" / "runs" / profile / f"{name}.csv.gz"
+    return pd.read_csv(file, usecols=["patient"]).patient.nunique() if file.exists() else None
 
 
 def found() -> str:
@@ -294,7 +327,7 @@ def studies() -> str:
 
 def summary() -> str:
     """Phantom page: order, position, verdicts in words."""
-    return bullets([order(), told_apart(), position_and_label(), settled()])
+    return bullets([order(), told_apart(), position_and_label(), training(), settled()])
 
 
 def differences() -> str:
@@ -366,9 +399,11 @@ def widths() -> str:
         for tag in ("d1", "d2", "d12"):
             printed = paper[f"auc_{tag}"].get(row.sigma)
             cells.append(cell(row, tag) + (f" · {number(printed)}" if printed else ""))
-        lines.append([f"{row.sigma:g}", f"{row.effective_positives:.1f}", row.n_seeds, *cells])
+        many = row.effective_positives
+        many = f"{many:.1f}".removesuffix(".0") if many == many else ""
+        lines.append([f"{row.sigma:g}", many, f"{row.n_seeds:.0f}", *cells])
     head = ["sigma", "effective positives", "seeds", "D1 · paper", "D2 · paper", "D1+2 · paper"]
-    return grid(head, [[str(c).removesuffix(".0") for c in line] for line in lines])
+    return grid(head, lines)
 
 
 def variants() -> str:
