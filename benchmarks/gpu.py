@@ -55,7 +55,7 @@ def main() -> None:
                 say(f"== {title}: stopped after {left:.0f} s")
 
     say(machine())
-    call("tests", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/core/test_gpu.py")
+    call("tests", "-m", "pytest", "-p", "no:cacheprovider", "tests/core/test_gpu.py")
     for backbone in ("tiny", "resnet18"):
         for size in (160, 512):
             call(
