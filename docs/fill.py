@@ -388,7 +388,8 @@ def accuracy() -> str:
         lines.append([row.method, *each, best, number(printed) if printed else ""])
     if "simulated reading" not in set(rows.method):
         lines.append(["radiologists", *[""] * len(names), "", number(paper["Radiologists"])])
-    return grid(["method", *names, "better of the two", "paper (better of two)"], lines)
+    best = "better of the two" if len(names) > 1 else "[interval over patients]"
+    return grid(["method", *names, best, "paper (better of two)"], lines)
 
 
 def widths() -> str:
