@@ -16,7 +16,7 @@ from wspnb.run import main
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SHAPE = (64, 64, 10)
-AFFINE = np.diag([2.0, 2.0, 5.0, 1])
+AFFINE = np.diag([5.0, 5.0, 10.0, 1])
 SOUND = {"sound 1", "größer, nah é 2", "mask turned", "oblique", "one slice", "no mask"}
 REASONS = {  # name of the case: what its message must say
     "truncated": r"truncated\.nii\.gz: damaged or truncated \(.+\): copy it again",
@@ -32,8 +32,8 @@ REASONS = {  # name of the case: what its message must say
     "mask elsewhere": r"the mask's affine puts it 30\.0 mm away",
     "mask of another patient": r"a median of -\d+ HU under it in .*the mask of another scan",
     "mask of halves": r"mask values are not whole numbers: threshold",
-    "zero spacing": r"no valid affine \(spacing \[2\. +2\. +0\.\] mm\): write it",
-    "zero pixdim": r"no valid affine \(spacing \[2\. +2\. +0\.\] mm\): write it",
+    "zero spacing": r"no valid affine \(spacing \[5\. +5\. +0\.\] mm\): write it",
+    "zero pixdim": r"no valid affine \(spacing \[5\. +5\. +0\.\] mm\): write it",
     "no affine": r"sform and qform are both 'unknown'.*write the orientation",
     "wrapped": r"intensities wrapped: .*HU were cast to bytes.*convert from the source again",
     "narrow window": r"intensities unknown: .*comb of another window|not as in bytes",

@@ -1,45 +1,67 @@
-"""DICOM series written and read back: HU, place, and the refusals."""
+"""DICOM series written and read back: HU, place, every file accounted for, and the refusals."""
 
-import locale
+import os
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
-from wspnb.data.dicom import convert_series, find_series, main
+from wspnb.data.dicom import account, convert_series, find_series, index, main
 from wspnb.data.inventory import load_hu
 
-sitk = pytest.importorskip("SimpleITK", reason="the extra 'dicom' is not installed")
+pydicom = pytest.importorskip("pydicom", reason="the extra 'dicom' is not installed")
+pytest.importorskip("SimpleITK", reason="the extra 'dicom' is not installed")
 ROOT = "1.2.826.0.1.3680043.2.1125"
 
 
-def write_series(folder, hu, number=1, heights=None, modality="CT", words="venous", tilt=0.0):
-    """``(x, y, z)`` HU in DICOM axes (left, back, head) of 0.7 x 0.8 x 2.5 mm; returns the UID."""
+def write_series(folder, hu, number=1, heights=None, tilt=0.0, prefix="", change=None, **fields):
+    """``(x, y, z)`` HU in DICOM axes (left, back, head) of 0.7 x 0.8 x 2.5 mm; returns the UID.
+
+    ``change`` is a function of the slice's number to fields of it alone; None deletes one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     uid = f"{ROOT}.{number}"
     heights = np.arange(hu.shape[2]) * 2.5 - 40 if heights is None else heights
-    before, writer = locale.setlocale(locale.LC_CTYPE), sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in np.random.default_rng(0).permutation(hu.shape[2]):  # file names in no order
-        image = sitk.GetImageFromArray(np.ascontiguousarray(hu[:, :, k].T[None]))
-        image.SetSpacing((0.7, 0.8, 2.5))
-        tags = {
-            "0008|0060": modality,
-            "0008|103e": words,
-            "0020|000d": f"{ROOT}.0",
-            "0020|000e": uid,
-            "0008|0018": f"{uid}.{k + 1}",
-            "0020|0013": str(k + 1),
-            "0020|0032": f"-100\\{-120 + tilt * k}\\{heights[k]}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0028|1052": "-1024",
-            "0028|1053": "1",
+    for k in range(hu.shape[2]):
+        meta = pydicom.dataset.FileMetaDataset()
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        meta.MediaStorageSOPInstanceUID = f"{uid}.{k + 1}"
+        image = pydicom.dataset.FileDataset("", {}, preamble=bytes(128), file_meta=meta)
+        values = {
+            "SOPClassUID": pydicom.uid.CTImageStorage,
+            "SOPInstanceUID": f"{uid}.{k + 1}",
+            "SeriesInstanceUID": uid,
+            "StudyInstanceUID": f"{ROOT}.0",
+            "PatientID": "P1",
+            "Modality": "CT",
+            "SeriesDescription": "venous",
+            "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+            "AcquisitionNumber": 1,
+            "ImagePositionPatient": [-100, round(-120 + tilt * k, 6), round(float(heights[k]), 6)],
+            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+            "PixelSpacing": [0.8, 0.7],
+            "Rows": hu.shape[1],
+            "Columns": hu.shape[0],
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 16,
+            "BitsStored": 16,
+            "HighBit": 15,
+            "PixelRepresentation": 0,
+            "RescaleSlope": 1,
+            "RescaleIntercept": -1024,
         }
-        for key, value in tags.items():
-            image.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{number}-{(k * 7) % 11}-{k}.dcm"))
-        writer.Execute(image)
-    locale.setlocale(locale.LC_CTYPE, before)  # the writer sets it to C
+        for name, value in (values | fields | (change(k) if change else {})).items():
+            if value is not None:
+                setattr(image, name, value)
+        stored = (hu[: image.Columns, : image.Rows, k].T + 1024).astype("<u2")
+        image.PixelData = stored.tobytes()
+        name = f"{prefix}{number}-{(k * 7) % 11}-{k}.dcm"  # file names in no order
+        image.save_as(folder / name, enforce_file_format=True)
     return uid
 
 
@@ -49,6 +71,10 @@ def volume(seed=0, depth=6):
     return hu
 
 
+def as_read(hu):
+    return hu[::-1, ::-1]  # to the right, to the front
+
+
 def test_hu_and_place_survive(tmp_path):
     hu = volume()
     write_series(tmp_path / "p" / "study" / "CT", hu)
@@ -56,14 +82,17 @@ def test_hu_and_place_survive(tmp_path):
     image = nib.load(out)
     np.testing.assert_allclose(image.affine[:3, 3], [100, 120, -40], atol=1e-4)
     read, spacing, row = load_hu(out)
-    np.testing.assert_array_equal(read, hu[::-1, ::-1])  # to the right, to the front
+    np.testing.assert_array_equal(read, as_read(hu))
     np.testing.assert_allclose(spacing, [0.7, 0.8, 2.5], rtol=1e-6)
-    assert row["coding"] == "HU" and row["axes"] == "LPS"
+    assert row["coding"] == "HU" and row["axes"] == "LPS" and row["dtype"] == "int16"
     assert [p.name for p in (tmp_path / "nifti").iterdir()] == ["p.nii.gz"]
 
 
 def test_several_series_are_listed_and_chosen(tmp_path):
-    uids = [write_series(tmp_path / "p" / str(n), volume(n), n, words=f"phase {n}") for n in (1, 2)]
+    uids = [
+        write_series(tmp_path / "p" / str(n), volume(n), n, SeriesDescription=f"phase {n}")
+        for n in (1, 2)
+    ]
     assert sorted(find_series(tmp_path / "p")) == uids
     with pytest.raises(ValueError, match="2 series to choose from, one is needed") as error:
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
@@ -71,7 +100,9 @@ def test_several_series_are_listed_and_chosen(tmp_path):
         assert f"{uid}  6 images, CT, phase {number}" in str(error.value)
     assert "--series UID" in str(error.value) and not (tmp_path / "p.nii.gz").exists()
     convert_series(tmp_path / "p", tmp_path / "p.nii.gz", ("other", uids[1]))
-    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], volume(2)[::-1, ::-1])
+    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], as_read(volume(2)))
+    uses = account(index(tmp_path / "p"), uids[1]).groupby("use").size().to_dict()
+    assert uses == {"image, not converted": 6, "used": 6}
 
 
 @pytest.mark.parametrize(
@@ -80,14 +111,131 @@ def test_several_series_are_listed_and_chosen(tmp_path):
         ({"heights": [0, 2.5, 5, 10, 12.5, 15]}, r"gaps of 2\.50 to 5\.00 mm: slices are missing"),
         ({"heights": [0, 0, 2.5, 2.5, 5, 5]}, r"gaps of 0\.00 to 2\.50 mm"),
         ({"heights": [5.0] * 6}, r"gaps of 0\.00 to 0\.00 mm"),
+        ({"heights": [0, 2.5, 5, 7.6, 10.2, 12.8]}, r"gaps of 2\.50 to 2\.60 mm"),
         ({"tilt": 0.4}, "tilted gantry"),
-        ({"modality": "MR"}, "is MR, not CT"),
+        ({"Modality": "MR"}, "is MR, not CT"),
+        ({"NumberOfFrames": 6}, r"multi-frame file \(6 frames in .*dcm\), .*dcm2niix"),
+        ({"PixelSpacing": None}, r"PixelSpacing is missing or no number \(''\), such as in .*dcm"),
+        ({"RescaleIntercept": None}, "RescaleIntercept is missing"),
+        ({"ImageOrientationPatient": None}, "ImageOrientationPatient is missing"),
+        ({"ImagePositionPatient": None}, "no ImagePositionPatient in .*dcm"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "MONOCHROME1, 1 samples, not MONOCHROME2"),
+        ({"SeriesInstanceUID": None}, "an image of no series"),
     ],
 )
 def test_refused(tmp_path, options, words):
+    options = {"NumberOfFrames": None} | options
     write_series(tmp_path / "p", volume(), **options)
-    with pytest.raises(ValueError, match=words):
+    if options["NumberOfFrames"]:  # with the pixels of all
+        for file in (tmp_path / "p").iterdir():
+            image = pydicom.dcmread(file)
+            image.PixelData *= 6
+            image.save_as(file)
+    with pytest.raises(ValueError, match=words) as error:
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    assert str(tmp_path / "p") in str(error.value) and not (tmp_path / "p.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"RescaleIntercept": 0},
+        {"RescaleSlope": 2},
+        {"PixelSpacing": [1, 1]},
+        {"PixelSpacing": None},
+        {"ImageOrientationPatient": [0, 1, 0, 1, 0, 0]},
+        {"Rows": 12},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"BitsStored": 12, "HighBit": 11},
+        {"PixelRepresentation": 1},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"PatientID": "P2"},
+        {"Modality": "OT"},
+        {"FrameOfReferenceUID": ROOT},
+        {"ConvolutionKernel": "B70f"},
+        {"SliceThickness": 5},
+    ],
+    ids=lambda odd: "-".join(odd),
+)
+@pytest.mark.parametrize("at", [0, 3])
+def test_one_slice_does_not_speak_for_all(tmp_path, odd, at):
+    """Whichever slice it is, it is named."""
+    write_series(tmp_path / "p", volume(), change=lambda k: odd if k == at else {})
+    with pytest.raises(ValueError, match=f"{next(iter(odd))} differs from slice to slice") as error:
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    assert f"-{at}.dcm" in str(error.value)
+
+
+def test_rounded_places_and_jitter_of_the_axes_are_no_gaps(tmp_path):
+    for decimals in (1, 2, 3):
+        heights = np.round(np.arange(20) * 0.625, decimals)
+        folder = tmp_path / str(decimals)
+        tiny = {"ImageOrientationPatient": [1, 0.00004, 0, -0.00004, 1, 0]}
+        write_series(
+            folder, volume(depth=20), 1, heights, change=lambda k, t=tiny: t if k % 2 else {}
+        )
+        if decimals == 1:  # 0.6 and 0.7: too coarse to tell
+            with pytest.raises(ValueError, match=r"gaps of 0\.60 to 0\.70 mm"):
+                convert_series(folder, tmp_path / "no.nii.gz")
+            continue
+        _, spacing, _ = load_hu(convert_series(folder, tmp_path / f"{decimals}.nii.gz"))
+        assert spacing[2] == pytest.approx(0.625, rel=2e-3)
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "AcquisitionTime"])
+def test_two_phases_half_a_slice_apart_are_not_woven_into_one(tmp_path, tag):
+    values = {"AcquisitionNumber": (1, 2), "AcquisitionTime": ("101010.0", "101040.0")}[tag]
+    woven = lambda k: {tag: values[k % 2]}  # noqa: E731
+    write_series(tmp_path / "p", volume(depth=8), change=woven)
+    with pytest.raises(ValueError, match=f"acquisitions are interleaved \\({tag}"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    blocks = lambda k: {tag: values[k // 4]}  # noqa: E731
+    write_series(tmp_path / "q", volume(depth=8), change=blocks)  # one slab after the other
+    convert_series(tmp_path / "q", tmp_path / "q.nii.gz")
+    np.testing.assert_array_equal(load_hu(tmp_path / "q.nii.gz")[0], as_read(volume(depth=8)))
+
+
+def broken(file, how):
+    content = file.read_bytes()
+    if how == "dead link":
+        file.unlink()
+        file.symlink_to("/nowhere")
+    elif how == "text":
+        file.write_text("an error page instead of an image, as some servers send it")
+    else:
+        cut = {"cut": content[:-300], "header": content[:400], "empty": b"", "zeros": bytes(900)}
+        file.write_bytes(cut[how])
+
+
+@pytest.mark.parametrize("how", ["cut", "header", "empty", "zeros", "dead link", "text"])
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_lost_slice_at_an_end_is_not_left_out_in_silence(tmp_path, how, at):
+    write_series(tmp_path / "p", volume())
+    (file,) = (tmp_path / "p").glob(f"*-{at}.dcm")
+    broken(file, how)
+    with pytest.raises(ValueError, match="1 files below cannot be read") as error:
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    assert str(file) in str(error.value) and not (tmp_path / "p.nii.gz").exists()
+
+
+def test_names_with_a_dot_copies_and_files_of_other_kinds(tmp_path):
+    write_series(tmp_path / "p" / "a", volume(), prefix=".")
+    (tmp_path / "p" / "b").mkdir()
+    for file in (tmp_path / "p" / "a").iterdir():
+        (tmp_path / "p" / "b" / file.name).write_bytes(file.read_bytes())  # a disc's second copy
+    (tmp_path / "p" / "notes.txt").write_text("seen by Dr A")
+    (tmp_path / "p" / "up").symlink_to(tmp_path / "p")  # a link in a circle
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], as_read(volume()))
+    listing = account(index(tmp_path / "p"), f"{ROOT}.1").set_index("file").use
+    assert len(listing) == 13 and listing[str(tmp_path / "p" / "notes.txt")] == "no DICOM"
+    other = next((tmp_path / "p" / "b").iterdir())
+    image = pydicom.dcmread(other)
+    image.PixelData = bytes(len(image.PixelData))
+    image.save_as(other)
+    with pytest.raises(ValueError, match="have one SOPInstanceUID and are not the same"):
+        convert_series(tmp_path / "p", tmp_path / "no.nii.gz")
 
 
 def test_a_series_in_two_folders_is_one(tmp_path):
@@ -96,18 +244,38 @@ def test_a_series_in_two_folders_is_one(tmp_path):
     for file in sorted((tmp_path / "p" / "DISC1").iterdir())[::2]:
         file.rename(tmp_path / "p" / "DISC2" / file.name)
     convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
-    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], volume()[::-1, ::-1])
+    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], as_read(volume()))
 
 
 def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
     write_series(tmp_path / "dicom" / "good", volume())
+    (tmp_path / "dicom" / "good" / "Thumbs.db").write_bytes(b"pictures")
     (tmp_path / "dicom" / "nothing").mkdir()
     assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 1
     said = capsys.readouterr()
-    assert said.out.strip().endswith("good.nii.gz") and "no DICOM series" in said.err
+    assert "good.nii.gz" in said.out and "no DICOM series" in said.err
+    assert "1 of 7 files not used: files/good.csv" in said.out
+    listing = pd.read_csv(tmp_path / "nifti" / "files" / "good.csv")
+    assert listing.use.value_counts().to_dict() == {"used": 6, "no DICOM": 1}
     (tmp_path / "dicom" / "nothing").rmdir()
     assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
     assert "good.nii.gz (there already, not converted again)" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nothing"), str(tmp_path / "nifti")])
     assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes")
+def test_names_that_are_not_utf8(tmp_path):
+    """Folder and files out of an old archive; the others are converted too."""
+    for name in ("A", "Z"):
+        write_series(tmp_path / "dicom" / name, volume())
+    os.rename(
+        os.fsencode(tmp_path / "dicom" / "A"), os.fsencode(tmp_path / "dicom") + b"/M\xfcller"
+    )
+    command = [sys.executable, "-m", "wspnb.data.dicom", tmp_path / "dicom", tmp_path / "nifti"]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("Müller", "Z"):
+        read, _, _ = load_hu(tmp_path / "nifti" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(read, as_read(volume()))

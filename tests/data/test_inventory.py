@@ -264,8 +264,9 @@ def test_a_stray_voxel_far_from_the_organ_is_warned_of(tmp_path):
     rows = []
     for number, stray in enumerate((0, 1)):
         liver[80, 80, 1] = stray
-        save(tmp_path / f"m{number}.nii.gz", liver)
-        save(tmp_path / f"v{number}.nii.gz", body(number))
+        place = np.diag([2.0, 2.0, 15, 1])  # a liver of 360 ml
+        save(tmp_path / f"m{number}.nii.gz", liver, place)
+        save(tmp_path / f"v{number}.nii.gz", body(number), place)
         rows.append(f"v{number}.nii.gz,m{number}.nii.gz,p{number},0,,radio,")
     with pytest.warns(UserWarning, match=r"1 masks, such as that of v1\.nii\.gz, have slices"):
         folder = write_slices(cohort(tmp_path, rows), tmp_path / "s", 32, workers=1, progress=False)

@@ -235,7 +235,7 @@ def test_empty_small_and_huge_predictions_are_refused(tmp_path, monkeypatch):
     assert segment.predict_to(out, volume, nothing, 0, size=64) == "no liver found"
     assert "under 200 ml" in segment.predict_to(out, volume, bright, 200, size=64)
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "MOST_ML", 0.5 * ml)
+        patch.setattr(segment, "LIVER_ML", (0, 0.5 * ml))
         assert "ml of liver predicted, over" in segment.predict_to(out, volume, bright, 0, size=64)
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(volume.read_bytes()[:150])

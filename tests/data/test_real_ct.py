@@ -5,7 +5,6 @@ position 1 the dome, the lungs and the heart appear. Labels in the cohort tables
 """
 
 import gzip
-import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -188,9 +187,9 @@ def test_stored_orientation_does_not_change_the_store(tmp_path):
         (folder / "cohort.csv").write_text(
             "volume,mask,patient,weak_label,label,cohort\nct.nii.gz,liver.nii.gz,one,0,,invented\n"
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with pytest.warns(UserWarning) as said:
             write_slices(folder / "cohort.csv", folder / "store", workers=1, progress=False)
+        assert [str(w.message)[:38] for w in said] == ["1 masks, such as that of ct.nii.gz, re"]
         store = open_slices(folder / "store")
         stores[code] = (store.images.tobytes(), (folder / "store" / "slices.csv").read_bytes())
         assert store.images.shape == (31, 160, 160)
@@ -249,9 +248,9 @@ def test_all_of_them_from_inventory_to_features(tmp_path):
         volume, mask = paths(name)
         lines.append(f"{volume},{mask},{name},{number % 2},,invented")
     (tmp_path / "cohort.csv").write_text("\n".join(lines) + "\n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="3 masks, .*reach the first or last slice") as said:
         folder = write_slices(tmp_path / "cohort.csv", tmp_path / "store", 160, workers=1)
+    assert len(said) == 1  # these three are parts of scans, and nothing else is odd
     store = open_slices(folder)
     assert store.failed.empty and store.settings["not_hu"] == []
     counts = store.table.groupby("patient").size().to_dict()
@@ -272,6 +271,16 @@ def test_all_of_them_from_inventory_to_features(tmp_path):
         "cptac_pda_C3L-00189": -3024,
     }
     assert (found.oblique_deg == 0).all() and found.voxels.nunique() == 4
+    cut = found.mask_cut.fillna("").to_dict()
+    assert cut == {
+        "ts_example_ct": "top",
+        "ts_dicom20": "bottom and top",
+        "dcmqi_ct3": "bottom and top",
+        "cptac_pda_C3L-00189": "",
+    }
+    for name in WITH_MASK:
+        assert found.mask_ml[name] == pytest.approx(EXPECTED[name][5], abs=0.1)
+    assert (found.mask_gaps.dropna() == 0).all() and (found.mask_reach.dropna() == 0).all()
     medians = found.mask_hu.dropna().to_dict()  # of the liver in the kept slices
     assert medians == {"ts_example_ct": 44, "ts_dicom20": 93, "dcmqi_ct3": 45}
 

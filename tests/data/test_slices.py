@@ -18,21 +18,26 @@ import pytest
 import torch
 
 from wspnb.data import slices as module
+from wspnb.data.cohort import file_stamp
 from wspnb.data.slices import (
     WITHOUT_MASK,
     open_slices,
     prepare_volume,
     reader,
+    verify_store,
     write_slices,
 )
+from wspnb.data.store import main as store_main
 
 FILES = ("slices.npy", "slices.csv", "failed.csv", "inventory.csv", "store.json")
 SIZE = 24
+PLACE = np.diag([2.0, 2.0, 3.0, 1])
+SMALL = {"organ_ml": (0, 6000)}  # the drawn organs have a few ml
 
 
 def make_cohort(folder, n=6, shape=(20, 16, 12), compress=True):
     """n volumes of noise with a liver in slices 1 to 10; the last has no mask."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number in range(n):
         rng = np.random.default_rng(number)
@@ -60,7 +65,7 @@ def make_cohort(folder, n=6, shape=(20, 16, 12), compress=True):
 
 def write(csv, folder, **options):
     return write_slices(
-        csv, folder, **{"image_size": SIZE, "workers": 1, "progress": False} | options
+        csv, folder, **SMALL | {"image_size": SIZE, "workers": 1, "progress": False} | options
     )
 
 
@@ -89,7 +94,7 @@ def test_rows_images_and_columns(tmp_path):
     assert set(table.selection[table.patient == "005"]) == {WITHOUT_MASK}
     assert set(table.selection[table.patient != "005"]) == {"central 70 % of the mask"}
     images, entry = prepare_volume(
-        csv.parent / "v3.nii.gz", csv.parent / "m3.nii.gz", image_size=SIZE
+        csv.parent / "v3.nii.gz", csv.parent / "m3.nii.gz", image_size=SIZE, **SMALL
     )
     np.testing.assert_array_equal(store.images[table.index[table.patient == "003"]], images)
     assert entry["z"] == list(range(2, 10)) and entry["spacing"] == [1.5, 1.5, 5.0]
@@ -118,7 +123,7 @@ def test_options_reach_the_volumes(tmp_path):
     assert first.z.tolist() == list(range(1, 11))
     assert first.position.tolist() == [k / 10 for k in range(10)]
     images, _ = prepare_volume(
-        csv.parent / "v0.nii.gz", csv.parent / "m0.nii.gz", SIZE, 1.0, low=0, high=100
+        csv.parent / "v0.nii.gz", csv.parent / "m0.nii.gz", SIZE, 1.0, low=0, high=100, **SMALL
     )
     np.testing.assert_array_equal(store.images[:10], images)
     for wrong in ({"convention": "n"}, {"low": 400, "high": 0}, {"fraction": 0}, {"image_size": 0}):
@@ -179,7 +184,8 @@ def test_killed_and_resumed_is_the_same_store(tmp_path):
     """SIGKILL of the writing process, two workers; they leave too."""
     csv = make_cohort(tmp_path / "source", 40, shape=(128, 128, 40))
     folder = tmp_path / "store"
-    call = f"write_slices({str(csv)!r}, {str(folder)!r}, image_size=96, workers=2, progress=False)"
+    call = f"write_slices({str(csv)!r}, {str(folder)!r}, image_size=96, workers=2, progress=False"
+    call += ", organ_ml=(0, 6000))"
     code = f"from wspnb.data.slices import write_slices\nif __name__ == '__main__':\n    {call}"
     (tmp_path / "writer.py").write_text(code)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -256,8 +262,8 @@ def test_bad_volumes_are_named_and_the_rest_survives(tmp_path):
     broken = image.get_fdata(dtype=np.float32)
     broken[0, 0, :3] = np.nan
     nib.save(nib.Nifti1Image(broken, image.affine), source / "v2.nii.gz")
-    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), np.eye(4)), source / "v3.nii.gz")
-    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), source / "m4.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), PLACE), source / "v3.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), PLACE), source / "m4.nii.gz")
     affine = nib.load(source / "v5.nii.gz").affine
     nib.save(nib.Nifti1Image(np.zeros((20, 16, 12), np.uint8), affine), source / "m5.nii.gz")
     store = open_slices(write(csv, tmp_path / "store", workers=2))
@@ -268,7 +274,7 @@ def test_bad_volumes_are_named_and_the_rest_survives(tmp_path):
     for reason, words in zip(store.failed.reason, reasons, strict=True):
         assert words in reason
     assert store.settings["n_failed"] == 6 and store.settings["n_volumes"] == 2
-    images, _ = prepare_volume(source / "v6.nii.gz", source / "m6.nii.gz", SIZE)
+    images, _ = prepare_volume(source / "v6.nii.gz", source / "m6.nii.gz", SIZE, **SMALL)
     np.testing.assert_array_equal(store.images[: len(images)], images)
 
 
@@ -285,20 +291,12 @@ def test_no_usable_volume_is_an_error(tmp_path):
 def test_bytes_of_no_known_coding_are_set_aside(tmp_path):
     csv = make_cohort(tmp_path / "source", 2)
     coded = np.random.default_rng(0).integers(0, 200, (8, 8, 4)).astype(np.uint8)
-    nib.save(nib.Nifti1Image(coded, np.eye(4)), csv.parent / "v1.nii.gz")
+    nib.save(nib.Nifti1Image(coded, PLACE), csv.parent / "v1.nii.gz")
     store = open_slices(write(csv, tmp_path / "store"))
     assert store.failed.volume.tolist() == ["v1.nii.gz"]
     assert "intensities unknown: values from 0 to 199" in store.failed.reason[0]
     inventory = pd.read_csv(tmp_path / "store" / "inventory.csv")
     assert inventory.coding.tolist() == ["HU", "unknown"] and inventory.n_kept.tolist() == [8, 0]
-
-
-def test_a_store_of_an_earlier_version_gets_its_inventory(tmp_path):
-    csv = make_cohort(tmp_path / "source", 3)
-    folder = write(csv, tmp_path / "store")
-    whole = contents(folder)
-    (folder / "inventory.csv").unlink()
-    assert contents(write(csv, folder)) == whole
 
 
 def test_a_second_writer_is_kept_out(tmp_path):
@@ -322,18 +320,134 @@ def test_damaged_stores_are_refused(tmp_path):
     folder = write(make_cohort(tmp_path / "source", 2), tmp_path / "store")
     with pytest.raises(FileNotFoundError, match="notebook 01"):
         open_slices(tmp_path)
-    lines = (folder / "slices.csv").read_text().splitlines(keepends=True)
-    (folder / "slices.csv").write_text("".join(lines[:-1]))
-    with pytest.raises(ValueError, match="19 rows"):
+    kept = {name: (folder / name).read_bytes() for name in FILES}
+
+    def refused(name, content, words):
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=words) as error:
+            open_slices(folder)
+        assert str(folder) in str(error.value)
+        (folder / name).write_bytes(kept[name])
         open_slices(folder)
-    (folder / "slices.csv").write_text("".join(lines))
-    open_slices(folder)
-    os.truncate(folder / "slices.npy", (folder / "slices.npy").stat().st_size - 1)
-    with pytest.raises(ValueError, match="damaged"):
-        open_slices(folder)
+
+    lines = kept["slices.csv"].splitlines(keepends=True)
+    refused("slices.csv", b"".join(lines[:-1]), "slices.csv: not as it was written")
+    refused("slices.csv", kept["slices.csv"].replace(b",d1,", b",d2,"), "not as it was written")
+    refused("failed.csv", b"", "failed.csv: not as it was written")
+    refused("inventory.csv", kept["inventory.csv"][:-9], "inventory.csv: not as it was written")
+    refused("slices.npy", kept["slices.npy"][:-1], "damaged")
+    refused("slices.npy", b"", "damaged")
+    refused("store.json", kept["store.json"][:-9], "store.json: damaged")
+    refused("store.json", b"[1]", "store.json: damaged")
+    refused("store.json", kept["store.json"].replace(b"400.0", b"300.0"), "was edited or damaged")
+    newer = kept["store.json"].replace(b'"format": 1', b'"format": 9')
+    refused("store.json", newer, "a store of format 9, not 1")
     (folder / "store.json").unlink()
     with pytest.raises(ValueError, match=r"store\.json"):
         open_slices(folder)
+
+
+def test_every_byte_is_verified_where_it_is_asked_for(tmp_path, capsys):
+    """One pixel: opening looks at sizes and tables only, the rest finds it."""
+    csv = make_cohort(tmp_path / "source", 2)
+    folder = write(csv, tmp_path / "store")
+    assert len(verify_store(folder).images) == 20 and store_main([str(folder)]) == 0
+    whole = (folder / "slices.npy").read_bytes()
+    (folder / "slices.npy").write_bytes(whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:])
+    open_slices(folder)
+    words = "slices.npy: not the bytes that were written"
+    with pytest.raises(ValueError, match=words):
+        verify_store(folder)
+    with pytest.raises(ValueError, match=words):  # not called complete either
+        write(csv, folder)
+    assert store_main([str(tmp_path), str(folder)]) == 1
+    assert words in capsys.readouterr().err
+    assert len(verify_store(write(csv, folder, overwrite=True)).images) == 20
+
+
+def test_content_decides_what_is_unchanged(tmp_path):
+    """An uncompressed volume with another voxel: same size, same date."""
+    csv = make_cohort(tmp_path / "source", 2, compress=False)
+    folder, volume = write(csv, tmp_path / "store"), csv.parent / "v1.nii"
+    before, date = volume.read_bytes(), volume.stat().st_mtime_ns
+    os.utime(volume)  # another date only
+    write(csv, folder)
+    volume.write_bytes(before[:400] + bytes([before[400] ^ 1]) + before[401:])
+    os.utime(volume, ns=(date, date))
+    with pytest.raises(ValueError, match="the volumes changed"):
+        write(csv, folder)
+
+
+def test_stamp_of_packed_files_of_one_and_of_several_members(tmp_path):
+    """Blocked gzip ends in an empty member, whose checksum says nothing of the rest."""
+    file, parts = tmp_path / "v.nii.gz", [bytes(9000), bytes(8000) + b"x" * 1000]
+    whole = [gzip.compress(part, mtime=0) for part in parts]
+    end = gzip.compress(b"", mtime=0)
+    stamps = []
+    for content in (whole[0], whole[1], whole[0] + end, whole[1] + end):
+        file.write_bytes(content)
+        stamps.append(tuple(file_stamp(str(file))))
+    assert len(set(stamps)) == 4 and stamps[0] == (len(whole[0]), whole[0][-8:].hex())
+    assert file_stamp("") == [] and file_stamp(str(tmp_path)) == ["not readable"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="stands in for a bad disk")
+def test_a_file_that_opens_but_cannot_be_read_is_set_aside(tmp_path):
+    csv = make_cohort(tmp_path / "source", 3)
+    for name in ("v0.nii.gz", "m1.nii.gz"):
+        (csv.parent / name).unlink()
+        (csv.parent / name).symlink_to("/proc/self/mem")
+    store = open_slices(write(csv, tmp_path / "store"))
+    assert store.failed.volume.tolist() == ["v0.nii.gz", "v1.nii.gz"]
+    for name, reason in zip(("v0.nii.gz", "m1.nii.gz"), store.failed.reason, strict=True):
+        assert name in reason
+    assert set(store.table.patient) == {"002"}
+
+
+def test_an_error_nobody_thought_of_sets_one_volume_aside(tmp_path, monkeypatch):
+    csv, real = make_cohort(tmp_path / "source", 3), module.prepare_volume
+
+    def odd(volume, *arguments, **options):
+        if "v1" in volume:
+            raise KeyError("odd")
+        return real(volume, *arguments, **options)
+
+    monkeypatch.setattr(module, "prepare_volume", odd)
+    store = open_slices(write(csv, tmp_path / "store"))
+    assert store.failed.volume.tolist() == ["v1.nii.gz"]
+    assert "v1.nii.gz: cannot be used (KeyError('odd'))" in store.failed.reason[0]
+
+    def full(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(module, "prepare_volume", full)
+    with pytest.raises(RuntimeError, match=r"v0.nii.gz: not enough memory: call again"):
+        write(csv, tmp_path / "other")
+
+
+def test_what_a_kill_left_in_a_finished_store_goes(tmp_path):
+    csv = make_cohort(tmp_path / "source", 2)
+    before = contents(write(csv, tmp_path / "store"))
+    for name in ("slices.npy.part", "slices.npy.whole", "journal.jsonl"):
+        (tmp_path / "store" / name).write_bytes(b"left")
+    assert contents(write(csv, tmp_path / "store")) == before
+
+
+def test_a_project_can_move_and_its_copy_is_the_same_store(tmp_path):
+    """Volumes outside the table's folder, as notebook 01b leaves them."""
+    stores = []
+    for place in (tmp_path / "here", tmp_path / "there"):
+        make_cohort(place / "project" / "data", 2)
+        table = (place / "project" / "data" / "cohort.csv").read_text()
+        (place / "project" / "runs").mkdir()
+        csv = place / "project" / "runs" / "cohort.csv"
+        csv.write_text(table.replace("v0", "../data/v0").replace("m0", "../data/m0"))
+        shutil.copy(place / "project" / "data" / "v1.nii.gz", place / "project" / "runs")
+        stores.append(contents(write(csv, place / "project" / "store")))
+    assert stores[0] == stores[1] and b"../data/v0.nii.gz" in stores[0]["slices.csv"]
+    (tmp_path / "here").rename(tmp_path / "moved")
+    csv = tmp_path / "moved" / "project" / "runs" / "cohort.csv"
+    assert contents(write(csv, tmp_path / "moved" / "project" / "store")) == stores[0]
 
 
 def test_checksum_is_of_images_and_table(tmp_path):

@@ -12,7 +12,12 @@ from wspnb.data.cohort import read_cohort
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.data.volumes import load_mask, load_volume
 from wspnb.sources import adrenal
-from wspnb.sources.adrenal import fetch_adrenal, make_adrenal, simulate_weak_labels
+from wspnb.sources.adrenal import (
+    GLAND_ML,
+    fetch_adrenal,
+    make_adrenal,
+    simulate_weak_labels,
+)
 
 SOURCE = Path(__file__).parents[3] / "shared" / "data" / "adrenal" / "adrenalmnist3d.npz"
 needs_source = pytest.mark.skipif(
@@ -72,7 +77,9 @@ def test_through_the_same_steps(tmp_path):
     csv = make_adrenal(tmp_path / "source", SOURCE, max_patients=6, progress=False)
     table = read_cohort(csv)
     assert table.cohort.tolist() == ["train"] * 6 + ["probe"] * 6
-    folder = write_slices(csv, tmp_path / "store", image_size=28, workers=1, progress=False)
+    folder = write_slices(
+        csv, tmp_path / "store", image_size=28, organ_ml=GLAND_ML, workers=1, progress=False
+    )
     store = open_slices(folder)
     assert store.failed.empty and store.table.patient.nunique() == 12
     with np.load(SOURCE) as source:

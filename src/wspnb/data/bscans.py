@@ -5,8 +5,6 @@ side, visit, scan, position, bcva, cst, cohort (train or test) and a column 0/1 
 empty where nobody read the scan.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wspnb.data.store import FORMAT, write_settings
 from wspnb.data.volumes import resize
-from wspnb.files import package_version, write_text
+from wspnb.files import package_version, write_csv
 
 # Column of the store -> header of the authors' label tables.
 BIOMARKERS = {
@@ -49,7 +48,7 @@ def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
     return np.rint(resize(image.astype(np.float32), size, air=0.0)).clip(0, 255).astype(np.uint8)
 
 
-def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, size: int, **more) -> Path:
+def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, *more, **settings) -> Path:
     """:func:`write_store` of B-scans, whose table has :data:`COLUMNS` at least.
 
     Raises:
@@ -57,7 +56,7 @@ def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, size: int, **m
     """
     if missing := [name for name in COLUMNS if name not in table]:
         raise ValueError(f"{folder}: the table has no column {missing}")
-    return write_store(folder, blocks, table, size, **more)
+    return write_store(folder, blocks, table, *more, **settings)
 
 
 def write_store(
@@ -87,14 +86,12 @@ def write_store(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shape, part, done = (len(table), size, size), folder / "slices.npy.part", 0
-    content = hashlib.sha256()
     try:
         images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
         for block in blocks:
             if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
                 raise ValueError(f"{folder}: images {block.dtype}{block.shape}, expected {shape}")
             images[done : done + len(block)] = block
-            content.update(block.tobytes())
             done += len(block)
         if done != len(table):
             raise ValueError(f"{folder}: {done} images for {len(table)} rows")
@@ -103,13 +100,12 @@ def write_store(
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    text = table.to_csv(index=False)
-    content.update(text.encode())
-    store = {**settings, "image_size": size, "n_slices": len(table), "convention": "k/(n-1)"}
-    store |= {"n_patients": int(table.patient.nunique()), "n_failed": len(failed)}
-    store |= {"sha256": content.hexdigest(), "versions": {"wspnb": package_version("wspnb")}}
-    write_text(folder / "slices.csv", text)
-    write_text(folder / "failed.csv", failed.to_csv(index=False))
-    write_text(folder / "store.json", json.dumps(store, indent=1))
+    store = {"format": FORMAT, **settings, "image_size": size, "n_slices": len(table)}
+    store |= {"convention": "k/(n-1)", "n_patients": int(table.patient.nunique())}
+    store |= {"n_failed": len(failed), "versions": {"wspnb": package_version("wspnb")}}
+    (folder / "inventory.csv").unlink(missing_ok=True)  # of a store that was here
+    write_csv(folder / "slices.csv", table)
+    write_csv(folder / "failed.csv", failed)
+    write_settings(folder, part, store)
     os.replace(part, folder / "slices.npy")
     return folder

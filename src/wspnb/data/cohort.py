@@ -2,6 +2,10 @@
 
 import csv
 import os
+import re
+import unicodedata
+import warnings
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +14,10 @@ import pandas as pd
 from wspnb.data.inventory import CODINGS
 
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
-EMPTY = {"", "nan", "na", "<na>", "none"}  # how tables write an unknown label
+# How tables write what is unknown.
+EMPTY = {"", "nan", "na", "<na>", "none", "null", "n/a", "#n/a", "#na", "nat", "-", "?", "unknown"}
+INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
+EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE]\+[0-9]+")  # long numbers as spreadsheets show them
 
 
 def read_cohort(path: str | Path) -> pd.DataFrame:
@@ -21,7 +28,9 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     ``mask``, ``weak_label`` and ``label`` may be empty. A ``mask`` that is a folder with a
     ``liver.nii.gz`` in it, as TotalSegmentator writes one per patient, stands for that file. A
     further column ``coding`` says how a volume's intensities are coded
-    (:data:`wspnb.data.inventory.CODINGS`), empty to find out.
+    (:data:`wspnb.data.inventory.CODINGS`), empty to find out. Accents may be written in one
+    character or in two, in paths and in names; characters that nobody sees are dropped. A row is a
+    line: a field with a line break in it is refused, as an open quote makes one.
 
     Args:
         path: the CSV file.
@@ -42,9 +51,14 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     names, lines, rows = _read_lines(path)
     folder = os.path.abspath(path.parent)
     raw = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=str)
+    for column in ("mask", "coding"):
+        if column in raw:
+            raw[column] = raw[column].where(~raw[column].str.lower().isin(EMPTY), "")
+    for column in ("patient", "cohort"):
+        raw[column] = raw[column].map(_visible)
     for column in ("volume", "mask"):
         raw[column] = [
-            os.path.normpath(os.path.join(folder, os.path.expanduser(name))) if name else ""
+            _find(os.path.normpath(os.path.join(folder, os.path.expanduser(name)))) if name else ""
             for name in raw[column]
         ]
     livers = [os.path.join(name, "liver.nii.gz") if name else "" for name in raw["mask"]]
@@ -58,17 +72,21 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(f"{path}: {len(problems)} problems in the cohort table\n{shown}{more}")
 
+    for (one, first), (other, line) in _look_alikes(raw):
+        warnings.warn(
+            f"{path}: patients {one!r} (line {first}) and {other!r} (line {line}) look like one: if"
+            " they are, write both alike",
+            stacklevel=2,
+        )
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):
         values = [pd.NA if v.lower() in EMPTY else int(float(v)) for v in table[column]]
         table[column] = pd.array(values, dtype="Int64")
-    for column in names:
-        if column not in (
-            *COLUMNS,
-            "coding",
-        ):  # numbers where all of a column are numbers, else text
-            numbers = pd.to_numeric(table[column].where(table[column] != ""), errors="coerce")
-            if numbers.notna().equals(table[column] != ""):
+    for column in names:  # numbers where all that is known of a column are numbers, else text
+        if column not in (*COLUMNS, "coding"):
+            known = ~table[column].str.lower().isin(EMPTY)
+            numbers = pd.to_numeric(table[column].where(known), errors="coerce")
+            if numbers.notna().equals(known):
                 table[column] = numbers
     return table[[*COLUMNS, *(name for name in names if name not in COLUMNS)]]
 
@@ -84,12 +102,20 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
         Line, column, value and what to do, in the order of the lines; empty when all is sound.
     """
     found = []
+    unknown = table.patient.str.lower().isin(EMPTY - {""}).sum()
     first_line: dict[str, int] = {}
     known: dict[tuple[str, str], tuple[str, int]] = {}
     for line, row in zip(table.index, table.to_dict("records"), strict=True):
         for column in ("volume", "patient", "cohort"):
             if not row[column]:
                 found.append((line, f"{column} is empty: fill it in or delete the line"))
+        for column in ("patient", "cohort"):  # a single patient may be called so
+            if row[column].lower() in EMPTY - {""} and (column == "cohort" or unknown > 1):
+                advice = "fill it in, or write another name"
+                found.append((line, f"{column} {row[column]!r} stands for unknown: {advice}"))
+        if EXPONENT.fullmatch(row["patient"]):
+            advice = "a spreadsheet has cut a long number: format the column as text and fill it in"
+            found.append((line, f"patient {row['patient']!r} has lost its digits: {advice}"))
         for column in ("volume", "mask"):
             if row[column] and not os.path.isfile(row[column]):
                 advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
@@ -122,21 +148,95 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
                         f" in line {where}: a patient has one; correct it, or delete a line",
                     )
                 )
-    return [f"line {line}: {problem}" for line, problem in found]
+    cohorts = dict(zip(table.patient, table.cohort, strict=True))
+    for (one, first), (other, line) in _look_alikes(table):
+        if cohorts[one] != cohorts[other]:
+            found.append(
+                (
+                    line,
+                    f"patient {other!r} in cohort {cohorts[other]!r} looks like {one!r} of line"
+                    f" {first} in {cohorts[one]!r}: a patient has one cohort; write both alike, or"
+                    " rename one if they are two",
+                )
+            )
+    return [f"line {line}: {problem}" for line, problem in sorted(found, key=lambda f: f[0])]
+
+
+def file_stamp(path: str) -> list:
+    """What changes with a file's content and with nothing else; dates do not count.
+
+    Of gzip its own checksum, which the last 8 bytes hold, so that nothing else is read; of a file
+    of several gzip members, and of any other, the checksum (CRC-32) of all bytes.
+
+    Args:
+        path: of the file, or empty: then the stamp is.
+    """
+    if not path:
+        return []
+    try:
+        with open(path, "rb") as file:
+            gzipped = file.read(2) == b"\x1f\x8b"
+            size = file.seek(0, os.SEEK_END)
+            if gzipped and size > 8:
+                file.seek(-8, os.SEEK_END)
+                end = file.read()
+                if int.from_bytes(end[4:], "little") > size:  # else members, or nothing was packed
+                    return [size, end.hex()]
+            file.seek(0)
+            crc = 0
+            while block := file.read(1 << 20):
+                crc = zlib.crc32(block, crc)
+            return [size, f"{crc:08x}"]
+    except OSError:  # is set aside with its reason when its turn comes
+        return ["not readable"]
+
+
+def _visible(text: str) -> str:
+    """A name without the characters that nobody sees, its accents in one character each."""
+    seen = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf"))
+    return unicodedata.normalize("NFC", "".join(seen)).strip()
+
+
+def _look(patient: str) -> str:
+    """What is left of a name when case, blanks, kinds of hyphens, zeros in front of and behind a
+    number and wide letters do not count."""
+    text = unicodedata.normalize("NFKC", patient).casefold()
+    text = "".join("-" if unicodedata.category(c) == "Pd" else c for c in text if not c.isspace())
+    text = re.sub(r"^(\d+)\.0+$", r"\1", text)
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
+
+
+def _look_alikes(table: pd.DataFrame) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Pairs of patients whose names differ in nothing but their look, each with its first line."""
+    first = {}
+    for line, patient in zip(table.index, table.patient, strict=True):
+        first.setdefault(patient, line)
+    looks: dict[str, list] = {}
+    for patient, line in first.items():
+        looks.setdefault(_look(patient), []).append((patient, line))
+    return [(group[0], other) for group in looks.values() for other in group[1:]]
+
+
+def _find(path: str) -> str:
+    """The path, or the one on the disk that differs from it in the form of its accents only."""
+    if os.path.exists(path):
+        return path
+    parent, name = os.path.split(path)
+    if parent == path or not os.path.isdir(parent := _find(parent)):
+        return path
+    wanted = unicodedata.normalize("NFC", name)
+    there = (n for n in os.listdir(parent) if unicodedata.normalize("NFC", n) == wanted)
+    return os.path.join(parent, next(there, name))
 
 
 def _label_problem(column: str, value: str) -> str:
     """What is wrong with one label, or nothing."""
     if column == "cohort" or value.lower() in EMPTY:
         return ""
-    try:
-        number = float(value)
-        whole = number == int(number)
-    except (ValueError, OverflowError):
-        number, whole = -1.0, False
-    if column == "label" and number not in (0.0, 1.0):
+    number = int(float(value)) if INTEGER.fullmatch(value) else -1
+    if column == "label" and number not in (0, 1):
         return f"label {value!r} is not 0 or 1: leave it empty where it is unknown"
-    if not whole or not 0 <= number < 2**31:
+    if not 0 <= number < 2**31:
         return f"weak_label {value!r} is not an integer from 0: leave it empty where it is unknown"
     return ""
 
@@ -145,14 +245,17 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
     """Column names, and for each row that is not blank its line number and its fields."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             names = [name.strip() for name in next(reader, [])]
             stripped = ([field.strip() for field in row] for row in reader)
             content = [(reader.line_num, row) for row in stripped if any(row)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): save the table as CSV UTF-8") from error
     except csv.Error as error:
-        raise ValueError(f"{path}: not a CSV file ({error}): save the table as CSV") from error
+        raise ValueError(
+            f"{path}: not a CSV file ({error} in line {reader.line_num}): save the table as CSV, or"
+            " close the quote that is open there or above"
+        ) from error
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         hint = " and separate columns by commas" if len(names) == 1 else ""
@@ -165,6 +268,12 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
         raise ValueError(f"{path}: columns {twice} appear more than once: rename or delete them")
     if not content:
         raise ValueError(f"{path}: no rows below the header: add one line per volume")
+    broken = [line for line, row in content if any("\n" in f or "\r" in f for f in row)]
+    if broken:
+        raise ValueError(
+            f"{path}: a field that ends in line {broken[0]} holds a line break: a quote is opened"
+            " and not closed there or above, or write the field on one line"
+        )
     wrong = [(line, len(row)) for line, row in content if len(row) != len(names)]
     if wrong:
         listed = "\n".join(f"  line {n}: {k} fields, not {len(names)}" for n, k in wrong[:10])

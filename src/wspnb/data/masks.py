@@ -5,17 +5,13 @@ import json
 import os
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import (
-    apply_orientation,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from scipy import ndimage
 
+from wspnb.data.cohort import file_stamp
+from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import load_mask, write_image
 from wspnb.files import write_csv, write_text
 
@@ -38,6 +34,61 @@ def read_given(mask, volume, value: int | None = None) -> np.ndarray:
     return liver
 
 
+# Livers of adults are far inside; paper silent.
+LIVER_ML = (200.0, 6000.0)
+
+
+def measure(mask: np.ndarray, header: Header) -> dict:
+    """What one number would hide about a mask: its size, its parts, and whether it is cut off.
+
+    Args:
+        mask: ``(x, y, z)`` bool, canonical, not empty.
+        header: of its volume.
+
+    Returns:
+        ``mask_ml``; ``mask_mm`` from end to end; ``mask_cut`` ("bottom", "top", "bottom and top" or
+        ""): the mask reaches the first
+        or last slice of the scan, so that the organ may go on outside; ``mask_gaps``, slices
+        without mask between its ends; ``mask_parts`` that hang together by faces, edges or corners,
+        ``mask_share`` of the voxels in the largest, and ``mask_reach``, by how many slices the
+        other parts go beyond the ends of the largest.
+    """
+    shown = np.flatnonzero(mask.any((0, 1)))
+    low, high = shown[0] == 0, shown[-1] == mask.shape[2] - 1
+    row = {
+        "mask_ml": round(int(np.count_nonzero(mask)) * header.voxel_ml, 1),
+        "mask_mm": round(float((shown[-1] - shown[0] + 1) * header.spacing[2]), 1),
+        "mask_cut": " and ".join(end for end, cut in (("bottom", low), ("top", high)) if cut),
+        "mask_gaps": int(shown[-1] - shown[0] + 1 - len(shown)),
+    }
+    # Only the box around it: labelling a whole scan takes as long as reading it.
+    flat = mask[:, :, shown[0] : shown[-1] + 1].any(2)
+    x, y = (np.flatnonzero(flat.any(axis)) for axis in (1, 0))
+    box = mask[x[0] : x[-1] + 1, y[0] : y[-1] + 1, shown[0] : shown[-1] + 1]
+    parts, n = ndimage.label(box, np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())[1:]
+    own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
+    reach = int(own[0] + box.shape[2] - 1 - own[-1])
+    share = round(float(sizes.max() / sizes.sum()), 4)
+    return row | {"mask_parts": n, "mask_share": share, "mask_reach": reach}
+
+
+def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_ML) -> None:
+    """Raise ValueError for a mask that no liver can have.
+
+    Args:
+        mask: its name, for the error.
+        row: of :func:`measure`.
+        limits: least and most, ml. One that the scan cuts off may be smaller.
+    """
+    ml = row["mask_ml"]
+    if ml > limits[1] or (ml < limits[0] and not row["mask_cut"]):
+        raise ValueError(
+            f"{mask}: {ml:g} ml, and a liver has {limits[0]:g} to {limits[1]:g} ml: a mask of"
+            " something else, or wrong units in the header? Look at it"
+        )
+
+
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest part of a mask that hangs together by faces, ``(x, y, z)`` bool; empty if it
     is."""
@@ -58,7 +109,7 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
         mask: ``(x, y, z)``, canonical.
         volume: file that the mask belongs to.
     """
-    affine = nib.load(volume).affine
+    affine = open_header(volume).stored
     turn = ornt_transform(io_orientation(np.eye(4)), io_orientation(affine))
     write_image(Path(path), apply_orientation(np.asarray(mask, np.uint8), turn), affine)
 
@@ -81,16 +132,11 @@ def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
         ``bottom_mm`` and ``top_mm`` are the lowest and the highest slice drawn minus given, mm,
         NaN when nothing is drawn: positions hang on them, whatever Dice says.
     """
-    affine = nib.load(row["volume"]).affine
-    canonical = affine @ inv_ornt_aff(io_orientation(affine), (1, 1, 1))
-    spacing = np.linalg.norm(canonical[:3, :3], axis=0)  # mm
+    header = open_header(row["volume"])
     who = {name: row[name] for name in ("volume", "patient", "cohort")}
-    ml = {
-        "ml": drawn.sum() * spacing.prod() / 1000,
-        "ml_given": given.sum() * spacing.prod() / 1000,
-    }
+    ml = {"ml": drawn.sum() * header.voxel_ml, "ml_given": given.sum() * header.voxel_ml}
     ends = [np.flatnonzero(mask.any((0, 1)))[[0, -1]] for mask in (given, drawn) if mask.any()]
-    bottom, top = (ends[1] - ends[0]) * spacing[2] if drawn.any() else (np.nan, np.nan)
+    bottom, top = (ends[1] - ends[0]) * header.spacing[2] if drawn.any() else (np.nan, np.nan)
     return who | {"dice": dice(given, drawn)} | ml | {"bottom_mm": bottom, "top_mm": top}
 
 
@@ -191,8 +237,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """What a resumed run must find again: the rows of a cohort and the sizes of their files."""
-    files = [str(os.path.getsize(p)) for p in [*table.volume, *table["mask"]] if p]
+    """What a resumed run must find again: the rows of a cohort and the content of their files."""
+    files = [file_stamp(path) for path in [*table.volume, *table["mask"]]]
     names = table.assign(volume=table.volume.map(stem), mask=table["mask"].map(stem))
-    text = names.to_csv(index=False) + ",".join(files)  # the project may move
+    text = names.to_csv(index=False) + json.dumps(files)  # the project may move
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -16,11 +16,9 @@ from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
 from wspnb.data.inventory import open_hu
-from wspnb.data.masks import largest_component, read_given, write_mask
+from wspnb.data.masks import LIVER_ML, largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image, window
 from wspnb.files import whole
-
-MOST_ML = 6000.0  # no liver is larger, save for rare diseases; paper silent
 
 
 def liver_unet(seed: int = 0) -> torch.nn.Module:
@@ -154,7 +152,7 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
             own = {**view, "coding": row.get("coding", "")}
             pairs.append(training_pairs(row["volume"], row["mask"], n_slices, value, **own))
             owners += [number] * len(pairs[-1][0])
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             who = {"volume": row["volume"], "patient": row["patient"]}
             failed.append(who | {"reason": str(error)})
     if not pairs:
@@ -264,20 +262,20 @@ def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
     Args:
         path: of the mask to write; its folder exists.
         volume, segment, settings: see :func:`predict_mask`.
-        min_ml: a liver smaller than this is taken for a failure, as is one above ``MOST_ML``. Paper
-            silent.
+        min_ml: a liver smaller than this is taken for a failure, as is one above ``LIVER_ML``.
+            Paper silent.
 
     Returns:
         Empty when the mask is written, else the reason.
     """
     try:
         mask, ml = predict_mask(volume, segment, **settings)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return str(error)
     if ml < max(min_ml, 1e-9):
         return f"{ml:.0f} ml of liver predicted, under {min_ml:g} ml" if ml else "no liver found"
-    if ml > MOST_ML:
-        return f"{ml:.0f} ml of liver predicted, over {MOST_ML:g} ml"
+    if ml > LIVER_ML[1]:
+        return f"{ml:.0f} ml of liver predicted, over {LIVER_ML[1]:g} ml"
     write_mask(path, mask, volume)
     return ""
 

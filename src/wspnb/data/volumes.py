@@ -12,14 +12,13 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import torch
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from wspnb.data.headers import check_same_grid, open_header, read_voxels
 from wspnb.files import whole
 
 # Paper silent on slices without a mask: a slice shows the body where this share of its pixels is
 # denser than fat and air.
 BODY_HU, BODY_SHARE = -300.0, 0.05
-DEFLATE = 1032  # times at most that gzip makes a file smaller
 
 
 class Scan(NamedTuple):
@@ -33,13 +32,6 @@ class Scan(NamedTuple):
     oblique: float  # largest angle between an axis and the body's nearest, degrees
 
 
-class _Header(NamedTuple):
-    image: nib.spatialimages.SpatialImage
-    shape: tuple[int, ...]  # canonical
-    affine: np.ndarray  # canonical, (4, 4)
-    orientation: np.ndarray  # from the file to canonical
-
-
 def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """A CT volume in Hounsfield units and canonical orientation.
 
@@ -47,15 +39,14 @@ def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     without resampling; its spacing is the length of the affine's columns.
 
     Args:
-        path: NIfTI file (.nii, .nii.gz) or another format that nibabel reads with an affine.
+        path: as :func:`wspnb.data.headers.open_header`.
 
     Returns:
         ``(x, y, z)`` float32, HU, a view with any strides; and the spacing ``(3,)``, mm.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is unreadable or truncated, not one 3-D volume of plain numbers,
-            without a valid affine, or has voxels that are not finite.
+        FileNotFoundError, ValueError: as :func:`wspnb.data.headers.open_header` and
+            :func:`wspnb.data.headers.read_voxels`.
     """
     scan = read_scan(path)
     return scaled(scan.voxels, scan), scan.spacing
@@ -66,16 +57,16 @@ def read_scan(path: str | Path) -> Scan:
 
     Args, Raises: as :func:`load_volume`, which holds all values as float32 at once.
     """
-    header = _open(path)
+    header = open_header(path)
     proxy = header.image.dataobj
-    raw = hasattr(proxy, "get_unscaled")
-    cosines = header.affine[:3, :3] / _spacing(header.affine)
+    raw = isinstance(header.image, nib.Nifti1Pair)  # other formats scale in ways of their own
+    cosines = header.affine[:3, :3] / header.spacing
     return Scan(
-        _load(path, header, raw=raw),
+        read_voxels(path, header, raw),
         float(proxy.slope) if raw else 1.0,
         float(proxy.inter) if raw else 0.0,
-        _spacing(header.affine),
-        "".join(nib.aff2axcodes(header.image.affine)),
+        header.spacing,
+        "".join(nib.aff2axcodes(header.stored)),
         round(float(np.degrees(np.arccos(np.clip(np.abs(np.diag(cosines)), 0, 1))).max()), 2),
     )
 
@@ -110,10 +101,10 @@ def load_mask(
             than three are there and ``value`` is None, or shape or place in space differ from the
             volume's (by more than half a voxel at any corner).
     """
-    header = _open(path)
+    header = open_header(path)
     if volume is not None:
-        _check_same_grid(path, header, volume, _open(volume))
-    labels = _load(path, header)
+        check_same_grid(path, header, volume, open_header(volume))
+    labels = read_voxels(path, header)
     if labels.dtype.kind == "f":
         # Slice by slice: a mask must not cost more memory than its volume.
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
@@ -296,131 +287,6 @@ def resize(
         batch, (size, size), mode="bilinear", align_corners=False, antialias=True
     )
     return resized[0, 0].numpy()
-
-
-def _open(path: str | Path) -> _Header:
-    """A volume's header, checked; no voxel is read."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        image = nib.load(path)
-        shape, kind = tuple(image.shape), image.get_data_dtype()
-        affine = np.asarray(getattr(image, "affine", None), dtype=float)
-    except Exception as error:  # whatever nibabel meets in a file that is no image
-        raise ValueError(
-            f"{path}: not readable as NIfTI ({_first_line(error)}): convert it again"
-        ) from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or 0 in shape:
-        raise ValueError(f"{path}: shape {image.shape}, not one 3-D volume: split or convert it")
-    if kind.fields is not None or kind.kind not in "iufb":
-        raise ValueError(f"{path}: voxels of type {kind}, not plain numbers: convert it to HU")
-    spacing = _spacing(affine) if affine.shape == (4, 4) else np.array([np.nan])
-    if isinstance(image, nib.Nifti1Image) and not image.header["sform_code"]:
-        spacing = np.where(_raw_zooms(image) > 0, spacing, 0)  # nibabel has made a 0 to 1 mm
-    if (
-        not np.isfinite(affine).all()
-        or not (spacing > 0).all()
-        or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * spacing.prod()
-    ):
-        raise ValueError(
-            f"{path}: no valid affine (spacing {spacing} mm): write it into the header"
-        )
-    if isinstance(image, nib.Nifti1Image) and not (
-        image.header["sform_code"] or image.header["qform_code"]
-    ):
-        raise ValueError(
-            f"{path}: no valid affine (sform and qform are both 'unknown'), so feet and head cannot"
-            " be told apart: write the orientation into the header"
-        )
-    orientation = io_orientation(affine)
-    return _Header(
-        image,
-        tuple(int(shape[i]) for i in np.argsort(orientation[:, 0])),
-        affine @ inv_ornt_aff(orientation, shape),
-        orientation,
-    )
-
-
-def _load(path: str | Path, header: _Header, raw: bool = False) -> np.ndarray:
-    """The voxels of an opened volume, canonical, all finite; raw leaves slope and intercept out."""
-
-    def read(image):
-        return image.dataobj.get_unscaled() if raw else np.asanyarray(image.dataobj)
-
-    try:
-        _check_size(path, header.image)
-        if str(path).endswith(".gz") and hasattr(header.image, "from_stream"):
-            with gzip.open(path) as stream:  # once, without nibabel's cache
-                stream.readinto = lambda buffer: _fill(stream, buffer)
-                array = read(type(header.image).from_stream(stream))
-                while stream.read(1 << 20):  # to the end, where gzip verifies its checksum
-                    pass
-        else:
-            array = read(header.image)
-    except MemoryError:
-        raise
-    except Exception as error:  # truncated or damaged in any of several ways
-        raise ValueError(
-            f"{path}: damaged or truncated ({_first_line(error)}): copy it again"
-        ) from error
-    if array.dtype.kind == "f":  # plane by plane: a copy of all would double the memory
-        bad = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in array.T)
-        if bad:
-            raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
-    return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
-
-
-def _check_size(path: str | Path, image: nib.spatialimages.SpatialImage) -> None:
-    """Refuse a header that asks for more than the file can hold, before memory is asked for it."""
-    need = math.prod(image.shape) * image.get_data_dtype().itemsize
-    most = Path(path).stat().st_size * (DEFLATE if str(path).endswith(".gz") else 1)
-    if str(path).endswith((".nii", ".nii.gz")) and need > most:
-        raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
-
-
-def _fill(stream: gzip.GzipFile, buffer) -> int:
-    """readinto by pieces: GzipFile's own makes a second copy of all that it reads."""
-    view, filled = memoryview(buffer).cast("B"), 0
-    while piece := stream.read(min(1 << 20, len(view) - filled)):
-        view[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    return filled
-
-
-def _spacing(affine: np.ndarray) -> np.ndarray:
-    """Voxel size in mm: the lengths of the affine's columns."""
-    return np.linalg.norm(affine[:3, :3], axis=0)
-
-
-def _raw_zooms(image: nib.Nifti1Image) -> np.ndarray:
-    """Voxel size as the file has it, ``(3,)``, before nibabel corrects it."""
-    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
-        "rb"
-    ) as file:
-        return np.abs(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4])
-
-
-def _check_same_grid(path, mask: _Header, volume_path, volume: _Header) -> None:
-    if mask.shape != volume.shape:
-        raise ValueError(
-            f"{path}: mask of shape {mask.shape}, but {volume_path} has {volume.shape}:"
-            " resample the mask to the volume"
-        )
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
-    homogeneous = np.c_[corners, np.ones(8)].T
-    shift = np.linalg.norm(((mask.affine - volume.affine) @ homogeneous)[:3], axis=0).max()
-    if shift > 0.5 * _spacing(volume.affine).min():
-        raise ValueError(
-            f"{path}: the mask's affine puts it {shift:.1f} mm away from {volume_path}:"
-            " resample the mask to the volume"
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:

@@ -3,11 +3,8 @@
 import csv
 import io
 import json
-import os
-import signal
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +19,7 @@ from wspnb.phantom.anatomy import paint
 from wspnb.phantom.bodies import describe_patient, sample_body
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.solids import draw_fields
+from wspnb.workers import in_order
 
 VERSION = 1  # of the definition: raise it with every change that alters a voxel or a label
 THICK = 200_000  # pixels painted at once: bounds the memory and stays in the processor's cache
@@ -93,10 +91,6 @@ def _write_patient(folder: Path, phantom: Phantom, cohort: str, number: int) -> 
     write_image(volume, patient.volume, patient.affine)
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
-
-
 def make_phantom(
     folder: str | Path,
     phantom: Phantom | None = None,
@@ -130,24 +124,11 @@ def make_phantom(
     pairs = list_patients(phantom, scale, scale_histology)
     definition = {"version": VERSION, **asdict(phantom)}
     _claim(folder, definition)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(workers or cores or 1, len(pairs))
     bar = tqdm(total=len(pairs), desc="phantom", unit="patient", disable=not progress)
-    with bar:
-        if workers == 1:
-            for pair in pairs:
-                _write_patient(folder, phantom, *pair)
-                bar.update()
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn"), _ignore_interrupt) as pool:
-                try:
-                    jobs = [pool.submit(_write_patient, folder, phantom, *pair) for pair in pairs]
-                    for job in as_completed(jobs):
-                        job.result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+    jobs = [(folder, phantom, *pair) for pair in pairs]
+    with bar, closing(in_order(_write_patient, jobs, workers, 3)) as written:
+        for _ in written:
+            bar.update()
     rows = []
     for cohort, number in pairs:
         row = describe_patient(phantom, cohort, number)

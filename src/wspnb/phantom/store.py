@@ -5,11 +5,9 @@ way for the cohorts that stand for a hospital's.
 """
 
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +19,7 @@ from wspnb.data.bscans import write_store
 from wspnb.data.volumes import central_slices, slice_positions, to_image, window
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.scans import VERSION, draw_patient
+from wspnb.workers import in_order
 
 CHUNK = 16  # patients of one job of a worker
 
@@ -79,12 +78,10 @@ def make_store(
         if {name: found.get(name) for name in definition} == definition:
             return note.parent
     chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
-    workers = min(workers or len(os.sched_getaffinity(0)), len(chunks))
     bar = tqdm(total=len(pairs), desc="phantom", unit="patient", disable=not progress)
     images, rows = [], []
-    with bar, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        jobs = pool.map if workers > 1 else map
-        for drawn, table in jobs(_draw_chunk, [phantom] * len(chunks), chunks):
+    with bar, closing(in_order(_draw_chunk, [(phantom, c) for c in chunks], workers, 1)) as drawing:
+        for drawn, table in drawing:
             images.append(drawn)
             rows.append(table)
             bar.update(table.patient.nunique())

@@ -29,6 +29,7 @@ URL = "https://zenodo.org/records/10519652/files/adrenalmnist3d.npz?download=1"
 MD5 = "bbd3c5a5576322bc4cdfea780653b1ce"
 COUNTS = {"train": 1188, "val": 98, "test": 298}
 SPACING = 64 / 28  # mm
+GLAND_ML = (0.0, 100.0)  # least and most of a mask, for wspnb.data.slices.write_slices
 BACKGROUND, GLAND = -100, 400  # HU, the ends of the default window: the mask itself is the image
 
 

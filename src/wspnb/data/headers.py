@@ -1,0 +1,248 @@
+"""What a volume's file says of itself, checked before it is believed; the same for every format.
+
+A header can be wrong without being damaged: no orientation, an identity that some tool left there,
+metres or micrometres, a sheared grid, two places that differ. Each is refused by name with what to
+do, as every position and every millilitre hangs on it.
+"""
+
+import gzip
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+from nibabel.brikhead import AFNIImage
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+
+# Formats whose files say where front, right and head are. Analyze and its kin do not.
+FORMATS = (nib.Nifti1Pair, nib.MGHImage, AFNIImage, nib.Minc1Image)
+UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's xyzt_units in mm; 0, unknown: taken as mm
+SPACING = (0.01, 100.0)  # mm, beyond which no voxel of a body scan is
+DEFLATE = 1032  # times at most that gzip makes a file smaller
+SHEAR = 0.01  # sine of the largest angle by which axes may miss a right one
+
+
+class Header(NamedTuple):
+    """A volume's header, checked."""
+
+    image: nib.spatialimages.SpatialImage
+    shape: tuple[int, ...]  # canonical
+    affine: np.ndarray  # canonical, (4, 4), mm
+    orientation: np.ndarray  # from the file to canonical
+    stored: np.ndarray  # affine of the file's own axes, (4, 4), mm
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Voxel size, ``(3,)``, mm: the lengths of the affine's columns."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, ml: the determinant, right for any axes."""
+        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+
+def open_header(path: str | Path) -> Header:
+    """A volume's header; no voxel is read.
+
+    Args:
+        path: NIfTI (.nii, .nii.gz, .hdr/.img), AFNI, MGH or MINC.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is unreadable, of a format without orientation, not one 3-D volume of
+            plain numbers, or if its place in space is missing, an exact identity, sheared,
+            contradictory or of no body's size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        shape, kind = tuple(image.shape), image.get_data_dtype()
+        affine = np.array(getattr(image, "affine", None), dtype=float)
+    except Exception as error:  # whatever nibabel meets in a file that is no image
+        raise ValueError(
+            f"{path}: not readable as NIfTI ({_first_line(error)}): convert it again"
+        ) from error
+    if not isinstance(image, FORMATS):
+        raise ValueError(
+            f"{path}: {type(image).__name__} does not say which way is up or right: convert it to"
+            " NIfTI from the source (DICOM)"
+        )
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"{path}: shape {image.shape}, not one 3-D volume: split or convert it")
+    if kind.fields is not None or kind.kind not in "iufb":
+        raise ValueError(f"{path}: voxels of type {kind}, not plain numbers: convert it to HU")
+    problem = _affine_problem(image, affine)
+    if problem:
+        raise ValueError(f"{path}: {problem}")
+    affine[:3] *= _millimetres(image)
+    orientation = io_orientation(affine)
+    header = Header(
+        image,
+        tuple(int(shape[i]) for i in np.argsort(orientation[:, 0])),
+        affine @ inv_ornt_aff(orientation, shape),
+        orientation,
+        affine,
+    )
+    if not (SPACING[0] <= header.spacing.min() and header.spacing.max() <= SPACING[1]):
+        raise ValueError(
+            f"{path}: voxels of {header.spacing} mm, no body scan's: correct the header's spacing"
+            " or unit (xyzt_units)"
+        )
+    return header
+
+
+def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarray:
+    """The voxels of an opened volume, canonical, all finite.
+
+    Args:
+        path: as given to :func:`open_header`.
+        header: of it.
+        raw: leave slope and intercept of a NIfTI out.
+
+    Raises:
+        ValueError: if the file is damaged or truncated, or a voxel is not finite.
+    """
+
+    def read(image):
+        return image.dataobj.get_unscaled() if raw else np.asanyarray(image.dataobj)
+
+    try:
+        data = str(header.image.file_map["image"].filename)
+        packed = data.endswith((".gz", ".mgz"))
+        _check_size(data, header.image, packed)
+        if packed and hasattr(header.image, "from_stream"):
+            with gzip.open(data) as stream:  # once, without nibabel's cache
+                stream.readinto = lambda buffer: _fill(stream, buffer)
+                array = read(type(header.image).from_stream(stream))
+                _read_on(stream.read)
+        else:
+            array = read(header.image)
+            if packed:
+                with gzip.open(data) as stream:
+                    _read_on(stream.read)
+    except MemoryError:
+        raise
+    except Exception as error:  # truncated or damaged in any of several ways
+        raise ValueError(
+            f"{path}: damaged or truncated ({_first_line(error)}): copy it again"
+        ) from error
+    if array.dtype.kind == "f":  # plane by plane: a copy of all would double the memory
+        bad = sum(plane.size - int(np.count_nonzero(np.isfinite(plane))) for plane in array.T)
+        if bad:
+            raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
+    return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
+
+
+def check_same_grid(path, mask: Header, volume_path, volume: Header) -> None:
+    """Refuse a mask of another shape, or more than half a voxel away at any corner."""
+    if mask.shape != volume.shape:
+        raise ValueError(
+            f"{path}: mask of shape {mask.shape}, but {volume_path} has {volume.shape}:"
+            " resample the mask to the volume"
+        )
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
+    homogeneous = np.c_[corners, np.ones(8)].T
+    shift = np.linalg.norm(((mask.affine - volume.affine) @ homogeneous)[:3], axis=0).max()
+    if shift > 0.5 * volume.spacing.min():
+        raise ValueError(
+            f"{path}: the mask's affine puts it {shift:.1f} mm away from {volume_path}:"
+            " resample the mask to the volume"
+        )
+
+
+def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -> str:
+    """What is wrong with a volume's place in space, and what to do; empty if nothing is."""
+    if affine.shape != (4, 4):
+        return "no valid affine: write it into the header"
+    spacing, nifti = np.linalg.norm(affine[:3, :3], axis=0), isinstance(image, nib.Nifti1Pair)
+    codes = [int(image.header[f"{name}_code"]) for name in ("sform", "qform")] if nifti else [1, 0]
+    if nifti and not codes[0]:
+        spacing = np.where(_raw_zooms(image) > 0, spacing, 0)  # nibabel has made a 0 to 1
+    volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else np.nan
+    if not (spacing > 0).all() or not volume >= 1e-3 * spacing.prod():
+        return f"no valid affine (spacing {spacing} mm): write it into the header"
+    if not any(codes):
+        return (
+            "no valid affine (sform and qform are both 'unknown'), so feet and head cannot be told"
+            " apart: write the orientation into the header"
+        )
+    if isinstance(image, nib.MGHImage) and not image.header["goodRASFlag"]:
+        return "no valid affine (goodRASFlag is 0): write the orientation into the header"
+    if (affine == np.eye(4)).all():
+        return (
+            "its affine is the identity, as where an array was saved without its place: voxels of"
+            " 1 mm, and feet and head unknown. Write the true affine into the header; if this is"
+            " the truth, any other origin says so"
+        )
+    cosines = affine[:3, :3] / spacing
+    skew = np.abs(cosines.T @ cosines - np.eye(3)).max()
+    if skew > SHEAR:
+        return (
+            f"sheared affine, axes {math.degrees(math.asin(min(skew, 1))):.1f} degrees off a right"
+            " angle (tilted gantry): resample it to straight axes first"
+        )
+    if nifti and codes[0]:
+        zooms = _raw_zooms(image)
+        if (np.abs(zooms - spacing) > 0.01 * spacing).any():
+            return (
+                f"the header contradicts itself: voxels of {zooms} by pixdim, {spacing} by sform:"
+                " correct the wrong one"
+            )
+        if codes[1]:
+            turned = image.get_qform()[:3, :3] / spacing
+            if np.abs(turned - cosines).max() > 0.05:
+                ways = ["".join(nib.aff2axcodes(a)) for a in (image.get_qform(), affine)]
+                return (
+                    f"the header contradicts itself: axes {ways[0]} by qform, {ways[1]} by sform:"
+                    " correct the wrong one, or set its code to 0"
+                )
+    return ""
+
+
+def _millimetres(image: nib.spatialimages.SpatialImage) -> float:
+    """Millimetres of the header's unit of length; NIfTI only, the others have mm."""
+    if not isinstance(image, nib.Nifti1Pair):
+        return 1.0
+    return UNITS.get(int(image.header["xyzt_units"]) & 7, np.nan)
+
+
+def _raw_zooms(image: nib.Nifti1Pair) -> np.ndarray:
+    """Voxel size as the file has it, ``(3,)``, before nibabel corrects it."""
+    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
+        "rb"
+    ) as file:
+        return np.abs(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4])
+
+
+def _check_size(data: str, image: nib.spatialimages.SpatialImage, packed: bool) -> None:
+    """Refuse a header that asks for more than the file can hold, before memory is asked for it."""
+    need = math.prod(image.shape) * image.get_data_dtype().itemsize
+    most = Path(data).stat().st_size * (DEFLATE if packed else 1)
+    if data.endswith((".gz", ".mgz", ".nii", ".img", ".BRIK", ".mgh")) and need > most:
+        raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
+
+
+def _fill(stream: gzip.GzipFile, buffer) -> int:
+    """readinto by pieces: GzipFile's own makes a second copy of all that it reads."""
+    view, filled = memoryview(buffer).cast("B"), 0
+    while piece := stream.read(min(1 << 20, len(view) - filled)):
+        view[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    return filled
+
+
+def _read_on(read: Callable[[int], bytes]) -> None:
+    """To the end, where gzip verifies its checksum."""
+    while read(1 << 20):
+        pass
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,222 @@
+"""Reading a store: the kept slices as bytes, memory-mapped, with one table row each.
+
+A store is a folder: ``slices.npy`` (n, size, size) uint8, ``slices.csv`` with a row per slice in
+the same order, ``failed.csv`` with the volumes that could not be used, ``inventory.csv`` with what
+was found in every file, and ``store.json`` with settings, counts, versions and checksums.
+
+    python -m wspnb.data.store STORE ...      verifies every byte
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from wspnb.files import write_text
+
+FORMAT = 1  # of the store: raise it with every change that alters a stored byte
+TABLES = ("slices.csv", "failed.csv", "inventory.csv")
+
+
+@dataclass(frozen=True)
+class Slices:
+    """An opened store."""
+
+    images: np.ndarray  # (n, size, size) uint8, memory-mapped, read only
+    table: pd.DataFrame  # n rows, as slices.csv
+    settings: dict[str, Any]  # store.json
+    failed: pd.DataFrame  # volume, patient, reason
+
+
+def open_slices(folder: str | Path) -> Slices:
+    """Open a store; the images stay on disk until they are read.
+
+    Sizes, and the tables' and settings' checksums, are compared; the images' checksum, which takes
+    reading them all, only by :func:`verify_store`.
+
+    Args:
+        folder: as given to :func:`wspnb.data.slices.write_slices`.
+
+    Returns:
+        Images, table (labels as Int64), settings and the volumes left out.
+
+    Raises:
+        FileNotFoundError: if there is no store, or an unfinished one: says how far it is.
+        ValueError: if a file is missing, damaged, edited or of another version, or the files do not
+            belong together.
+    """
+    folder = Path(folder)
+    if not (folder / "slices.npy").exists():
+        journal = folder / "journal.jsonl"
+        if journal.exists():
+            head, *entries = journal.read_bytes().splitlines() or [b"{}"]
+            total = json.loads(head).get("n_volumes", "?")
+            raise FileNotFoundError(
+                f"{folder}: unfinished, {len(entries)} of {total} volumes are done:"
+                " call write_slices again with the same settings (notebook 01) to go on"
+            )
+        raise FileNotFoundError(f"{folder}: no slices.npy: make it first (notebook 01)")
+    again = "preprocess the cohort again"
+    needed = ("slices.csv", "failed.csv", "store.json")
+    if missing := [name for name in needed if not (folder / name).exists()]:
+        raise ValueError(f"{folder}: {missing} missing: {again}")
+    try:
+        settings = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        shape = (settings["n_slices"], settings["image_size"], settings["image_size"])
+        sums = dict(settings.get("tables", {}))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / 'store.json'}: damaged ({error!r}): {again}") from error
+    if settings.get("format", FORMAT) != FORMAT:
+        raise ValueError(
+            f"{folder}: a store of format {settings['format']}, not {FORMAT} as in this version:"
+            f" {again}"
+        )
+    if "seal" in settings and settings["seal"] != _seal(settings):
+        raise ValueError(f"{folder / 'store.json'}: was edited or damaged: {again}")
+    for name, sha in sums.items():
+        if not (folder / name).exists() or digest_files(folder / name) != sha:
+            raise ValueError(f"{folder / name}: not as it was written, edited or damaged: {again}")
+    try:
+        table = _read_table(folder / "slices.csv")
+        failed = pd.read_csv(folder / "failed.csv", dtype=str, keep_default_na=False)
+    except Exception as error:  # whatever pandas meets in a table that was edited
+        raise ValueError(f"{folder}: its tables are damaged ({error}): {again}") from error
+    try:
+        images = np.load(folder / "slices.npy", mmap_mode="r")
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise ValueError(f"{folder / 'slices.npy'}: damaged ({error}): {again}") from error
+    if images.shape != shape or images.dtype != np.uint8 or len(table) != shape[0]:
+        raise ValueError(
+            f"{folder}: slices.npy is {images.dtype} {images.shape}, slices.csv has {len(table)}"
+            f" rows, store.json says {shape}: the files do not belong together; {again}"
+        )
+    return Slices(images, table, settings, failed)
+
+
+def verify_store(folder: str | Path) -> Slices:
+    """:func:`open_slices`, and every byte of images and table against the checksum.
+
+    Raises:
+        FileNotFoundError, ValueError: as there; if a byte differs.
+    """
+    store, folder = open_slices(folder), Path(folder)
+    if digest_files(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
+        raise ValueError(
+            f"{folder / 'slices.npy'}: not the bytes that were written, damaged or edited:"
+            " delete the folder and preprocess the cohort again"
+        )
+    return store
+
+
+def write_settings(folder: Path, images: Path, settings: dict[str, Any]) -> None:
+    """``store.json``, written when the tables are there and before the images get their name.
+
+    Args:
+        folder: of the store.
+        images: file that is to become ``slices.npy``.
+        settings: everything else; checksums are added.
+    """
+    tables = {n: digest_files(folder / n) for n in TABLES if (folder / n).exists()}
+    sums = {"sha256": digest_files(images, folder / "slices.csv"), "tables": tables}
+    store = {**settings, **sums}
+    store["seal"] = _seal(store)
+    write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
+
+
+def digest_files(*paths: Path) -> str:
+    """sha256 of the files' bytes, one after the other."""
+    content = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                content.update(block)
+    return content.hexdigest()
+
+
+def reader(
+    images: np.ndarray, device: torch.device, hold: bool | None = None
+) -> Callable[[np.ndarray], torch.Tensor]:
+    """Function from row numbers ``(b,)`` to their images ``(b, 1, h, w)``, uint8 on the device.
+
+    A GPU with room takes the whole store once, so that no later step waits for the disk; otherwise
+    the rows are read from the file, not through the map: memory stays flat and a cold page costs
+    one call, not dozens of faults.
+
+    Args:
+        images: ``(n, h, w)`` uint8, :attr:`Slices.images`.
+        device: where the images are wanted.
+        hold: whether to put all there; None: if they fill less than half of a GPU's free memory.
+    """
+    if hold is None:
+        hold = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    if hold:
+        held = torch.empty(images.shape, dtype=torch.uint8, device=device)
+        for first in range(0, len(images), 1024):
+            held[first : first + 1024] = torch.from_numpy(np.array(images[first : first + 1024]))
+
+        def take(rows: np.ndarray) -> torch.Tensor:
+            return held[torch.from_numpy(np.asarray(rows)).to(device, non_blocking=True)][:, None]
+
+        return take
+
+    file = getattr(images, "filename", None)
+    file = open(file, "rb") if file and hasattr(os, "preadv") else None
+    size, pinned = images[0].nbytes, device.type == "cuda"
+
+    def read(rows: np.ndarray) -> torch.Tensor:
+        batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)
+        for image, row in zip(batch, rows, strict=True):
+            if file is None:
+                image[0] = images[row]
+            elif os.preadv(file.fileno(), [image], images.offset + int(row) * size) != size:
+                raise OSError(f"{file.name}: slice {row} cannot be read: is the file cut off?")
+        batch = torch.from_numpy(batch)
+        return batch.pin_memory().to(device, non_blocking=True) if pinned else batch.to(device)
+
+    return read
+
+
+def npy_header(n: int, size: int) -> bytes:
+    """The .npy header; numpy leaves room for n to grow, so its length does not depend on n."""
+    buffer = BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+def _seal(settings: dict[str, Any]) -> str:
+    """Checksum of the settings themselves."""
+    content = {name: value for name, value in settings.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    text = {name: str for name in ("patient", "volume", "cohort", "selection")}
+    labels = {"weak_label": "Int64", "label": "Int64"}
+    return pd.read_csv(path, dtype=text | labels, keep_default_na=False, na_values=[""])
+
+
+def main(arguments: list[str]) -> int:
+    """Verify stores; 1 if one is not as it was written."""
+    problems = [] if arguments else ["give the folder of a store"]
+    for folder in arguments:
+        try:
+            store = verify_store(folder)
+            print(f"{folder}: {len(store.images)} slices, every byte as written")
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    print(*problems, sep="\n", file=sys.stderr, end="\n" if problems else "")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
