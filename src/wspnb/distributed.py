@@ -15,11 +15,18 @@ from wspnb.pretrain import keep_memory, pick_precision
 
 def start(precision: str) -> Accelerator:
     """This process' device in one of accelerate's precisions, or "auto"; under torchrun it joins
-    the others, on CPUs too."""
+    the others, on CPUs too.
+
+    Raises:
+        ValueError: fp16 without a GPU, where accelerate would compute in float32 and say fp16.
+    """
     on_cpus = "RANK" in os.environ and not torch.cuda.is_available()
     if not torch.cuda.is_available():
         keep_memory()
-    return Accelerator(cpu=on_cpus, mixed_precision=pick_precision(precision))
+    accelerator = Accelerator(cpu=on_cpus, mixed_precision=pick_precision(precision))
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("precision=fp16 needs a GPU: take auto, bf16 or no")
+    return accelerator
 
 
 def share(batch_size: int, rank: int, n_devices: int) -> Tensor:

@@ -2,10 +2,12 @@
 
 import ctypes
 import hashlib
+import io
 import json
 import math
 import platform
 import re
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from wspnb.kernels import KERNELS
 from wspnb.models import HEADS
 
 UNTRAINED = ("random", "imagenet")  # no step is taken
+LOST = ": the training diverged, take a lower learning_rate, more warmup_steps or precision no"
 METHODS = (*UNTRAINED, "byol", *KERNELS)
 
 
@@ -279,14 +282,23 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
         step: steps done.
         log: rows of the log so far.
         config: settings; a checkpoint of other settings is refused by :func:`load_checkpoint`.
-        parts: objects with ``state_dict`` (modules, optimiser), or generators.
+        parts: objects with ``state_dict`` (modules, optimiser, fp16's scaler), or generators; None
+            where a run has no such part.
+
+    Raises:
+        ValueError: if a value is not finite: an earlier checkpoint stays.
     """
     state = {
         name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
         for name, part in parts.items()
+        if part is not None
     }
+    if lost := _not_finite(state):
+        raise ValueError(f"{path}: not written, as {lost} is not finite after {step} steps{LOST}")
+    content = io.BytesIO()  # a full disk is then an error that says so
+    torch.save({"step": step, "log": log, "config": asdict(config), **state}, content)
     with whole(path) as temporary:
-        torch.save({"step": step, "log": log, "config": asdict(config), **state}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict]]:
@@ -296,31 +308,68 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         Steps done and the log so far; ``(0, [])`` when there is no checkpoint.
 
     Raises:
-        ValueError: if the file cannot be read or was written with other settings; says which.
+        ValueError: if the file cannot be read, is damaged, was written with other settings or by a
+            run that diverged; says which.
     """
     if not path.exists():
         return 0, []
     try:
+        with zipfile.ZipFile(path) as file:  # torch itself does not compare checksums
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, weights_only=True, map_location="cpu")
+        then, log, step = state["config"], state["log"], state["step"]
+        own = {name: state[name] for name, part in parts.items() if part is not None}
     except Exception as error:
         raise ValueError(
             f"{path}: not a readable checkpoint ({error}); delete it or use resume=False"
         ) from None
-    then = state["config"]
-    other = [
-        f"{k}: {then.get(k)} there, {v} now" for k, v in asdict(config).items() if then.get(k) != v
-    ]
-    if other:
+    if other := _differences(then, config):
         raise ValueError(
-            f"{path}: written with other settings ({', '.join(other)}); "
+            f"{path}: written with other settings ({other}); "
             "delete it, use resume=False, or choose another run_dir"
         )
-    for name, part in parts.items():
-        if isinstance(part, torch.Generator):
-            part.set_state(state[name])
+    if lost := _not_finite(own):
+        raise ValueError(f"{path}: {lost} is not finite{LOST}; delete it, or use resume=False")
+    for name, values in own.items():
+        if isinstance(parts[name], torch.Generator):
+            parts[name].set_state(values)
         else:
-            part.load_state_dict(state[name])
-    return state["step"], state["log"]
+            parts[name].load_state_dict(values)
+    return step, log
+
+
+def _not_finite(state, name: str = "") -> str:
+    """Name of the first tensor with a value that is not finite, or ""."""
+    if isinstance(state, Tensor):
+        return "" if state.isfinite().all() else name
+    pairs = state.items() if isinstance(state, dict) else enumerate(state)
+    inner = (dict, list, tuple, Tensor)
+    found = (_not_finite(v, f"{name}.{k}".strip(".")) for k, v in pairs if isinstance(v, inner))
+    return next(filter(None, found), "")
+
+
+def check_replaced(folder: Path, config: Config) -> None:
+    """Refuse to put a run in the place of a finished one of other settings.
+
+    Raises:
+        ValueError: says what differs, and how to keep both.
+    """
+    if not (folder / "encoder.safetensors").exists() or not (folder / "config.json").exists():
+        return
+    then = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if other := _differences(then, config):
+        raise ValueError(
+            f"{folder} holds a finished run of other settings ({other}): give this one a name "
+            "(name), or say replace=True"
+        )
+
+
+def _differences(then: dict, config: Config) -> str:
+    now = asdict(config)
+    return ", ".join(
+        f"{k}: {then.get(k)} there, {v} now" for k, v in now.items() if then.get(k) != v
+    )
 
 
 def save_run(

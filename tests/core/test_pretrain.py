@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
-from wspnb import pretrain
+from wspnb import distributed, pretrain
 from wspnb.data.slices import reader
+from wspnb.keeper import Keeper
 from wspnb.models import build_encoder, build_head
 from wspnb.momentum import Byol
 
@@ -255,6 +257,10 @@ def run_loop(imports: str, loop: str, method: str, n: int) -> int:
     names |= {"sampler": [list(range(n))] * 2, "steps": range(1, 3), "n_steps": 9}
     names |= {"warmup_steps": 2, "log_every": 100, "generator": torch.Generator().manual_seed(0)}
     names["accelerator"] = SimpleNamespace(backward=lambda loss: loss.backward())
+    config = pretrain.Config(**SETTINGS)
+    names["keeper"] = Keeper(Path("none"), config, [], {}, log_every=100, main=False)
+    names |= {"only": contextlib.nullcontext(), "factor": lambda step: 0.5}
+    names["drawn"] = {"share": torch.arange(n), "batch_size": n, "crop_area": 0.7}
     with Waits() as waits:
         exec(loop, names)
     return waits.copies
@@ -267,11 +273,12 @@ def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkey
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    imports, loop = code[0], next(text for text in code if text.startswith("for step, batch in"))
+    loop = next(text for text in code if text.startswith("with only, keeper as keep"))
+    imports = code[0]
     # Row numbers, two sets of maps and the kernel, in each of two steps.
     assert run_loop(imports, loop, method, n) == 2 * copies
     waiting = {  # for wsp, for byol
-        "kernel.to(device, non_blocking=True)": "kernel.to(device)",
+        "contrastive_loss(*pair, kernel,": "contrastive_loss(*pair, kernel.to(device),",
         "loss = guess(view_1, view_2, views)": "loss = guess(view_1, view_2, views).item()",
     }
     for good, bad in waiting.items():
@@ -311,3 +318,120 @@ def test_identity_is_that_of_the_labels_in_use():
     assert len(set(found)) == 5
     known = slices.assign(label=slices.label.astype(int))
     assert pretrain.identity("s", slices, "label") == pretrain.identity("s", known, "label")
+
+
+def make_run(n_steps=6):
+    """Config, parts of a tiny training, and its step; each step moves weights and generator."""
+    config = pretrain.Config(**SETTINGS | {"n_steps": n_steps, "batch_size": 8})
+    torch.manual_seed(0)
+    network, generator = torch.nn.Linear(4, 3), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(network.parameters())
+    parts = {"encoder": network, "optimizer": optimizer, "generator": generator, "scaler": None}
+
+    def step(scale=1.0):
+        features = network(scale * torch.randn(16, 4, generator=generator))
+        loss = features.square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss, *features.detach().chunk(2), features.detach()
+
+    return config, parts, step
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path, number):
+    """The signal arrives within step 2; the checkpoint holds the state after it."""
+    config, whole_parts, step = make_run()
+    with Keeper(tmp_path / "a", config, [], whole_parts) as keep:
+        for i in range(6):
+            keep(i, *step())
+    assert not (tmp_path / "a").exists()  # too short for one
+    config, parts, step = make_run()
+    before = signal.signal(number, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        with pytest.raises(KeyboardInterrupt), Keeper(tmp_path / "b", config, [], parts) as keep:
+            for i in range(6):
+                done = step()
+                if i == 2:
+                    signal.raise_signal(number)
+                keep(i, *done)
+        assert signal.getsignal(number) is not keep._ask  # handlers are put back
+    finally:
+        signal.signal(number, before)
+    config, parts, step = make_run()
+    start, log = pretrain.load_checkpoint(tmp_path / "b", config, **parts)
+    assert start == 3 and [row["step"] for row in log] == [0]
+    with Keeper(tmp_path / "b", config, log, parts) as keep:
+        for i in range(start, 6):
+            keep(i, *step())
+    assert torch.equal(parts["encoder"].weight, whole_parts["encoder"].weight)
+    assert [row["step"] for row in log] == [0, 5]
+
+
+def test_checkpoints_follow_the_clock(tmp_path):
+    config, parts, step = make_run()
+    with Keeper(tmp_path / "c", config, [], parts, every=0.0) as keep:
+        for i in range(3):
+            keep(i, *step())
+            assert pretrain.load_checkpoint(tmp_path / "c", config, **parts)[0] == i + 1
+    with Keeper(tmp_path / "none", config, [], parts, every=0.0, main=False) as keep:
+        keep(0, *step())
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_lost_run_stops_and_keeps_the_state_before(tmp_path):
+    config, parts, step = make_run(30)
+    file = tmp_path / "c"
+    with Keeper(file, config, [], parts, every=0.0) as keep:
+        keep(0, *step())
+    good = file.read_bytes()
+    with pytest.raises(FloatingPointError, match=r"the loss is nan from step 3 on.*delete .*c "):
+        with Keeper(file, config, [], parts, log_every=10) as keep:
+            for i in range(1, 12):
+                keep(i, *step(math.nan if i >= 3 else 1.0))
+    assert i == 10 and file.read_bytes() == good
+    with pytest.raises(ValueError, match=r"encoder.weight is not finite after 12 steps.*rate"):
+        pretrain.save_checkpoint(file, 12, [], config, **parts)
+    assert file.read_bytes() == good
+    state = torch.load(file, weights_only=True)
+    state["optimizer"]["state"][0]["exp_avg"][0, 0] = math.inf
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=r"optimizer.state.0.exp_avg is not finite.*delete it"):
+        pretrain.load_checkpoint(file, config, **parts)
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    config, parts, _ = make_run()
+    file = tmp_path / "c"
+    pretrain.save_checkpoint(file, 3, [], config, **parts)
+    content = file.read_bytes()
+    place = content.index(parts["encoder"].weight.detach().numpy().tobytes())
+    for damaged in (
+        content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :],
+        content[: len(content) // 2],
+        b"",
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"c: not a readable checkpoint.*delete it"):
+            pretrain.load_checkpoint(file, config, **parts)
+    file.write_bytes(content)
+    assert pretrain.load_checkpoint(file, config, **parts)[0] == 3
+    with pytest.raises(ValueError, match=r"not a readable checkpoint .'scaler'"):
+        pretrain.load_checkpoint(file, config, **parts | {"scaler": torch.nn.Linear(1, 1)})
+
+
+def test_a_finished_run_of_other_settings_is_not_replaced(tmp_path):
+    config = pretrain.Config(**SETTINGS)
+    pretrain.check_replaced(tmp_path, config)
+    pretrain.save_run(tmp_path, torch.nn.Linear(2, 2), config, [])
+    pretrain.check_replaced(tmp_path, config)  # the same again
+    other = pretrain.Config(**SETTINGS | {"sigma": 0.2})
+    with pytest.raises(ValueError, match=r"sigma: 0.1 there, 0.2 now.*give this one a name"):
+        pretrain.check_replaced(tmp_path, other)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+def test_fp16_without_a_gpu_is_refused():
+    with pytest.raises(ValueError, match="fp16 needs a GPU: take auto"):
+        distributed.start("fp16")

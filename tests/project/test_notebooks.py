@@ -117,7 +117,12 @@ def test_methods_without_a_kernel(small_store, method, tmp_path, capfd):
     weights = resnet18(in_channels=3).state_dict()
     torch.save(weights | {"fc.weight": torch.zeros(1000, 512)}, tmp_path / "resnet18.pth")
     few = ("backbone=resnet18", "batch_size=4", "n_steps=12", "warmup_steps=1", "log_every=1")
-    few += ("image_size=32", f"method={method}", f"imagenet_file={tmp_path / 'resnet18.pth'}")
+    few += (
+        "image_size=32",
+        "replace=true",
+        f"method={method}",
+        f"imagenet_file={tmp_path / 'resnet18.pth'}",
+    )
     assert run("02_pretrain", small_store, *few, "name=mine") == 0
     folder = small_store / "run" / "pretrain" / "mine-resnet18-seed0"
     config = json.loads((folder / "config.json").read_text())

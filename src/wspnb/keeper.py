@@ -1,0 +1,108 @@
+"""What keeps a long training safe: checkpoints by time, on interrupt, and none of a lost run."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wspnb.pretrain import Config, health, save_checkpoint
+
+
+class Keeper:
+    """Called after each step: logs, watches the loss, saves; Ctrl-C and SIGTERM wait for it.
+
+    ::
+
+        with Keeper(checkpoint, config, log, parts) as keep:
+            for step, batch in ...:
+                ...
+                keep(step, loss, view_1, view_2, features)
+
+    A signal that arrives within a step ends the run after it, with a checkpoint; a second one ends
+    it at once. What is saved is therefore always the state between two steps.
+
+    Args:
+        checkpoint: file to write.
+        config: settings of the run.
+        log: rows so far; new ones are appended.
+        parts: what :func:`~wspnb.pretrain.save_checkpoint` saves.
+        log_every: steps between log rows.
+        every: seconds between checkpoints.
+        main: whether this process writes.
+        mean: mean of a loss over all devices.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        config: Config,
+        log: list[dict],
+        parts: dict,
+        log_every: int = 10,
+        every: float = 30.0,
+        main: bool = True,
+        mean=lambda loss: loss,
+    ):
+        self.checkpoint, self.config, self.log, self.parts = checkpoint, config, log, parts
+        self.log_every, self.every, self.main, self.mean = log_every, every, main, mean
+        self.asked, self.saved, self.before = None, None, {}
+        self.losses: list[Tensor] = []  # since the last look at them, which waits for the device
+
+    def __enter__(self):
+        self.last = time.monotonic()
+        self.start = self.last - (self.log[-1]["seconds"] if self.log else 0.0)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __call__(self, step: int, loss: Tensor, view_1: Tensor, view_2: Tensor, features: Tensor):
+        """After a step (0-based): its loss, embeddings ``(n, dim)``, features ``(2n, d)``.
+
+        Raises:
+            FloatingPointError: the loss is not finite; names the first such step, and what to do.
+            KeyboardInterrupt: as asked for, once the checkpoint is written.
+        """
+        self.losses.append(loss.detach())
+        if step % self.log_every == 0 or step == self.config.n_steps - 1:
+            self._look(step)
+            row = {"step": step, "loss": self.mean(loss.detach()).item()}
+            row["seconds"] = time.monotonic() - self.start
+            self.log.append(row | health(view_1, view_2, features))
+        if self.asked or time.monotonic() - self.last > self.every:
+            self._look(step)
+            if self.main:
+                save_checkpoint(self.checkpoint, step + 1, self.log, self.config, **self.parts)
+            self.last = time.monotonic()
+        if self.asked:
+            print(f"stopped after step {step + 1}; the same call goes on from there", flush=True)
+            self.__exit__()
+            signal.raise_signal(self.asked)
+
+    def _ask(self, number, _):
+        if self.asked:
+            self.__exit__()
+            signal.raise_signal(number)
+        self.asked = number
+
+    def _look(self, step: int) -> None:
+        """Stop where a loss since the last look is not finite."""
+        if not self.losses:
+            return
+        lost = ~torch.stack(self.losses).isfinite().cpu()
+        if lost.any():
+            first = step + 1 - len(lost) + int(lost.int().argmax())
+            there = self.checkpoint.exists()
+            raise FloatingPointError(
+                f"the loss is {self.losses[int(lost.int().argmax())].item()} from step {first} on:"
+                " the training diverged. Take a lower learning_rate, more warmup_steps or precision"
+                f" no{f', and delete {self.checkpoint} (the state before)' if there else ''}"
+            )
+        self.losses.clear()
