@@ -31,3 +31,38 @@ def test_masked_and_unmasked_volumes_are_not_mixed():
     quality.refuse_mixed(cohort.iloc[[1]])
     with pytest.raises(ValueError, match="1 of 3 volumes have no mask, such as those of b"):
         quality.refuse_mixed(cohort)
+
+
+def test_what_became_of_each_volume(tmp_path):
+    """Six in the table, one of them broken, and one that notebook 01b left out of it."""
+    cohort = pd.DataFrame(
+        [
+            ("/v0", "/m0", "a", 2, pd.NA, "radio", "given"),
+            ("/v1", "/m1", "b", pd.NA, 1, "d1", "predicted"),
+            ("/v2", "/m2", "c", pd.NA, pd.NA, "d1", "given"),
+            ("/v3", "/m3", "d", pd.NA, 0, "d1", "given"),
+        ],
+        columns=["volume", "mask", "patient", "weak_label", "label", "cohort", "mask_source"],
+    )
+    inventory = cohort[["volume", "patient"]].assign(
+        n_kept=[3, 4, 5, 0], mask_ml=[1500, 900, 80, None]
+    )
+    inventory["reason"] = [None, None, None, "v3: damaged"]
+    inventory["mask_cut"], inventory["mask_mm"] = [None, "top", None, None], [160.0, 90.2, 40, None]
+    lost = {"volume": ["/v9"], "patient": ["e"], "reason": ["no liver found"], "cohort": ["d1"]}
+    pd.DataFrame(lost).to_csv(tmp_path / "failed_masks.csv", index=False)
+    found = quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
+    expected = ["pretraining", "judged", "not used", "set aside", "no liver mask"]
+    assert found.fate.tolist() == expected
+    assert found["mask"].tolist()[:4] == ["given", "drawn", "given", "given"]
+    steps = quality.funnel(found).loc["d1"]
+    assert steps.volumes.to_dict() == {
+        "found": 4,
+        "masked": 3,
+        "kept": 2,
+        "judged": 1,
+        "not used": 1,
+    }
+    assert steps["left out"].tolist()[:3] == ["", "e: no liver found", "d: v3: damaged"]
+    assert quality.caption(found.iloc[1]) == "b, 900 ml, 90 mm\ncut: top, drawn"
+    assert quality.caption(found.iloc[0]) == "a, 1500 ml, 160 mm\nwhole, given"

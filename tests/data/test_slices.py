@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
+from wspnb.data import quality
 from wspnb.data import slices as module
 from wspnb.data.cohort import file_stamp
 from wspnb.data.slices import (
@@ -29,7 +30,7 @@ from wspnb.data.slices import (
 )
 from wspnb.data.store import main as store_main
 
-FILES = ("slices.npy", "slices.csv", "failed.csv", "inventory.csv", "store.json")
+FILES = ("slices.npy", "slices.csv", "failed.csv", "inventory.csv", "store.json", "pictures.npy")
 SIZE = 24
 PLACE = np.diag([2.0, 2.0, 3.0, 1])
 SMALL = {"organ_ml": (0, 6000)}  # the drawn organs have a few ml
@@ -236,9 +237,59 @@ def test_other_settings_or_inputs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the volumes changed"):
         write(csv, folder)
     assert contents(write(csv, folder, overwrite=True))["slices.npy"] != before["slices.npy"]
-    csv.write_text(csv.read_text().replace("42.5", "43.5"))
+    csv.write_text(csv.read_text().replace(",002,", ",003,"))  # whose it is
     with pytest.raises(ValueError, match="the cohort table changed"):
         write(csv, folder)
+
+
+def test_a_corrected_label_is_joined_and_no_image_is_made_again(tmp_path, monkeypatch):
+    csv = make_cohort(tmp_path / "source", 4)
+    (tmp_path / "source" / "v2.nii.gz").write_text("not an image")
+    folder = write(csv, tmp_path / "store")
+    before = contents(folder)
+    monkeypatch.setattr(module, "_prepare", None)  # any volume would fail
+    rows = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    assert rows.label.tolist() == ["0", "", "1", ""]
+    rows.loc[0, ["label", "age"]] = ["1", "99.5"]
+    rows.loc[3, ["weak_label", "cohort"]] = ["", "d2"]
+    os.rename(csv.parent / "v1.nii.gz", csv.parent / "w1.nii.gz")  # the same content
+    rows.loc[1, "volume"] = "w1.nii.gz"
+    rows.to_csv(csv, index=False)
+    for overwrite in (False, True):
+        store = open_slices(write(csv, folder, overwrite=overwrite))
+        own = store.table.drop_duplicates("patient").set_index("patient")
+        assert own.label.tolist() == [1, pd.NA, pd.NA] and own.age.tolist() == [99.5, 41.5, 43.5]
+        assert own.weak_label.tolist()[:2] == [pd.NA, 1] and own.cohort["003"] == "d2"
+        assert own.volume["001"] == "w1.nii.gz" and store.failed.volume.tolist() == ["v2.nii.gz"]
+    after = contents(folder)
+    assert (
+        after["slices.npy"] == before["slices.npy"] and after["slices.csv"] != before["slices.csv"]
+    )
+    old, new = (json.loads(c["store.json"]) for c in (before, after))
+    assert old["sha256"] == new["sha256"] and old["tables"] != new["tables"]
+    verify_store(folder)
+    rows.loc[0, ["label", "age"]] = ["0", "40.5"]
+    rows.loc[3, ["weak_label", "cohort"]] = ["0", "radio"]
+    os.rename(csv.parent / "w1.nii.gz", csv.parent / "v1.nii.gz")
+    rows.loc[1, "volume"] = "v1.nii.gz"
+    rows.to_csv(csv, index=False)
+    assert contents(write(csv, folder)) == before
+
+
+def test_pictures_show_the_mask_and_what_is_kept(tmp_path):
+    csv = make_cohort(tmp_path / "source", 4)
+    (tmp_path / "source" / "v2.nii.gz").write_text("not an image")
+    folder = write(csv, tmp_path / "store")
+    pictures = np.load(folder / "pictures.npy")
+    assert pictures.shape == (4, 96, 96, 3) and not pictures[2].any()
+    orange, blue = ((pictures == colour).all(-1) for colour in (quality.OUTLINE, quality.BAND))
+    # 20 x 1.5 mm wide, 12 x 2 mm high in a square of 30 mm, one slice below its upper edge; the
+    # liver lies between 2 and 22 mm of the 24.
+    rows = np.flatnonzero(orange[0].any(1)) * 30 / 96
+    assert abs(rows[0] - 4) < 0.5 and abs(rows[-1] - 24) < 0.5
+    columns = np.flatnonzero(orange[0].any(0)) * 30 / 96
+    assert abs(columns[0] - 7.5) < 0.7 and abs(columns[-1] - 13.5) < 0.7
+    assert blue[0].sum() > 96 and not orange[3].any() and blue[3].any()  # the last has no mask
 
 
 def test_a_replaced_volume_is_done_again_on_resume(tmp_path, monkeypatch):

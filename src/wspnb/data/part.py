@@ -45,12 +45,17 @@ def append(journal: BinaryIO, entry: dict[str, Any]) -> None:
     journal.flush()
 
 
-def resume(folder, images: BinaryIO, journal: BinaryIO, settings, stamps) -> list[dict[str, Any]]:
-    """Entries of the volumes that are done and sound; both files are cut back to them."""
+def resume(
+    folder, images: BinaryIO, journal: BinaryIO, settings, stamps, overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """Entries of the volumes that are done and sound; both files are cut back to them. With
+    ``overwrite``, what was begun with other settings is thrown away."""
     size = settings["image_size"]
     head = {"settings": settings, "n_volumes": len(stamps)}
     journal.seek(0)
     lines = [line for line in journal.readlines() if line.endswith(b"\n")]
+    if lines and overwrite and json.loads(lines[0])["settings"] != settings:
+        lines = []
     if lines:
         check_same(folder, json.loads(lines[0])["settings"], settings)
     else:

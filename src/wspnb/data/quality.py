@@ -1,5 +1,7 @@
 """What became of each patient and volume of a cohort, to be read before any result."""
 
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,51 +9,65 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion
 
-from wspnb.data.volumes import resize, to_image, window
+from wspnb.data.volumes import Scan, resize, to_image, window
 
 PICTURE = 96  # pixels a side of a volume's coronal picture
 OUTLINE, BAND = (213, 94, 0), (86, 180, 233)  # orange: the mask; blue: ends of the kept slices
 
 
 def coronal(
-    plane: Callable[[int], np.ndarray],
+    plane: Callable[..., np.ndarray],
+    scan: Scan,
     mask: np.ndarray | None,
-    shape: tuple[int, int, int],
     kept: np.ndarray,
-    spacing: np.ndarray,
     low: float = -100.0,
     high: float = 400.0,
 ) -> np.ndarray:
     """A volume from the front: where the liver is, what is kept of it, what the scan cuts off.
 
     Args:
-        plane: from y to the coronal plane ``(x, z)``, HU.
-        mask: ``(x, y, z)`` bool, or None; the plane with most of it is drawn, else the middle one.
-        shape: of the volume.
-        kept: slice numbers along z.
-        spacing: ``(3,)``, mm.
+        plane: gives the scan's HU at an index.
+        scan: for its shape and spacing.
+        mask: ``(x, y, z)`` bool, or None.
+        kept: slice numbers along z; the plane with most mask in their middle is drawn, without a
+            mask that through the middle of the scan.
         low, high: window, HU.
 
     Returns:
         ``(PICTURE, PICTURE, 3)`` uint8, head on top, the patient's right on the left.
     """
-    y = shape[1] // 2 if mask is None else int(np.argmax(mask.sum((0, 2))))
-    pixel = (spacing[2], spacing[0])
+    width, depth, height = scan.voxels.shape
+    y = depth // 2
+    if mask is not None and len(kept):
+        y = int(np.argmax(mask[:, :, kept[len(kept) // 2]].sum(0)))
+    pixel = (scan.spacing[2], scan.spacing[0])
 
     def square(values, outside):  # (x, z) -> (PICTURE, PICTURE)
         return resize(to_image(np.asarray(values, np.float32)), PICTURE, pixel, outside)
 
-    grey = window(square(np.clip(plane(y), low, high), low), low, high)
-    picture = np.repeat(grey[:, :, None], 3, axis=2)
-    band = np.zeros((shape[0], shape[2]))
+    grey = square(np.clip(plane(slice(None), y), low, high), low)
+    picture = np.repeat(window(grey, low, high)[:, :, None], 3, axis=2)
+    band = np.zeros((width, height))
     band[:, kept] = 1
-    for inside, colour in ((band, BAND), *([] if mask is None else [(mask[:, y], OUTLINE)])):
-        drawn = square(inside, 0.0) > 0.5
-        edge = drawn & ~binary_erosion(drawn)
-        if inside is band:  # its ends, not its sides
-            edge &= drawn.any(1)[:, None] & ~binary_erosion(drawn.any(1))[:, None]
-        picture[edge] = colour
+    rows = square(band, 0.0) > 0.5
+    ends = rows.any(1) & ~binary_erosion(rows.any(1))
+    picture[rows & ends[:, None]] = BAND
+    if mask is not None:
+        liver = square(mask[:, y], 0.0) > 0.5
+        picture[liver & ~binary_erosion(liver)] = OUTLINE
     return picture
+
+
+def pack(row: dict) -> str:
+    """Take the picture out of an inventory's row, as text; empty if there is none."""
+    picture = row.pop("picture", None)
+    return "" if picture is None else b64encode(zlib.compress(picture.tobytes())).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """The picture of :func:`pack`; black if there was none."""
+    bytes_ = zlib.decompress(b64decode(text)) if text else bytes(3 * PICTURE**2)
+    return np.frombuffer(bytes_, np.uint8).reshape(PICTURE, PICTURE, 3)
 
 
 def fates(
@@ -68,8 +84,8 @@ def fates(
 
     Returns:
         volume, patient, cohort, ``fate`` ("no liver mask", "set aside", "not used", "pretraining",
-        "judged"), ``reason``, ``mask`` ("given", "drawn" or ""), and ``mask_ml``, ``mask_cut``,
-        ``extent_mm`` of the mask and ``kept`` slices, where they are known.
+        "judged"), ``reason``, ``mask`` ("given", "drawn" or ""), ``kept`` slices, and of the mask
+        ``mask_ml``, ``mask_mm`` and ``mask_cut`` where they are known.
     """
     table = inventory[["volume", "patient", "reason"]].fillna("").assign(kept=inventory.n_kept)
     table["cohort"] = cohort.cohort.to_numpy()
@@ -86,27 +102,27 @@ def fates(
     if source and lost.exists():
         lost = pd.read_csv(lost, dtype=str, keep_default_na=False)
         lost = lost[~lost.volume.isin(cohort.volume)].assign(fate="no liver mask", kept=0)
-        table = pd.concat([lost, table], ignore_index=True)
+        table = pd.concat([table, lost], ignore_index=True)
     return table.assign(cohort=table.cohort.fillna(""))
 
 
 def funnel(table: pd.DataFrame) -> pd.DataFrame:
-    """Volumes and patients of each cohort at each step, from the table of :func:`fates`.
+    """Volumes and patients of each cohort that are left at each step, from :func:`fates`.
 
     Returns:
-        Index cohort and step (found, masked or without need of it, kept, used), columns
-        ``volumes``, ``patients`` and ``left out``, the commonest reasons there.
+        Index cohort and step (found, masked, kept; then what is done with them), columns
+        ``volumes``, ``patients`` and ``left out``: who went there and why, three at most.
     """
     rows = []
-    lost = {"found": [], "with a mask": ["no liver mask"], "kept": ["set aside"], "used": []}
-    lost["used"] = ["not used"]
     for cohort, own in table.groupby("cohort"):
-        for step, fate in lost.items():
-            gone, own = own[own.fate.isin(fate)], own[~own.fate.isin(fate)]
-            row = {"cohort": cohort, "step": step, "volumes": len(own)}
-            row["patients"] = own.patient.nunique()
-            rows.append(row | {"left out here": ", ".join(gone.patient.unique()[:5])})
-    return pd.DataFrame(rows).set_index(["cohort", "step"])
+        for step, fate in (("found", ""), ("masked", "no liver mask"), ("kept", "set aside")):
+            gone, own = own[own.fate == fate], own[own.fate != fate]
+            why = "; ".join(f"{row.patient}: {row.reason}"[:200] for row in gone[:3].itertuples())
+            rows.append((cohort, step, len(own), own.patient.nunique(), why))
+        for use, part in own.groupby("fate"):
+            rows.append((cohort, use, len(part), part.patient.nunique(), ""))
+    names = ["cohort", "step", "volumes", "patients", "left out"]
+    return pd.DataFrame(rows, columns=names).set_index(["cohort", "step"])
 
 
 def caption(row: pd.Series) -> str:
@@ -117,7 +133,7 @@ def caption(row: pd.Series) -> str:
             f"{row.mask_ml:.0f} ml" + (f", {row.mask_mm:.0f} mm" if row.mask_mm > 0 else "")
         )
         cut = row.mask_cut if isinstance(row.mask_cut, str) else ""
-        parts.append(f"cut at the {cut}" if cut else "whole")
+        parts.append(f"cut: {cut}" if cut else "whole")
     return "\n".join([", ".join(parts[:2]), ", ".join([*parts[2:], row["mask"] or "no mask"])])
 
 

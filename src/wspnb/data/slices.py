@@ -22,6 +22,8 @@ from wspnb.data.headers import open_header
 from wspnb.data.inventory import CODINGS, SAY, decode, describe, duplicates, refuse
 from wspnb.data.masks import LIVER_ML, check_size, measure
 from wspnb.data.part import append, check_same, close_up, lock, remove_left, resume
+from wspnb.data.quality import coronal, pack, unpack
+from wspnb.data.rows import OWN_COLUMNS, inventory_table, join_labels, slice_table
 from wspnb.data.store import (
     FORMAT,
     TABLES,
@@ -43,15 +45,14 @@ from wspnb.data.volumes import (
     to_image,
     window,
 )
-from wspnb.files import package_version, write_csv
+from wspnb.files import package_version, whole, write_csv
 from wspnb.workers import in_order
 
 __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", "write_slices"]
 
-SLICE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
-OWN_COLUMNS = (*SLICE_COLUMNS, "volume", "cohort", "weak_label", "label", "selection", "n_kept")
 PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
+ALL = slice(None)
 ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
 
 
@@ -98,6 +99,7 @@ def prepare_volume(
             liver has its size.
     """
     inside, problem, row = None, None, {} if row is None else row
+    kept = np.arange(0)
     if mask:  # before the volume, so that raw labels and volume are not in memory together
         try:
             inside = load_mask(mask, volume, mask_value)
@@ -110,24 +112,33 @@ def prepare_volume(
             problem = error
     scan = read_scan(volume)
     row.update(describe(scan, coding))
+
+    def plane(*index):
+        return decode(scaled(scan.voxels[index], scan), row["coding"])
+
+    def draw():
+        row["picture"] = coronal(plane, scan, inside, kept, low, high)
+
+    if row["coding"] in CODINGS:  # also of a volume that is set aside below
+        draw()
     if problem:
         raise problem
     refuse(volume, row)
 
-    def plane(z):
-        return decode(scaled(scan.voxels[:, :, z], scan), row["coding"])
-
     if mask:
-        _check_mask(mask, volume, row, [plane(z)[inside[:, :, z]] for z in kept])
+        _check_mask(mask, volume, row, [plane(ALL, ALL, z)[inside[:, :, z]] for z in kept])
         selection = f"central {100 * fraction:g} % of the mask"
     else:
         # Bytes of the window hold air and fat as their 0, which is -100 HU; -90: paper silent.
         above = -90 if CODINGS[row["coding"]][1] == -100 else BODY_HU
-        kept = body_range([(plane(z) > above).mean() for z in range(scan.voxels.shape[2])])
+        kept = body_range(
+            [(plane(ALL, ALL, z) > above).mean() for z in range(scan.voxels.shape[2])]
+        )
         selection = WITHOUT_MASK
+        draw()
     images = np.empty((len(kept), image_size, image_size), dtype=np.uint8)
     for image, z in zip(images, kept, strict=True):
-        clipped = np.clip(to_image(plane(z)), low, high)  # (h, w)
+        clipped = np.clip(to_image(plane(ALL, ALL, z)), low, high)  # (h, w)
         pixel = (scan.spacing[1], scan.spacing[0])
         image[:] = window(resize(clipped, image_size, pixel, low), low, high)
     return images, {
@@ -160,7 +171,9 @@ def write_slices(
     a scan that is in the table twice: both rows where they are of two patients, the later one where
     they are of one. What was found in each file is in ``inventory.csv``; its decision on the
     intensities comes before they are used, and a column ``coding`` of the table before the
-    evidence. A complete store of the same settings and inputs is verified and left as it is.
+    evidence. A complete store of the same settings and inputs is verified and its images are left
+    as they are; labels, cohorts and further columns are joined anew, so that a corrected label
+    costs nothing.
 
     Args:
         cohort_csv: see :func:`wspnb.data.cohort.read_cohort`.
@@ -169,7 +182,7 @@ def write_slices(
             :func:`prepare_volume`.
         workers: processes; None is one per core, 1 works in this process.
         progress: show a bar.
-        overwrite: throw away what another call with other settings left in the folder.
+        overwrite: throw away what a call with other settings or inputs left in the folder.
 
     Returns:
         The folder.
@@ -184,6 +197,7 @@ def write_slices(
     if image_size < 1:
         raise ValueError(f"image_size {image_size}: choose a number of pixels")
     cohort = _name_volumes(read_cohort(cohort_csv), Path(cohort_csv))
+    codings = cohort.get("coding", pd.Series("", cohort.index)).tolist()
     settings = {
         "format": FORMAT,
         "image_size": int(image_size),
@@ -193,26 +207,30 @@ def write_slices(
         "high": float(high),
         "mask_value": mask_value,
         "organ_ml": list(map(float, organ_ml)),
-        "cohort_rows": _digest(cohort.drop(columns=["path", "mask_path"]).to_csv(index=False)),
+        "cohort_rows": _digest([cohort.patient.tolist(), codings]),
     }
     stamps = [file_stamp(r.path) + file_stamp(r.mask_path) for r in cohort.itertuples()]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "slices.npy").exists() and not overwrite:
-        there = verify_store(folder).settings
-        check_same(folder, there, {**settings, "inputs": _digest(stamps)})
-        remove_left(folder)
-        return folder
+    if (folder / "slices.npy").exists():
+        try:
+            there = verify_store(folder)
+            check_same(folder, there.settings, {**settings, "inputs": _digest(stamps)})
+        except ValueError:
+            if not overwrite:
+                raise
+        else:
+            remove_left(folder)
+            join_labels(folder, there, cohort)
+            return folder
 
     parts = (folder / "slices.npy.part", folder / "journal.jsonl")
     with open(parts[0], "a+b") as images, open(parts[1], "a+b") as journal:
         lock(images, folder)
         if overwrite:
-            for name in ("slices.npy", *TABLES, "store.json"):
+            for name in ("slices.npy", *TABLES, "store.json", "pictures.npy"):
                 (folder / name).unlink(missing_ok=True)
-            journal.truncate(0)
-        done = resume(folder, images, journal, settings, stamps)
-        codings = cohort.coding if "coding" in cohort else [""] * len(cohort)
+        done = resume(folder, images, journal, settings, stamps, overwrite)
         jobs = [
             (row.path, row.mask_path, settings, coding)
             for row, coding in zip(cohort.itertuples(), codings, strict=True)
@@ -244,8 +262,8 @@ def _prepare(
     except Exception as error:  # one bad file must not end the cohort, whatever is wrong with it
         reason = str(error) if volume in str(error) or (mask and mask in str(error)) else ""
         reason = reason or f"{volume}: cannot be used ({error!r}): copy or convert it again"
-        return b"", {"z": [], "reason": reason, "inventory": row}
-    return images.tobytes(), entry | {"inventory": row}
+        return b"", {"z": [], "reason": reason, "picture": pack(row), "inventory": row}
+    return images.tobytes(), entry | {"picture": pack(row), "inventory": row}
 
 
 def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
@@ -311,11 +329,13 @@ def _finish(folder: Path, part: Path, cohort: pd.DataFrame, done, settings) -> N
         shown = "\n".join(f"  {reason}" for reason in failed.reason[:10])
         remove_left(folder)
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
-    table = _table(cohort, used)
-    whole = close_up(part, counts, used, size)
-    inventory = _inventory(cohort, used, rows)
+    table = slice_table(cohort, used)
+    closed = close_up(part, counts, used, size)
+    inventory = inventory_table(cohort, used, rows)
     for name, content in zip(TABLES, (table, failed, inventory), strict=True):
         write_csv(folder / name, content)
+    with whole(folder / "pictures.npy") as temporary:
+        np.save(temporary, np.stack([unpack(entry.get("picture", "")) for entry in done]))
     suspects = _warn(folder, inventory[inventory.n_kept > 0])
     store = {
         **settings,
@@ -327,8 +347,8 @@ def _finish(folder: Path, part: Path, cohort: pd.DataFrame, done, settings) -> N
         "not_hu": suspects,  # decoded by evidence
         "versions": {name: package_version(name) for name in PACKAGES},
     }
-    write_settings(folder, whole, store)
-    os.replace(whole, folder / "slices.npy")
+    write_settings(folder, closed, store)
+    os.replace(closed, folder / "slices.npy")
 
 
 def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
@@ -353,46 +373,3 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
             told = words.format(used.volume[those].iloc[0])
             warnings.warn(f"{those.sum()} {told} ({folder / 'inventory.csv'})", stacklevel=4)
     return used.volume[guessed].tolist()
-
-
-def _inventory(cohort: pd.DataFrame, used: list[dict[str, Any]], rows) -> pd.DataFrame:
-    """One row per file of the cohort: what was found in it, and whether it is used."""
-    own = pd.DataFrame(
-        {
-            "volume": cohort.volume,
-            "patient": cohort.patient,
-            "n_kept": [len(entry["z"]) for entry in used],
-            "reason": [entry.get("reason", "") for entry in used],  # why it is left out
-        }
-    )
-    return pd.concat([own, pd.DataFrame(rows, index=own.index)], axis=1)
-
-
-def _table(cohort: pd.DataFrame, done: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row per kept slice, in the order of the images."""
-    counts = [len(entry["z"]) for entry in done]
-    rows = cohort.loc[np.repeat(np.arange(len(cohort)), counts)].reset_index(drop=True)
-    used = [entry for entry in done if entry["z"]]
-    spacing = np.repeat([e["spacing"] for e in used], [len(e["z"]) for e in used], axis=0)
-    z = np.concatenate([e["z"] for e in used])
-    own = pd.DataFrame(
-        {
-            "patient": rows.patient,
-            "position": np.concatenate([e["position"] for e in used]),
-            "z": z,  # slice number from the feet in the canonical volume
-            "height_mm": np.concatenate(
-                [(np.array(e["z"]) - e["z"][0]) * e["spacing"][2] for e in used]
-            ).round(4),  # above the lowest kept slice
-            "spacing_x": spacing[:, 0],  # of the source, mm
-            "spacing_y": spacing[:, 1],
-            "spacing_z": spacing[:, 2],
-            "volume": rows.volume,
-            "cohort": rows.cohort,
-            "weak_label": rows.weak_label,
-            "label": rows.label,
-            "selection": np.concatenate([[e["selection"]] * len(e["z"]) for e in used]),
-            "n_kept": np.repeat([len(e["z"]) for e in used], [len(e["z"]) for e in used]),
-        }
-    )
-    extra = [c for c in rows.columns if c not in (*OWN_COLUMNS, "mask", "path", "mask_path")]
-    return pd.concat([own, rows[extra]], axis=1)

@@ -25,6 +25,9 @@ from wspnb.files import write_text
 
 FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 TABLES = ("slices.csv", "failed.csv", "inventory.csv")
+# Of slices.csv, what the images are; all other columns, such as labels, may be corrected.
+IMAGE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
+IMAGE_COLUMNS += ("selection", "n_kept")
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def verify_store(folder: str | Path) -> Slices:
         FileNotFoundError, ValueError: as there; if a byte differs.
     """
     store, folder = open_slices(folder), Path(folder)
-    if digest_files(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
+    if _identity(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
         raise ValueError(
             f"{folder / 'slices.npy'}: not the bytes that were written, damaged or edited:"
             " delete the folder and preprocess the cohort again"
@@ -126,10 +129,17 @@ def write_settings(folder: Path, images: Path, settings: dict[str, Any]) -> None
         settings: everything else; checksums are added.
     """
     tables = {n: digest_files(folder / n) for n in TABLES if (folder / n).exists()}
-    sums = {"sha256": digest_files(images, folder / "slices.csv"), "tables": tables}
-    store = {**settings, **sums}
+    sums = {"sha256": _identity(images, folder / "slices.csv"), "tables": tables}
+    store = {**{k: v for k, v in settings.items() if k != "seal"}, **sums}
     store["seal"] = _seal(store)
     write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
+
+
+def _identity(images: Path, table: Path) -> str:
+    """sha256 of the images and of what the table says of them, whatever their labels."""
+    text = pd.read_csv(table, dtype=str, keep_default_na=False)
+    text = text[[name for name in IMAGE_COLUMNS if name in text]].to_csv(index=False)
+    return hashlib.sha256(f"{digest_files(images)}{text}".encode()).hexdigest()
 
 
 def digest_files(*paths: Path) -> str:
