@@ -1,5 +1,8 @@
 """The cohort table: paths, types, and errors that name line, column and value."""
 
+import unicodedata
+import warnings
+
 import pandas as pd
 import pytest
 
@@ -125,3 +128,90 @@ def test_missing_columns_wrong_separator_encoding_and_file(tmp_path):
         read_cohort(write(tmp_path, "a.nii.gz,,Éva,1,,radio", encoding="latin-1"))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         read_cohort(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.parametrize("label", ["2_3", "0_1", "1e0", "0x1", "١", "1,0", "+-1", "1.", "01"])
+def test_numbers_are_written_in_digits_and_nothing_else(tmp_path, label):
+    """2_3 is a stage between two, not 23."""
+    quoted = f'a.nii.gz,,p,"{label}",,radio'
+    if label in ("1.", "01"):
+        assert read_cohort(write(tmp_path, quoted)).weak_label[0] == 1
+        return
+    with pytest.raises(ValueError, match=r"weak_label .* is not an integer from 0"):
+        read_cohort(write(tmp_path, quoted))
+    with pytest.raises(ValueError, match=r"label .* is not 0 or 1"):
+        read_cohort(write(tmp_path, f'a.nii.gz,,p,,"{label}",d1'))
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "N/A", "#N/A", "null", "None", "?", "-"])
+def test_words_for_unknown(tmp_path, word):
+    table = read_cohort(
+        write(tmp_path, f"a.nii.gz,{word},p,{word},{word},r,{word},{word}", "b.nii.gz,,q,1,,r,,70",
+              header=HEADER + ",coding,age")
+    )  # fmt: skip
+    assert table["mask"].tolist() == ["", ""] and table.coding.tolist() == ["", ""]
+    assert table.weak_label.tolist() == [pd.NA, 1] and table.label.isna().all()
+    assert table.age.isna()[0] and table.age[1] == 70
+    if word:
+        with pytest.raises(ValueError, match=r"line 2: cohort .* stands for unknown"):
+            read_cohort(write(tmp_path, f"a.nii.gz,,p,1,,{word}"))
+        lines = [f"{name}.nii.gz,,{word},1,,radio" for name in "ab"]  # two unknown ones, not one
+        with pytest.raises(ValueError, match=r"line 3: patient .* stands for unknown"):
+            read_cohort(write(tmp_path, *lines))
+
+
+LOOKS = [("P1", "p1"), ("0012", "12"), ("12", "12.0"), ("P 1", "P1"), ("P-1", "P–1"), ("Ｐ1", "P1")]
+
+
+@pytest.mark.parametrize("one, two", LOOKS)
+def test_one_patient_under_two_looks_is_found(tmp_path, one, two):
+    with pytest.raises(ValueError) as error:
+        read_cohort(write(tmp_path, f"a.nii.gz,,{one},0,,radio", f"b.nii.gz,,{two},,1,d1"))
+    assert f"line 3: patient {two!r} in cohort 'd1' looks like {one!r} of line 2" in str(
+        error.value
+    )
+    with pytest.warns(UserWarning, match=r"\(line 2\) and .* \(line 3\) look like one"):
+        table = read_cohort(write(tmp_path, f"a.nii.gz,,{one},0,,r", f"b.nii.gz,,{two},0,,r"))
+    assert table.patient.tolist() == [one, two]  # perhaps two: nothing is joined
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\ufeff", "\u00ad", "\u202a"])
+def test_what_nobody_sees_makes_no_other_patient(tmp_path, hidden):
+    decomposed = unicodedata.normalize("NFD", "Müller") + hidden
+    lines = ["a.nii.gz,,Müller,0,,radio", f"b.nii.gz,,{decomposed},,1,d1"]
+    with pytest.raises(ValueError, match="'Müller' has cohort 'd1' here and 'radio' in line 2"):
+        read_cohort(write(tmp_path, *lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = read_cohort(write(tmp_path, lines[0], lines[1].replace(",1,d1", ",1,radio")))
+    assert table.patient.tolist() == ["Müller"] * 2
+
+
+def test_numbers_that_a_spreadsheet_has_cut_are_no_names(tmp_path):
+    for name in ("1.23457E+11", "1E+05", '"1,23E+11"'):
+        with pytest.raises(ValueError, match=r"line 2: patient .* has lost its digits"):
+            read_cohort(write(tmp_path, f"a.nii.gz,,{name},0,,radio"))
+
+
+@pytest.mark.parametrize("written, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_path_is_found_in_the_other_form_of_its_accents(tmp_path, written, stored):
+    name = "Köhler/größe é.nii.gz"
+    file = tmp_path / unicodedata.normalize(stored, name)
+    file.parent.mkdir()
+    file.write_bytes(b"x")
+    line = f"{unicodedata.normalize(written, name)},,p,0,,radio"
+    assert read_cohort(write(tmp_path, line)).volume[0] == str(file)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['a.nii.gz,,p0,0,,"radio', "b.nii.gz,,p1,1,,radio", "c.nii.gz,,p2,2,,radio"],
+        ['a.nii.gz,,p0,0,,"radio', 'b.nii.gz,,p1,1,,radio"', "c.nii.gz,,p2,2,,radio"],
+        ['a.nii.gz,,"p0,0,,radio', 'b.nii.gz,,p1",1,,radio', "c.nii.gz,,p2,2,,radio"],
+    ],
+)
+def test_an_open_quote_swallows_no_rows(tmp_path, lines):
+    with pytest.raises(ValueError, match="quote") as error:
+        read_cohort(write(tmp_path, *lines))
+    assert "in line " in str(error.value)

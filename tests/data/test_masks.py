@@ -14,6 +14,7 @@ from test_inventory import body
 
 from wspnb.data import masks, segment
 from wspnb.data.cohort import read_cohort
+from wspnb.data.headers import open_header
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.data.volumes import load_mask, load_volume, resize
 from wspnb.phantom.patients import Phantom
@@ -368,3 +369,101 @@ def test_label_maps_for_every_volume_need_no_training(tmp_path):
         np.testing.assert_array_equal(load_mask(row.mask, row.volume), blob())
     failed = pd.read_csv(tmp_path / "masks" / "failed_masks.csv")
     assert failed.patient.tolist() == ["p2"] and "no voxel has the value 5" in failed.reason[0]
+
+
+def organ(first=3, last=16, shape=(40, 30, 20)):
+    """(x, y, z) bool of 14 slices, 14 x 12 x 10 voxels of 5 x 5 x 10 mm: 588 ml whole."""
+    mask = np.zeros(shape, bool)
+    mask[20:34, 8:20, first : last + 1] = True
+    return mask
+
+
+def measured(tmp_path, mask):
+    volume = tmp_path / "v.nii.gz"
+    if not volume.exists():
+        nib.save(nib.Nifti1Image(body(0, mask.shape), np.diag([5.0, 5, 10, 1])), volume)
+    return masks.measure(mask, open_header(volume))
+
+
+def test_a_mask_is_measured(tmp_path):
+    whole = {"mask_ml": 588.0, "mask_mm": 140.0, "mask_cut": "", "mask_gaps": 0}
+    alone = {"mask_parts": 1, "mask_share": 1.0, "mask_reach": 0}
+    assert measured(tmp_path, organ()) == whole | alone
+    assert measured(tmp_path, organ(0, 10))["mask_cut"] == "bottom"
+    assert measured(tmp_path, organ(9, 19))["mask_cut"] == "top"
+    assert measured(tmp_path, organ(0, 19))["mask_cut"] == "bottom and top"
+    island = organ()
+    island[2:5, 3:6, 1:5] = True  # two slices lower than the liver, no gap: 36 voxels
+    found = measured(tmp_path, island)
+    assert (found["mask_parts"], found["mask_reach"], found["mask_gaps"]) == (2, 2, 0)
+    assert found["mask_share"] == pytest.approx(2352 / 2388, abs=1e-4)
+    island[2:5, 3:6, 18] = True  # and one above, two slices from it
+    found = measured(tmp_path, island)
+    assert (found["mask_parts"], found["mask_reach"], found["mask_gaps"]) == (3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (np.pad(np.ones((1, 1, 1), bool), ((20, 19), (9, 20), (9, 10))), "0.2 ml, and a liver"),
+        (np.ones((40, 30, 20), bool), "6000 ml, and a liver"),
+        (organ(8, 10), "126 ml, and a liver has 200 to 6000 ml"),
+    ],
+)
+def test_what_no_liver_has_is_set_aside(tmp_path, mask, words):
+    row = measured(tmp_path, mask)
+    if row["mask_ml"] == 6000:  # exactly the most
+        masks.check_size("m.nii.gz", row)
+        row["mask_ml"] = 6000.1
+        words = "6000.1 ml, and a liver"
+    with pytest.raises(ValueError, match=rf"m\.nii\.gz: {words}"):
+        masks.check_size("m.nii.gz", row)
+    masks.check_size("m.nii.gz", row, (0, 1e6))
+    part = measured(tmp_path, organ(0, 2))  # 126 ml too, but the scan cuts it off
+    masks.check_size("m.nii.gz", part)
+
+
+def test_cut_off_livers_and_islands_are_named_in_the_inventory(tmp_path):
+    rows = []
+    cases = {"whole": organ(), "cut": organ(0, 10), "island": organ(), "body": None}
+    cases["island"][2:5, 3:6, 1:5] = True
+    for number, (name, mask) in enumerate(cases.items()):
+        hu = body(number, (40, 30, 20))
+        mask = hu > -500 if mask is None else mask
+        if name == "body":
+            mask = np.ones(hu.shape, bool) & (np.indices(hu.shape)[2] < 20)
+        place = np.diag([5.0, 5, 10, 1]) if name != "body" else np.diag([6.0, 6, 12, 1])
+        nib.save(nib.Nifti1Image(hu, place), tmp_path / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(mask.astype(np.uint8), place), tmp_path / f"{name}-m.nii.gz")
+        rows.append(f"{name}.nii.gz,{name}-m.nii.gz,{name},0,,radio")
+    (tmp_path / "cohort.csv").write_text(
+        "\n".join(["volume,mask,patient,weak_label,label,cohort", *rows]) + "\n"
+    )
+    with pytest.warns(UserWarning) as said:
+        write_slices(tmp_path / "cohort.csv", tmp_path / "s", 32, workers=1, progress=False)
+    said = [str(warning.message) for warning in said]
+    assert len(said) == 2
+    assert any("1 masks, such as that of cut.nii.gz, reach the first or last" in w for w in said)
+    assert any("1 masks, such as that of island.nii.gz, have slices without" in w for w in said)
+    table = pd.read_csv(tmp_path / "s" / "inventory.csv", keep_default_na=False)
+    table = table.set_index("patient")
+    assert table.mask_cut.to_dict() == {
+        "whole": "",
+        "cut": "bottom",
+        "island": "",
+        "body": "bottom and top",
+    }
+    assert "10368 ml, and a liver has" in table.reason["body"] and table.n_kept["body"] == 0
+    assert (table.n_kept[["whole", "cut", "island"]] > 0).all()
+
+
+def test_masks_of_other_voxels_are_not_gone_on_with(tmp_path):
+    """Uncompressed volumes of one grid always have one size."""
+    line = "volume,mask,patient,weak_label,label,cohort\nct.nii,m.nii,p,0,,radio\n"
+    (tmp_path / "cohort.csv").write_text(line)
+    seen = set()
+    for volume, mask in [(0, 0), (1, 0), (1, 1), (0, 0)]:
+        store(tmp_path / "ct.nii", body(volume, blob().shape))
+        store(tmp_path / "m.nii", np.roll(blob(), mask, 2).astype(np.uint8))
+        seen.add(masks.digest(read_cohort(tmp_path / "cohort.csv")))
+    assert len(seen) == 3

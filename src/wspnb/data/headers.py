@@ -82,20 +82,16 @@ def open_header(path: str | Path) -> Header:
     if problem:
         raise ValueError(f"{path}: {problem}")
     affine[:3] *= _millimetres(image)
-    orientation = io_orientation(affine)
-    header = Header(
-        image,
-        tuple(int(shape[i]) for i in np.argsort(orientation[:, 0])),
-        affine @ inv_ornt_aff(orientation, shape),
-        orientation,
-        affine,
-    )
-    if not (SPACING[0] <= header.spacing.min() and header.spacing.max() <= SPACING[1]):
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (SPACING[0] <= spacing.min() and spacing.max() <= SPACING[1]):
         raise ValueError(
-            f"{path}: voxels of {header.spacing} mm, no body scan's: correct the header's spacing"
-            " or unit (xyzt_units)"
+            f"{path}: voxels of {spacing} mm, no body scan's: correct the header's spacing or unit"
+            " (xyzt_units)"
         )
-    return header
+    orientation = io_orientation(affine)
+    canonical = affine @ inv_ornt_aff(orientation, shape)
+    shape = tuple(int(shape[i]) for i in np.argsort(orientation[:, 0]))
+    return Header(image, shape, canonical, orientation, affine)
 
 
 def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarray:
@@ -173,7 +169,7 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
             "no valid affine (sform and qform are both 'unknown'), so feet and head cannot be told"
             " apart: write the orientation into the header"
         )
-    if isinstance(image, nib.MGHImage) and not image.header["goodRASFlag"]:
+    if isinstance(image, nib.MGHImage) and not _begin(image, 30)[28:].strip(b"\0"):
         return "no valid affine (goodRASFlag is 0): write the orientation into the header"
     if (affine == np.eye(4)).all():
         return (
@@ -211,6 +207,12 @@ def _millimetres(image: nib.spatialimages.SpatialImage) -> float:
     if not isinstance(image, nib.Nifti1Pair):
         return 1.0
     return UNITS.get(int(image.header["xyzt_units"]) & 7, np.nan)
+
+
+def _begin(image: nib.spatialimages.SpatialImage, n: int) -> bytes:
+    """The first bytes of an image's file, before nibabel fills in what is missing."""
+    with image.file_map["image"].get_prepare_fileobj("rb") as file:
+        return file.read(n)
 
 
 def _raw_zooms(image: nib.Nifti1Pair) -> np.ndarray:

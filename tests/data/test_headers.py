@@ -1,0 +1,152 @@
+"""Headers that are not to be believed: every format through the same checks, lengths in mm."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from wspnb.data.headers import open_header
+from wspnb.data.masks import compare, write_mask
+from wspnb.data.volumes import load_mask, load_volume
+
+AFFINE = np.array([[2.0, 0, 0, -20], [0, 3, 0, -30], [0, 0, 5, 300], [0, 0, 0, 1]])
+HU = np.arange(-60, 60, dtype=np.int16).reshape(4, 5, 6)
+
+
+def edited(image, **bytes_at):
+    """The header's bytes, some of them replaced: ``at_252=b"..."``."""
+    raw = bytearray(image.to_bytes())
+    for name, content in bytes_at.items():
+        at = int(name.removeprefix("at_"))
+        raw[at : at + len(content)] = content
+    return bytes(raw)
+
+
+def nifti(folder, content, kind):
+    """One content as .nii, .nii.gz or the pair .hdr and .img; returns the path to read."""
+    if kind == "nii":
+        (folder / "v.nii").write_bytes(content)
+        return folder / "v.nii"
+    if kind == "nii.gz":
+        (folder / "v.nii.gz").write_bytes(gzip.compress(content))
+        return folder / "v.nii.gz"
+    header = bytearray(content[:348])
+    header[344:348] = b"ni1\0"
+    header[108:112] = bytes(4)  # voxels begin at once
+    (folder / "v.hdr").write_bytes(header)
+    (folder / "v.img").write_bytes(content[352:])
+    return folder / f"v.{kind}"
+
+
+KINDS = ["nii", "nii.gz", "hdr", "img"]
+ONLY_QFORM = np.array([1, 0], "<i2").tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_nifti_reads_alike_and_is_refused_alike(tmp_path, kind):
+    image = nib.Nifti1Image(HU, AFFINE)
+    image.set_qform(AFFINE, 1)
+    hu, spacing = load_volume(nifti(tmp_path, image.to_bytes(), kind))
+    np.testing.assert_array_equal(hu, HU)
+    np.testing.assert_allclose(spacing, [2, 3, 5], rtol=1e-6)
+    refused = {
+        r"both 'unknown'\), so feet and head": {"at_252": bytes(4)},
+        r"no valid affine \(spacing \[2. 3. 0.\] mm\)": {"at_252": ONLY_QFORM, "at_88": bytes(4)},
+        "contradicts itself: voxels of": {"at_80": np.array([4], "<f4").tobytes()},
+        "not plain numbers": {"at_70": np.array([128, 24], "<i2").tobytes()},
+        "too small for": {"at_42": np.array([3000] * 3, "<i2").tobytes()},
+    }
+    for words, change in refused.items():
+        path = nifti(tmp_path, edited(image, **change), kind)
+        with pytest.raises(ValueError, match=words) as error:
+            load_volume(path)
+        assert str(path) in str(error.value)
+
+
+def test_other_formats_are_read_with_their_scaling_or_refused(tmp_path):
+    """Analyze has no orientation; MGH may say that its own is none; AFNI scales by slice."""
+    nib.save(nib.AnalyzeImage(HU, np.diag([-2.0, 3, 5, 1])), tmp_path / "a.img")
+    with pytest.raises(ValueError, match=r"a\.img: Spm2AnalyzeImage does not say which way is up"):
+        load_volume(tmp_path / "a.img")
+    image = nib.MGHImage(HU, AFFINE)
+    nib.save(image, tmp_path / "v.mgz")
+    hu, spacing = load_volume(tmp_path / "v.mgz")
+    np.testing.assert_array_equal(hu, HU)
+    np.testing.assert_allclose(spacing, [2, 3, 5], rtol=1e-6)
+    raw = bytearray(gzip.decompress((tmp_path / "v.mgz").read_bytes()))
+    raw[28:30] = bytes(2)  # goodRASFlag
+    (tmp_path / "v.mgz").write_bytes(gzip.compress(raw))
+    with pytest.raises(ValueError, match="goodRASFlag is 0"):
+        load_volume(tmp_path / "v.mgz")
+    scaled = nib.__path__[0] + "/tests/data/scaled+tlrc.HEAD"
+    hu, _ = load_volume(scaled)
+    truth = np.asarray(nib.as_closest_canonical(nib.load(scaled)).dataobj).reshape(hu.shape)
+    np.testing.assert_allclose(hu, truth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit, factor", [(0, 1), (2, 1), (3, 1000), (1, 0.001)])
+def test_lengths_and_millilitres_are_in_mm_whatever_the_unit(tmp_path, unit, factor):
+    affine = AFFINE.copy()
+    affine[:3] *= factor
+    image = nib.Nifti1Image(HU, affine)
+    image.header["xyzt_units"] = unit
+    nib.save(image, tmp_path / "ct.nii.gz")
+    header = open_header(tmp_path / "ct.nii.gz")
+    np.testing.assert_allclose(header.spacing, [2, 3, 5], rtol=1e-6)
+    assert header.voxel_ml == pytest.approx(0.03)
+    liver = HU > 0
+    row = {"volume": str(tmp_path / "ct.nii.gz"), "patient": "p", "cohort": "c"}
+    found = compare(liver, np.roll(liver, 1, 2), row)
+    assert found["ml"] == pytest.approx(59 * 0.03)
+    write_mask(tmp_path / "m.nii.gz", liver, tmp_path / "ct.nii.gz")
+    np.testing.assert_array_equal(load_mask(tmp_path / "m.nii.gz", tmp_path / "ct.nii.gz"), liver)
+
+
+def test_units_that_make_no_body_are_refused(tmp_path):
+    for unit, size, words in [(1, 1, "no body scan's"), (5, 1, "no body scan's"), (2, 400, "unit")]:
+        image = nib.Nifti1Image(HU, AFFINE * np.array([size] * 3 + [1])[:, None])
+        image.header["xyzt_units"] = unit
+        nib.save(image, tmp_path / "ct.nii")
+        with pytest.raises(ValueError, match=words):
+            open_header(tmp_path / "ct.nii")
+
+
+def test_an_identity_says_nothing(tmp_path):
+    nib.save(nib.Nifti1Image(HU, np.eye(4)), tmp_path / "ct.nii")
+    with pytest.raises(ValueError, match=r"ct\.nii: its affine is the identity.*any other origin"):
+        open_header(tmp_path / "ct.nii")
+    moved = np.eye(4)
+    moved[2, 3] = 1
+    nib.save(nib.Nifti1Image(HU, moved), tmp_path / "ct.nii")
+    np.testing.assert_array_equal(load_volume(tmp_path / "ct.nii")[0], HU)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_sheared_grid_is_refused_a_turned_one_is_not(tmp_path, axis):
+    for degrees, refused in [(20, True), (1, True), (0.3, False)]:
+        affine = AFFINE.copy()
+        affine[axis, 2] = 5 * np.tan(np.deg2rad(degrees))
+        nib.save(nib.Nifti1Image(HU, affine), tmp_path / "ct.nii")
+        if refused:
+            with pytest.raises(ValueError, match=rf"{degrees}\.0 degrees off a right angle"):
+                open_header(tmp_path / "ct.nii")
+        else:
+            open_header(tmp_path / "ct.nii")
+    c, s = np.cos(0.4), np.sin(0.4)
+    turned = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1]]) @ AFFINE
+    nib.save(nib.Nifti1Image(HU, turned), tmp_path / "ct.nii")
+    assert open_header(tmp_path / "ct.nii").voxel_ml == pytest.approx(0.03)
+
+
+def test_two_places_that_differ_are_refused(tmp_path):
+    """qform and sform mirrored against each other: nobody can tell which one is right."""
+    image = nib.Nifti1Image(HU, AFFINE)
+    image.set_sform(AFFINE, 1)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ AFFINE, 1)
+    nib.save(image, tmp_path / "ct.nii")
+    with pytest.raises(ValueError, match="axes LAS by qform, RAS by sform"):
+        open_header(tmp_path / "ct.nii")
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ AFFINE, 0)
+    nib.save(image, tmp_path / "ct.nii")
+    assert nib.aff2axcodes(open_header(tmp_path / "ct.nii").stored) == ("R", "A", "S")
