@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score, roc_curve
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -19,6 +19,7 @@ from torch import nn
 
 from wspnb.augment import to_unit
 from wspnb.files import read_csv, whole, write_csv, write_text
+from wspnb.folds import checked, patient_folds
 from wspnb.models import build_encoder
 from wspnb.pretrain import UNTRAINED
 
@@ -232,89 +233,11 @@ def cross_validate(
         ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
             patients than folds.
     """
-    features, labels, patients = _checked(features, labels, patients)
+    features, labels, patients = checked(features, labels, patients)
     people = patient_folds(labels, patients, n_folds, seed)
     people["score"] = held_out_scores(features, labels, patients, people, C)
     folds = people.groupby("fold")[["label", "score"]]
     return Probe(people, folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy())
-
-
-def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -> pd.DataFrame:
-    """Patients of each class in the cohorts to judge, checked before anything is trained.
-
-    Args:
-        table: slices, or volumes, with patient, cohort and label (missing where unknown).
-        evaluate: names of cohorts; a plus joins them.
-        n_folds: number of folds.
-
-    Returns:
-        One row per entry: cohort, class_0, class_1 (patients), folds, and whether an interval can
-        be computed, which takes two patients of each class in every fold.
-
-    Raises:
-        ValueError: names the cohort without labels, or with too few patients for the folds, the
-            counts, and what to do.
-    """
-    if n_folds < 2:
-        raise ValueError(f"n_folds={n_folds}: at least two")
-    labelled, rows = table[table.label.notna()], []
-    for group in evaluate:
-        absent = sorted(set(group.split("+")) - set(labelled.cohort))
-        if absent:
-            known = ", ".join(sorted(labelled.cohort.unique())) or "none"
-            raise ValueError(
-                f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
-                f" {known}. Correct evaluate, or set it to [] and do not judge"
-            )
-        people = labelled[labelled.cohort.isin(group.split("+"))].drop_duplicates("patient")
-        counts = [int((people.label == k).sum()) for k in (0, 1)]
-        if min(counts) < max(n_folds, 2):
-            advice = f"n_folds {min(counts)}" if min(counts) > 1 else "more patients"
-            raise ValueError(
-                f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of class 1,"
-                f" too few for {n_folds} folds: take {advice}, or leave it out of evaluate"
-            )
-        row = {"cohort": group, "class_0": counts[0], "class_1": counts[1], "folds": n_folds}
-        rows.append(row | {"interval": min(counts) >= 2 * n_folds})
-    return pd.DataFrame(rows)
-
-
-def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
-    """Stratified folds over patients; they depend on patients, labels and seed only.
-
-    Args:
-        labels: class of each slice's patient, 0 or 1, ``(n_slices,)``.
-        patients: patient of each slice, ``(n_slices,)``.
-        n_folds: number of folds.
-        seed: of the shuffling.
-
-    Returns:
-        One row per patient, sorted: patient, label, fold.
-
-    Raises:
-        ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
-            patients than folds (at least two).
-    """
-    _, labels, patients = _checked(None, labels, patients)
-    slices = pd.DataFrame({"patient": patients, "label": labels})
-    mixed = slices.groupby("patient").label.nunique()
-    if (mixed > 1).any():
-        raise ValueError(
-            f"patients with two labels: {list(mixed.index[mixed > 1][:5])}; one label per patient"
-        )
-    people = slices.groupby("patient", sort=True).label.first().reset_index()
-    counts = people.label.value_counts().reindex([0, 1], fill_value=0)
-    if counts.min() < max(n_folds, 2):
-        raise ValueError(
-            f"{n_folds} folds need {max(n_folds, 2)} patients of each class, found {counts[0]} of"
-            f" class 0 and {counts[1]} of class 1: take fewer folds (n_folds, from 2)"
-        )
-
-    people["fold"] = -1
-    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(splitter.split(people, people.label)):
-        people.loc[people.index[test], "fold"] = fold
-    return people
 
 
 def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) -> np.ndarray:
@@ -356,7 +279,7 @@ def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float =
     Returns:
         Threshold of each row of ``people``, ``(n_patients,)``.
     """
-    features, labels, patients = _checked(features, labels, patients)
+    features, labels, patients = checked(features, labels, patients)
     thresholds = {}
     for fold, training in ((fold, people[people.fold != fold]) for fold in people.fold.unique()):
         part = np.isin(patients, training.patient)
@@ -411,7 +334,7 @@ def plane_quality(
         ``class_auc`` of the held-out patients (mean probability over their slices; 0.5 = not at
         all); NaN where there is nothing to read: all positions equal, one class.
     """
-    plane, labels, patients = _checked(plane, labels, patients)
+    plane, labels, patients = checked(plane, labels, patients)
     positions = np.asarray(positions, float)
     depth, score = np.zeros(len(plane)), np.zeros(len(plane))
     fold = np.zeros(len(plane), int)
@@ -451,22 +374,3 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
         write_csv(folder / "slices.csv", slices)
     write_csv(folder / "scores.csv", scores)
     write_text(folder / "results.json", json.dumps(run, indent=1))
-
-
-def _checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row-aligned features (or None), labels 0 and 1, and patients of slices, as arrays.
-
-    Raises:
-        ValueError: if lengths differ, or a slice has no patient or another label.
-    """
-    patients = pd.Series(np.asarray(patients, dtype=object)).reset_index(drop=True)
-    labels = pd.Series(labels).to_numpy(dtype=float, na_value=np.nan)
-    features = np.zeros(len(labels)) if features is None else np.asarray(features)
-    if not len(features) == len(labels) == len(patients):
-        sizes = f"{len(features)} features, {len(labels)} labels, {len(patients)} patients"
-        raise ValueError(f"{sizes}: give one of each per slice")
-    if unnamed := int((patients.isna() | (patients.astype(str) == "")).sum()):
-        raise ValueError(f"{unnamed} slices without patient: they would be on both sides of a fold")
-    if (other := ~np.isin(labels, (0, 1))).any():
-        raise ValueError(f"{other.sum()} slices with a label other than 0 or 1: leave them out")
-    return features, labels.astype(int), patients.to_numpy()

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import glob
 import json
+import logging
 import os
 import re
 import signal
@@ -240,7 +241,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
                 progress_bar=False,
                 kernel_name="python3",
                 coalesce_streams=True,
-                config=Config(KernelManager=sockets),
+                config=Config(KernelManager=sockets | {"shutdown_wait_time": 20.0}),
                 extra_arguments=["--log-level=CRITICAL"],  # of the kernel: not about transport
             )
     except BaseException:
@@ -300,8 +301,15 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
 
 
 def interrupt(*_) -> None:
-    """Handler of SIGTERM (Slurm, containers): the run ends as by Ctrl-C, its kernel with it."""
+    """Handler of Ctrl-C and SIGTERM (Slurm, containers): the kernel is told at once, as it may want
+    to save before it ends, and the run ends with it."""
+    import psutil
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Slurm may send it twice
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
     raise KeyboardInterrupt
 
 
@@ -338,6 +346,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for name in ("asyncio", "traitlets", "papermill"):  # said below, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     label = f"{options.out.stem:<34}"
     print(f"{label} started", flush=True)
     from wspnb.files import alone
@@ -362,6 +372,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     with contextlib.suppress(KeyboardInterrupt):  # also while it is still importing
         sys.exit(main())
     sys.exit(130)

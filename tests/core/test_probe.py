@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from test_pretrain import SETTINGS
 
-from wspnb import pretrain, probe
+from wspnb import folds, pretrain, probe
 from wspnb.models import build_encoder
 
 
@@ -247,14 +247,14 @@ def test_cohorts_to_judge_are_counted_before_any_training():
         columns=["patient", "cohort", "label"],
     )
     table = pd.concat([table, table, pd.DataFrame({"patient": ["r"], "cohort": ["radio"]})])
-    found = probe.judged_cohorts(table, ["d1", "d2", "d1+d2"], 5)
+    found = folds.judged_cohorts(table, ["d1", "d2", "d1+d2"], 5)
     assert found.class_0.tolist() == [10, 6, 16] and found.class_1.tolist() == [10, 5, 15]
     assert found.interval.tolist() == [True, False, True]
-    assert probe.judged_cohorts(table, ["d3"], 2).class_1.tolist() == [2]
+    assert folds.judged_cohorts(table, ["d3"], 2).class_1.tolist() == [2]
     with pytest.raises(ValueError, match=r"d3 has 2 patients of class 0 and 2 .* take n_folds 2"):
-        probe.judged_cohorts(table, ["d1", "d3"], 5)
+        folds.judged_cohorts(table, ["d1", "d3"], 5)
     with pytest.raises(ValueError, match=r"no patient of radio has a label; .*: d1, d2, d3"):
-        probe.judged_cohorts(table, ["d1+radio"], 5)
+        folds.judged_cohorts(table, ["d1+radio"], 5)
     with pytest.raises(ValueError, match=r"found 2 of class 0 and 1 of class 1: take fewer folds"):
         probe.patient_folds([0, 0, 1], ["a", "b", "c"], 2)
 
