@@ -141,6 +141,20 @@ def test_verdicts(means, lows, expected):
     assert audit.verdict(table) == expected
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_one_of_five_differences_is_enough_to_doubt_a_claim(place):
+    table = pd.DataFrame({"mean": 0.2, "low": [0.1] * 5, "high": 0.3})
+    assert audit.verdict(table) == "supported"
+    for values, expected in (
+        ({"low": 0.0}, "cannot be told"),
+        ({"low": np.nan}, "cannot be told"),
+        ({"mean": 0.0, "low": -0.1}, "not supported"),
+    ):
+        changed = table.copy()
+        changed.loc[place, list(values)] = list(values.values())
+        assert audit.verdict(changed) == expected
+
+
 def test_a_claim_is_judged_by_its_least_difference():
     rows = [("d1", "wsp", "simclr", 0.2), ("d1", "wsp", "byol", -0.1), ("d2", "wsp", "byol", 0.3)]
     table = pd.DataFrame(rows, columns=["cohort", "better", "worse", "mean"])

@@ -274,6 +274,14 @@ def test_permutation_null_tells_signal_from_noise():
     assert 0.35 < np.mean(several) < 0.85  # uniform on .2 ... 1: mean .6, standard error .09
 
 
+def test_a_shuffle_that_ties_with_the_probe_counts_as_reaching_it():
+    """A feature that is the same for all: every AUC is one half, and p is 1, not 1 / (1 + n)."""
+    _, labels, patients = make_slices(0.0)
+    rng = np.random.default_rng(0)
+    auc, null, p = statistics.permutation_null(np.ones((80, 1)), labels, patients, n=4, rng=rng)
+    assert auc == 0.5 and null.tolist() == [0.5] * 4 and p == 1
+
+
 def test_permutation_within_data_sets_keeps_what_the_data_set_tells():
     """The feature is the data set, whose class shares are 4:1 and 1:4."""
     labels = np.repeat([1, 0, 1, 0], [24, 6, 6, 24])
