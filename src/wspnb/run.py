@@ -209,6 +209,30 @@ def _line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 
+def log_progress(path: str) -> None:
+    """Let every progress bar of this process also write a line to ``path``, at most one in 20 s.
+
+    For runs without a terminal; the runner calls it in the kernel before the notebook begins.
+    """
+    import tqdm.auto
+
+    class Logged(tqdm.auto.tqdm):
+        """A bar that is also a log."""
+
+        last = 0.0
+
+        def display(self, *args, **kwargs):
+            now = time.monotonic()
+            if self.n and (now - self.last > 20 or self.n == self.total):
+                self.last = now
+                line = f"{time.strftime('%H:%M:%S')} {self.desc or ''} {self.n} of {self.total}"
+                with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+                    print(f"{line}, {self.format_dict['elapsed']:.0f} s", file=file)
+            return super().display(*args, **kwargs)
+
+    tqdm.auto.tqdm = Logged
+
+
 def run(notebook: Path, out: Path, parameters: dict) -> float:
     """Execute a notebook in its own folder; ``out`` appears only on success.
 
@@ -225,6 +249,9 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     for left in out.parent.glob(f".{glob.escape(out.stem)}.[0-9]*.ipynb"):
         left.unlink()  # of a run that was killed
     failed = out.with_name(f"{out.stem}.failed.ipynb")
+    log = out.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    begin = f"__import__('wspnb.run').run.log_progress({str(log)!r})"
     start = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="wspnb-") as folder:
@@ -242,7 +269,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
                 kernel_name="python3",
                 coalesce_streams=True,
                 config=Config(KernelManager=sockets | {"shutdown_wait_time": 20.0}),
-                extra_arguments=["--log-level=CRITICAL"],  # of the kernel: not about transport
+                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={begin}"],
             )
     except BaseException:
         if temporary.exists():

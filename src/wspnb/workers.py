@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,9 +52,23 @@ def in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def count_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use, one at least: what the scheduler gives, and in a container
+    (Docker, Binder, Kubernetes) no more than its share of time.
+
+    Args:
+        cgroup: where Linux says the share, versions 2 and 1 of it.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    version_1 = [cgroup / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
+    for files in ([cgroup / "cpu.max"], version_1):
+        try:
+            quota, period = (int(n) for file in files for n in file.read_text().split())
+        except (OSError, ValueError):  # not this version, or "max": no share is set
+            continue
+        if quota > 0:
+            there = min(there, quota // period)
+    return max(1, there or 1)
 
 
 def start_worker() -> None:

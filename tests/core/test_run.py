@@ -161,6 +161,17 @@ def test_one_output_has_one_writer(notebook, tmp_path, capfd):
     assert [p.name for p in out.parent.iterdir()] == ["one.ipynb"]
 
 
+def test_progress_goes_to_a_log_beside_the_output(notebook, tmp_path):
+    content = nbformat.read(notebook, as_version=4)
+    bar = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3), desc='steps'):\n    pass"
+    content.cells.append(new_code_cell(bar))
+    nbformat.write(content, notebook)
+    run.run(notebook, tmp_path / "out.ipynb", {})
+    lines = (tmp_path / "out.log").read_text().splitlines()
+    assert " steps 3 of 3, 0 s" in lines[-1]
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs  # and stays in the notebook
+
+
 def test_exit_codes_and_files(notebook, tmp_path, capfd):
     out = tmp_path / "out" / "one.ipynb"
     assert run.main([str(notebook), str(out), "-p", "setps", "1"]) == 2
