@@ -279,3 +279,56 @@ def test_names_that_are_not_utf8(tmp_path):
     for name in ("Müller", "Z"):
         read, _, _ = load_hu(tmp_path / "nifti" / f"{name}.nii.gz")
         np.testing.assert_array_equal(read, as_read(volume()))
+
+
+def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    abdomen, head = volume(), volume(2)
+    venous = write_series(dicom / "P" / "a", abdomen, 1, ContrastBolusAgent="iodine")
+    other = write_series(dicom / "P" / "b", head, 2, SeriesDescription="head")
+    write_series(dicom / "P" / "c", volume()[:, :, :1], 3, SeriesDescription="scout")
+    command = [str(dicom), str(nifti)]
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "write x under take in series.csv" in said and "head" in said
+    table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
+    table = table.set_index("series")
+    row = table.loc[venous]
+    assert (row.folder, row.plane, row.contrast, row.images) == ("a", "axial", "iodine", "6")
+    assert float(row.extent_mm) == 12.5 and not (nifti / "P.nii.gz").exists()
+    for uid, hu in ((venous, abdomen), (other, head)):
+        table["take"] = ["x" if uid == one else "" for one in table.index]
+        table.reset_index().to_csv(nifti / "series.csv", index=False)
+        assert main(command) == 0
+        np.testing.assert_array_equal(load_hu(nifti / "P.nii.gz")[0], hu[::-1, ::-1])
+        table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
+        table = table.set_index("series")
+        assert table.converted[uid] == "yes" and (table.converted == "yes").sum() == 1
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "(there already, not converted again)" in capsys.readouterr().out
+    table["take"] = "x"
+    table.reset_index().to_csv(nifti / "series.csv", index=False)
+    assert main(command) == 1 and "3 series are taken" in capsys.readouterr().err
+    assert not (nifti / "P.nii.gz").exists()  # not that of a choice that is gone
+
+
+def test_a_scout_beside_a_ct_asks_nothing_and_an_odd_end_slice_is_dropped_by_name(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    heights = np.array([-40, -37.5, -35, -32.5, -30, -20])  # the last is further away
+    uid = write_series(dicom / "P" / "a", volume(), 1, heights)
+    write_series(dicom / "P" / "b", volume()[:, :, :1], 2, SeriesDescription="scout")
+    command = [str(dicom), str(nifti)]
+    assert main(command) == 1 and "gaps of 2.50 to 10.00 mm" in capsys.readouterr().err
+    table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
+    last = next((dicom / "P" / "a").glob("*-5.dcm")).name
+    table.loc[table.series == uid, "drop"] = last
+    table.to_csv(nifti / "series.csv", index=False)
+    assert main(command) == 0 and f"(without {last})" in capsys.readouterr().out
+    hu = load_hu(nifti / "P.nii.gz")[0]
+    np.testing.assert_array_equal(hu, volume()[::-1, ::-1, :5])
+    listing = pd.read_csv(nifti / "files" / "P.csv")
+    assert (listing.use == "dropped as series.csv says").sum() == 1
+    table.loc[table.series == uid, "drop"] = "nothing.dcm"
+    table.to_csv(nifti / "series.csv", index=False)
+    assert main(command) == 1 and "no file nothing.dcm to drop" in capsys.readouterr().err

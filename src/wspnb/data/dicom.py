@@ -7,7 +7,6 @@ from a part of a series: a file that cannot be read might belong to it.
     python -m wspnb.data.dicom DICOM_FOLDER NIFTI_FOLDER [--series UID ...]
 """
 
-import argparse
 import filecmp
 import os
 import sys
@@ -21,7 +20,6 @@ import numpy as np
 import pandas as pd
 
 from wspnb.data.volumes import write_image
-from wspnb.files import write_csv
 
 DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
 # What must be the same in all slices of a series.
@@ -34,7 +32,7 @@ BLOCKS = ("AcquisitionNumber", "AcquisitionUID", "TemporalPositionIdentifier", "
 BLOCKS += ("TriggerTime", "NominalPercentageOfCardiacPhase")
 RESCALE = ("RescaleSlope", "RescaleIntercept")
 TAGS = (*SAME, *BLOCKS, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames")
-TAGS += ("ImagePositionPatient", "SeriesDescription")
+TAGS += ("ImagePositionPatient", "SeriesDescription", "ContrastBolusAgent")
 
 
 class File(NamedTuple):
@@ -364,36 +362,10 @@ def _words(files: list[File]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Every folder in a folder is a patient; 1 if any could not be converted."""
-    parser = argparse.ArgumentParser(prog="python -m wspnb.data.dicom", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="one folder per patient")
-    parser.add_argument("out", type=Path, help="gets PATIENT.nii.gz, and files/PATIENT.csv")
-    parser.add_argument("--series", nargs="*", default=(), help="SeriesInstanceUIDs to take")
-    asked = parser.parse_args(arguments)
-    if not asked.folder.is_dir():
-        parser.error(f"{asked.folder}: no such folder")
-    patients = sorted(p for p in asked.folder.iterdir() if p.is_dir())
-    problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
-    for patient in patients:
-        name = printable(patient.name)
-        out, files, used = asked.out / f"{name}.nii.gz", [], ""
-        if out.exists():
-            print(out, "(there already, not converted again)")
-            continue
-        try:
-            files = index(patient)
-            convert_series(patient, out, tuple(asked.series), files)
-            found = find_series(patient, files)
-            used = next(uid for uid in found if not asked.series or uid in asked.series)
-            print(out)
-        except (ValueError, OSError, RuntimeError) as error:
-            problems.append(str(error))
-        listing = account(files, used)
-        write_csv(asked.out / "files" / f"{name}.csv", listing)
-        if left := (listing.use != "used").sum():
-            print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
-    print(*problems, sep="\n", file=sys.stderr)
-    return 1 if problems else 0
+    """See :func:`wspnb.data.series.main`."""
+    from wspnb.data import series
+
+    return series.main(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,176 @@
+"""Which series of a patient becomes a volume: a table to choose in, which is read back.
+
+``OUT/series.csv`` has a row for every series below the patients' folders. Where one series of a
+patient can be a volume, it is taken; where several can, one is chosen by any sign under ``take``
+(``x``). A changed choice converts again. ``drop`` names a file to leave out, such as one odd slice
+at an end; several are parted by semicolons.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from wspnb.data.dicom import File, account, convert_series, find_series, index, printable
+from wspnb.files import write_csv
+
+COLUMNS = ("take", "drop", "patient", "folder", "images", "plane", "extent_mm", "thickness_mm")
+COLUMNS += ("kernel", "contrast", "time", "description", "modality", "series", "converted")
+
+
+def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
+    """A row of the table.
+
+    Args:
+        patient: folder of the patient.
+        uid: of the series.
+        files: of the series.
+
+    Returns:
+        ``plane`` (axial, coronal, sagittal, or "" where slices have no place), ``extent_mm`` along
+        the normal from the first to the last slice, and the rest as DICOM says it.
+    """
+    tags = next((file.tags for file in files if not file.damaged), files[0].tags)
+    places = [f.tags["ImagePositionPatient"] for f in files]
+    places = np.array([p for p in places if isinstance(p, tuple) and len(p) == 3])
+    along, plane, extent = tags["ImageOrientationPatient"], "", ""
+    if isinstance(along, tuple) and len(along) == 6 and len(places):
+        normal = np.cross(along[:3], along[3:])
+        plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
+        extent = round(float(np.ptp(places @ normal)), 1)
+    place = os.path.commonpath([os.path.dirname(file.path) for file in files])
+    return {
+        "patient": printable(patient.name),
+        "folder": printable(os.path.relpath(place, patient)),
+        "images": len(files),
+        "plane": plane,
+        "extent_mm": extent,
+        "thickness_mm": tags["SliceThickness"],
+        "kernel": tags["ConvolutionKernel"],
+        "contrast": tags["ContrastBolusAgent"],
+        "time": tags["AcquisitionTime"],
+        "description": tags["SeriesDescription"],
+        "modality": tags["Modality"],
+        "series": uid,
+    }
+
+
+def choose(rows: pd.DataFrame) -> str:
+    """The series that becomes the patient's volume.
+
+    Args:
+        rows: of one patient.
+
+    Returns:
+        Its SeriesInstanceUID: the one taken; else the only CT of more than one image, so that a
+        scout beside it does not matter; else the only one there is, which may be refused later.
+
+    Raises:
+        ValueError: if several are taken, or several could be.
+    """
+    taken = rows[rows["take"] != ""]
+    if len(taken) > 1:
+        raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
+    able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
+    for found in (taken, able, rows):
+        if len(found) == 1:
+            return found.series.iloc[0]
+    listed = [
+        f"  {r.series}  {r.images} images, {r.modality or 'unknown'}, {r.plane or 'no plane'},"
+        f" {r.extent_mm} mm, {r.description or 'no description'}"
+        for r in rows.itertuples()
+    ]
+    raise ValueError(
+        f"{len(rows)} series to choose from, one is needed: write x under take in series.csv, and"
+        " give the command again\n" + "\n".join(listed)
+    )
+
+
+def convert_patient(
+    patient: Path, out: Path, known: pd.DataFrame, series=()
+) -> tuple[pd.DataFrame, str]:
+    """One patient's volume, unless it is there and the choice has not changed.
+
+    Args:
+        patient: folder.
+        out: folder of the volumes.
+        known: rows of the table from an earlier call.
+        series: UIDs that go before what is taken there.
+
+    Returns:
+        The patient's rows, and what is wrong, or "".
+    """
+    name = printable(patient.name)
+    files, file = index(patient), out / f"{name}.nii.gz"
+    rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
+    rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
+    rows = pd.DataFrame(rows, columns=list(COLUMNS)).set_index("series", drop=False)
+    for column in ("take", "drop", "converted"):
+        rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
+    if named := [uid for uid in rows.index if uid in series]:
+        rows["take"] = ["x" if uid in named else "" for uid in rows.index]
+    problem, uid = "", ""
+    try:
+        if not len(rows):
+            convert_series(patient, file, (), files)  # says why there is none
+        uid = choose(rows)
+        drop = rows.loc[uid, "drop"]
+        state = f"yes, without {drop}" if drop else "yes"
+        kept, gone = [], {part.strip() for part in drop.split(";") if part.strip()}
+        for entry in files:
+            names = {printable(os.path.relpath(entry.path, patient)), Path(entry.path).name}
+            kept += [] if names & gone else [entry]
+            gone -= names if names & gone else set()
+        if gone:
+            raise ValueError(f"{printable(patient)}: no file {', '.join(sorted(gone))} to drop")
+        if file.exists() and (rows.loc[uid, "converted"] == state or not len(known)):
+            print(file, "(there already, not converted again)")
+        else:
+            convert_series(patient, file, (uid,), kept)
+            print(file, f"(without {drop})" if drop else "")
+        rows["converted"] = [state if one == uid else "" for one in rows.index]
+    except (ValueError, OSError, RuntimeError) as error:
+        problem, uid = str(error), ""
+        problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
+        if (rows.converted != "").any():  # of another choice, or of files that have changed since
+            file.unlink(missing_ok=True)
+            rows["converted"] = ""
+    listing = account(files, uid)
+    if uid and rows.loc[uid, "drop"]:
+        dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
+        listing.loc[dropped, "use"] = "dropped as series.csv says"
+    write_csv(out / "files" / f"{name}.csv", listing)
+    if left := (listing.use != "used").sum():
+        print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
+    return rows, problem
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Every folder in a folder is a patient; 1 if any could not be converted."""
+    parser = argparse.ArgumentParser(prog="python -m wspnb.data.dicom", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help="one folder per patient")
+    parser.add_argument("out", type=Path, help="gets PATIENT.nii.gz, series.csv, files/PATIENT.csv")
+    parser.add_argument("--series", nargs="*", default=(), help="SeriesInstanceUIDs to take")
+    asked = parser.parse_args(arguments)
+    if not asked.folder.is_dir():
+        parser.error(f"{asked.folder}: no such folder")
+    patients = sorted(p for p in asked.folder.iterdir() if p.is_dir())
+    problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
+    table, known = asked.out / "series.csv", pd.DataFrame(columns=list(COLUMNS))
+    if table.exists():
+        known = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if missing := [name for name in COLUMNS if name not in known]:
+            parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
+    found = []
+    for patient in patients:
+        own = known[known.patient == printable(patient.name)]
+        rows, problem = convert_patient(patient, asked.out, own, tuple(asked.series))
+        found.append(rows)
+        problems += [problem] if problem else []
+        rest = known[~known.patient.isin([p for t in found for p in t.patient])]
+        write_csv(table, pd.concat([*found, rest])[list(COLUMNS)])
+    print(*problems, sep="\n", file=sys.stderr)
+    return 1 if problems else 0
