@@ -71,7 +71,7 @@ def contrastive_loss(
         itself = torch.eye(2 * n, dtype=torch.bool, device=logits.device)
         below = logits if denominator == "printed" else logits.masked_fill(itself, -math.inf)
         if negatives is not None:
-            below = below + _whole(negatives, views).log().repeat(2, 2)
+            below = below + check_negatives(_whole(negatives, views)).log().repeat(2, 2)
         if denominator == "all":
             log_sum = below.logsumexp(1, keepdim=True)  # (2n, 1)
         else:

@@ -64,7 +64,7 @@ def test_whole_record_then_without_network(server, tmp_path):
     paths = fetch(server, tmp_path)
     assert [p.read_bytes() for p in paths] == [BIG, b"small", b""]
     assert server.sent("big.bin") == len(BIG)
-    assert server.agents == {f"wspnb/{downloads.version('wspnb')}"}
+    assert server.agents == {f"wspnb/{downloads.package_version('wspnb')}"}
     pinned = json.loads((tmp_path / "registry.json").read_text())
     assert pinned["record"] == RECORD and [f["size"] for f in pinned["files"]] == [1_000_003, 5, 0]
     assert all(set(f) == {"key", "size", "checksum"} for f in pinned["files"])
