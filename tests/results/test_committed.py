@@ -94,3 +94,12 @@ def test_tables_without_scores_are_told_from_equal_ones(figures):
     found = committed.verify(figures).set_index("file").found
     assert found["own.csv"] == "not from scores: none are committed"
     assert found["position_help.csv"].startswith("not from scores: one row per training")
+
+
+def test_a_run_is_published_with_its_scores_and_tables(figures):
+    found = committed.publish(figures.parent, "mine", "_mine", figures)
+    assert {"table1_mine", "table3_mine", "audit_claims_mine"} <= set(found)
+    kept = tables.auc_table(tables.read_runs(figures / "runs" / "mine")).round(4)
+    table = pd.read_csv(figures / "table1_mine.csv")
+    assert table.auc_d12.tolist() == kept.auc_d12.tolist() and len(table) == 4
+    assert set(committed.verify(figures).found) == {"equal"}

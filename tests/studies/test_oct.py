@@ -256,3 +256,17 @@ def test_linear_layer_and_table(judged):
     assert none.soft_minus_low > 0.2 and np.isnan(best.soft_minus_low)
     one_class = np.zeros_like(labels)
     assert (oct.probabilities(features, one_class, train, test) == 0).all()
+
+
+def test_findings_are_those_of_the_intervals():
+    names = [oct.ROWS[m] for m in ("supervised", "simclr", "byol", "soft")]
+    columns = {"method": names, "macro_auroc": [0.9, 0.8, 0.6, 0.7]}
+    columns |= {"low": 0.5, "high": 0.95, "soft_minus": [-0.2, -0.1, 0.1, 0.0]}
+    columns |= {"soft_minus_low": [-0.3, -0.2, 0.05, np.nan]}
+    columns |= {"soft_minus_high": [-0.1, 0.01, 0.2, np.nan]}
+    first, second = oct.findings(pd.DataFrame(columns))
+    assert first == "Supervised is first with 0.90 [0.50, 0.95]."
+    assert second.startswith(
+        "The product kernel (ours) has 0.70, place 3 of 4; ahead of BYOL (+0.10); "
+        "behind Supervised (-0.20); from the others"
+    )

@@ -237,3 +237,24 @@ def test_the_notebook_trains_a_tiny_study_and_publishes_it(tmp_path):
     table = position_runs.read_table(tmp_path / "figs" / "position_help.csv")
     assert len(position_runs.last_rows(table)) == 2 * 70
     assert (tmp_path / "figs" / "position_help.pdf").stat().st_size > 1000
+
+
+def test_findings_name_the_points_whose_interval_leaves_out_zero():
+    rows = []
+    for point, gain in (("base", 0.0), ("scale=1.0", 0.1)):
+        for seed in range(3):
+            for method in ("random", "simclr", "supcon", "depth_aware", "wsp"):
+                auc = 0.7 + 0.01 * seed + (gain + 0.001 * seed) * (method == "wsp")
+                row = {"level": "minimal", "point": point, "seed": seed, "method": method}
+                marked = method == "supcon" and point != "base"
+                rows.append(row | {"step": 300, "auc_d1": auc, "collapsed": marked})
+    lines = position_runs.findings(pd.DataFrame(rows))
+    assert lines[0] == (
+        "WSP minus SupCon: +0.00 [-0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
+        "not told at 1 of 2 points."
+    )
+    assert lines[-1] == (
+        "SupCon is marked in 3 of 6 runs; their mean AUC on D1 is 0.71, that of untrained "
+        "encoders 0.71."
+    )
+    assert position_runs.findings(pd.DataFrame(rows), "images") == []
