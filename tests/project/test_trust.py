@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 KILLS, SEED = int(os.environ.get("KILLS", 2)), int(os.environ.get("SEED", 0))
 MARK = "WSPNB_TRUST"  # in the environment of all that a test starts
-SMALL = {"image_size": 48, "backbone": "tiny_padded", "precision": "no", "batch_size": 8}
+SMALL = {"image_size": 48, "backbone": "tiny_padded", "precision": "'no'", "batch_size": 8}
 SMALL |= {"scale": 0.01, "scale_histology": 0.3, "spacing_mm": 14.0, "warmup_steps": 1}
 SMALL |= {"n_steps": 200, "log_every": 1, "evaluate": "[d1]", "methods": "[random, wsp]"}
 pytestmark = [pytest.mark.trust, pytest.mark.slow]
