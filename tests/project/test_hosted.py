@@ -93,8 +93,9 @@ def test_binder_builds_from_the_lock():
     for script in ("postBuild", "start"):
         assert os.access(ROOT / "binder" / script, os.X_OK)
     address = (ROOT / "binder" / "README.md").read_text(encoding="utf-8")
-    opened = re.search(r"\?urlpath=lab/tree/runs/lab/(\S+?)`", address)[1]
-    assert (ROOT / "notebooks" / opened).exists()
+    opened = [re.search(r"\?urlpath=lab/tree/runs/lab/(\S+?)`", address)[1]]
+    opened += re.findall(r"\?labpath=runs/lab/(\S+)", (ROOT / "README.md").read_text("utf-8"))
+    assert len(opened) == 2 and all((ROOT / "notebooks" / name).exists() for name in opened)
 
 
 def test_workers_are_as_many_as_the_container_gives(tmp_path):
