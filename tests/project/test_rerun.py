@@ -114,7 +114,7 @@ def test_content_decides_not_dates(project):
     project.edit("src/wspnb/losses.py", '"""', '"""Another word. ')
     project.edit("src/wspnb/plots.py", "def save_figure", "A_COLOUR = 'red'\n\n\ndef save_figure")
     project.run()
-    drawn = {name for name in ALL if name[:3] in ("00_", "00b", "04_", "05_", "06_", "06b")}
+    drawn = {name for name in ALL if name[:3] in ("00_", "00b", "04_", "05_", "05b", "06_", "06b")}
     assert project.ran() == drawn  # pictures are what these give
     project.run()
     assert project.ran() == set()
