@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc gpu smoke book test verify docs bench check lab clean
+.PHONY: help reproduce plan tables lihc gpu smoke book test verify docs browser bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ADRENAL LIHC LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
 
@@ -61,6 +61,10 @@ docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
 
 gpu: $(STAMP)  ## with a card: its tests, its speed and the runs of the reference experiment, nine minutes -> runs/gpu/
 	$(BIN)/python benchmarks/gpu.py --plans reference,variants --size 64
+
+browser: $(STAMP)  ## JupyterLab and the pages of the smoke run in Chromium (after make smoke): screenshots in runs/browser/
+	$(BIN)/python docs/book.py runs/smoke runs/smoke/book
+	$(BIN)/python -m pytest -m browser --durations 8 tests/project/test_browser.py
 
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py
