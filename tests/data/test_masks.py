@@ -257,6 +257,20 @@ def test_claim_refuses_other_settings_and_begins_afresh_on_demand(tmp_path):
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["notes.txt", "settings.json"]  # other people's files stay
     assert json.loads((tmp_path / "settings.json").read_text()) == {"mask_steps": 4}
+    masks.claim(tmp_path, {"source": "0123"}, resume=False)
+    with pytest.raises(ValueError, match="masks or patients of source_dir changed"):
+        masks.claim(tmp_path, {"source": "4567"})  # no bare hashes
+
+
+def test_a_corrected_label_draws_no_mask_again(tmp_path):
+    (tmp_path / "v.nii").write_bytes(b"volume")
+    table = pd.DataFrame({"volume": [str(tmp_path / "v.nii")], "mask": "", "patient": "a"})
+    first = masks.digest(table.assign(label=0, cohort="d1"))
+    assert masks.digest(table.assign(label=1, cohort="d2", coding="")) == first
+    assert masks.digest(table.assign(label=0, patient="b")) != first
+    assert masks.digest(table.assign(label=0, coding="HU")) != first
+    (tmp_path / "v.nii").write_bytes(b"another")
+    assert masks.digest(table.assign(label=0)) != first
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -224,7 +224,11 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     if note.exists():
         then = json.loads(note.read_text(encoding="utf-8"))
         other = [
-            f"{k}: {then.get(k)} there, {v} now" for k, v in settings.items() if then.get(k) != v
+            f"volumes, masks or patients of {k}_dir changed"
+            if k in ("source", "train")
+            else f"{k}: {then.get(k)} there, {v} now"
+            for k, v in settings.items()
+            if then.get(k) != v
         ]
         if other:
             raise ValueError(
@@ -237,8 +241,9 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
 
 
 def digest(table: pd.DataFrame) -> str:
-    """What a resumed run must find again: the rows of a cohort and the content of their files."""
+    """What a resumed run must find again: patients and the content of their files. Labels are none
+    of a mask's business, and the project may move."""
     files = [file_stamp(path) for path in [*table.volume, *table["mask"]]]
-    names = table.assign(volume=table.volume.map(stem), mask=table["mask"].map(stem))
-    text = names.to_csv(index=False) + json.dumps(files)  # the project may move
+    codings = table.get("coding", pd.Series("", table.index)).tolist()
+    text = json.dumps([table.patient.tolist(), codings, table.volume.map(stem).tolist(), files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
