@@ -70,15 +70,8 @@ class Config:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
                 )
-        for name in (
-            "sigma",
-            "temperature",
-            "batch_size",
-            "n_steps",
-            "learning_rate",
-            "image_size",
-            "crop_area",
-        ):
+        positive = ("sigma", "temperature", "batch_size", "n_steps", "learning_rate", "image_size")
+        for name in (*positive, "crop_area"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         for name in ("warmup_steps", "weight_decay", "translate", "severe_from", "seed"):
@@ -139,6 +132,8 @@ def slice_positions(table: pd.DataFrame, stored: str, wanted: str) -> Tensor:
     position = table.position.to_numpy(float)
     if stored != wanted:
         position = np.round(position * steps[stored]) / steps[wanted]
+        if wanted == "k/(n-1)":  # one slice alone lies in the middle
+            position = np.where(n == 1, 0.5, position)
     return torch.tensor(position, dtype=torch.float32)
 
 
