@@ -501,13 +501,24 @@ def test_a_project_can_move_and_its_copy_is_the_same_store(tmp_path):
     assert contents(write(csv, tmp_path / "moved" / "project" / "store")) == stores[0]
 
 
-def test_checksum_is_of_images_and_table(tmp_path):
-    import hashlib
-
-    folder = write(make_cohort(tmp_path / "source", 2), tmp_path / "store")
-    content = (folder / "slices.npy").read_bytes() + (folder / "slices.csv").read_bytes()
-    settings = json.loads((folder / "store.json").read_text())
-    assert settings["sha256"] == hashlib.sha256(content).hexdigest()
+def test_checksum_is_of_the_images_and_not_of_their_labels(tmp_path):
+    sums = []
+    for number, (label, first) in enumerate([("0", b"\0"), ("1", b"\0"), ("0", b"\1")]):
+        csv = make_cohort(tmp_path / f"source{number}", 2)
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        table.assign(label=label).to_csv(csv, index=False)
+        folder = write(csv, tmp_path / f"store{number}")
+        verify_store(folder)
+        sums.append(json.loads((folder / "store.json").read_text())["sha256"])
+        with (folder / "slices.npy").open("r+b") as images:
+            images.seek(-1, os.SEEK_END)
+            last = images.read(1)
+            images.seek(-1, os.SEEK_END)
+            images.write(bytes([last[0] ^ first[0]]))
+        if first != b"\0":
+            with pytest.raises(ValueError):
+                verify_store(folder)
+    assert sums[0] == sums[1] == sums[2]
 
 
 @pytest.mark.parametrize("hold", [None, True])
