@@ -21,8 +21,8 @@ class Keeper:
                 ...
                 keep(step, loss, view_1, view_2, features)
 
-    A signal that arrives within a step ends the run after it, with a checkpoint; a second one ends
-    it at once. What is saved is therefore always the state between two steps.
+    A signal that arrives within a step ends the run after it, with a checkpoint; a second Ctrl-C
+    ends it at once. What is saved is therefore always the state between two steps.
 
     Args:
         checkpoint: file to write.
@@ -87,10 +87,10 @@ class Keeper:
             signal.raise_signal(self.asked)
 
     def _ask(self, number, _):
-        if self.asked:
+        if self.asked == number == signal.SIGINT:
             self.__exit__()
             signal.raise_signal(number)
-        self.asked = number
+        self.asked = self.asked or number  # the runner sends SIGINT, then SIGTERM
 
     def _look(self, step: int) -> None:
         """Stop where a loss since the last look is not finite."""

@@ -353,10 +353,11 @@ def test_foreign_notebooks_beside_ours_are_passed_over(notebook, tmp_path):
 def test_a_stopped_run_lets_its_kernel_save(tmp_path, number):
     """SIGTERM as from Slurm, Ctrl-C as in a terminal: the kernel is told and waited for."""
     code = "import pathlib, signal, time\nstopped = []\n"
-    code += "signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))\n"
+    code += "for s in (signal.SIGINT, signal.SIGTERM):\n"
+    code += "    signal.signal(s, lambda *_: stopped.append(1))\n"
     code += "pathlib.Path('ready').touch()\nwhile not stopped:\n    time.sleep(0.1)\n"
     code += "pathlib.Path('saved').touch()\n"
-    code += "signal.signal(signal.SIGTERM, signal.SIG_DFL)\nsignal.raise_signal(signal.SIGTERM)"
+    code += "raise KeyboardInterrupt"
     command = [sys.executable, "-m", "wspnb.run", simple(tmp_path, code).name, "o.ipynb"]
     started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -365,4 +366,4 @@ def test_a_stopped_run_lets_its_kernel_save(tmp_path, number):
     started.send_signal(number)
     said = started.communicate(timeout=120)[1]
     assert started.returncode == 130 and (tmp_path / "saved").exists()
-    assert said.split() == ["o", "interrupted"]
+    assert "Traceback" not in said and "interrupted" in said
