@@ -72,7 +72,7 @@ bench: $(STAMP)  ## speed and memory against plain versions, side by side -> ben
 check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not slurm and not trust and not browser"
 
 lab: $(STAMP)  ## JupyterLab with working copies of the notebooks: yours to change, runs/ of the workflow stays
 	$(BIN)/python workflow/lab.py $(LAB)
