@@ -5,12 +5,27 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 
+def sides(group: str) -> tuple[list[str], list[str]]:
+    """Cohorts of an entry of ``evaluate`` that a probe is fitted on, and that it is judged on.
+
+    "d1+d2" is both: its patients are dealt to folds. "d1>d2" is fitted on all of d1 and judged on
+    d2, as one cohort's probe would be used in another hospital.
+    """
+    fitted, _, judged = group.partition(">")
+    return fitted.split("+"), (judged or fitted).split("+")
+
+
+def cohorts_of(evaluate: list[str]) -> list[str]:
+    """Names of all cohorts that the entries of ``evaluate`` speak of, sorted."""
+    return sorted({name for group in evaluate for side in sides(group) for name in side})
+
+
 def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -> pd.DataFrame:
     """Patients of each class in the cohorts to judge, checked before anything is trained.
 
     Args:
         table: slices, or volumes, with patient, cohort and label (missing where unknown).
-        evaluate: names of cohorts; a plus joins them.
+        evaluate: names of cohorts; a plus joins them, "d1>d2" is fitted on d1, judged on d2.
         n_folds: number of folds.
 
     Returns:
@@ -25,24 +40,61 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
         raise ValueError(f"n_folds={n_folds}: at least two")
     labelled, rows = table[table.label.notna()], []
     for group in evaluate:
-        absent = sorted(set(group.split("+")) - set(labelled.cohort))
+        absent = sorted(set(cohorts_of([group])) - set(labelled.cohort))
         if absent:
             known = ", ".join(sorted(labelled.cohort.unique())) or "none"
             raise ValueError(
                 f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
                 f" {known}. Correct evaluate, or set it to [] and do not judge"
             )
-        people = labelled[labelled.cohort.isin(group.split("+"))].drop_duplicates("patient")
-        counts = [int((people.label == k).sum()) for k in (0, 1)]
+        fitted, judged = (
+            labelled[labelled.cohort.isin(side)].drop_duplicates("patient") for side in sides(group)
+        )
+        counts = [int((fitted.label == k).sum()) for k in (0, 1)]
         if min(counts) < max(n_folds, 2):
             advice = f"n_folds {min(counts)}" if min(counts) > 1 else "more patients"
             raise ValueError(
                 f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of class 1,"
                 f" too few for {n_folds} folds: take {advice}, or leave it out of evaluate"
             )
-        row = {"cohort": group, "class_0": counts[0], "class_1": counts[1], "folds": n_folds}
-        rows.append(row | {"interval": min(counts) >= 2 * n_folds})
+        n_parts = n_folds
+        if ">" in group:
+            if both := sorted(set(fitted.patient) & set(judged.patient)):
+                raise ValueError(f"evaluate: {group}: patients on both sides: {both[:5]}")
+            counts, n_parts = [int((judged.label == k).sum()) for k in (0, 1)], 1
+            if not min(counts):
+                raise ValueError(
+                    f"evaluate: {group}: {counts[0]} patients of class 0 and {counts[1]} of class 1"
+                    " to judge on: there must be both, or leave it out of evaluate"
+                )
+        row = {"cohort": group, "class_0": counts[0], "class_1": counts[1], "folds": n_parts}
+        rows.append(row | {"interval": min(counts) >= 2 * n_parts})
     return pd.DataFrame(rows)
+
+
+def deal(slices: pd.DataFrame, group: str, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
+    """Patients of an entry of ``evaluate`` with the fold in which each is judged.
+
+    Args:
+        slices: patient, cohort and label of each labelled slice.
+        group: see :func:`sides`.
+        n_folds, seed: as :func:`patient_folds`.
+
+    Returns:
+        One row per patient: patient, label, fold. With ">" the judged are fold 0, and -1 are those
+        who are fitted on and not judged.
+
+    Raises:
+        ValueError: as :func:`patient_folds`, or if a patient is on both sides of ">".
+    """
+    fitted, judged = (slices[slices.cohort.isin(side)] for side in sides(group))
+    if ">" not in group:
+        return patient_folds(judged.label, judged.patient, n_folds, seed)
+    if both := sorted(set(fitted.patient) & set(judged.patient)):
+        raise ValueError(f"evaluate: {group}: patients on both sides: {both[:5]}")
+    parts = [patient_folds(part.label, part.patient, 2).assign(fold=fold)
+             for fold, part in ((-1, fitted), (0, judged))]  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from wspnb.augment import to_unit
-from wspnb.files import read_csv, whole, write_csv, write_text
-from wspnb.folds import checked, patient_folds
+from wspnb.files import whole, write_csv, write_text
+from wspnb.folds import checked, cohorts_of, deal, patient_folds
 from wspnb.models import build_encoder
 from wspnb.pretrain import UNTRAINED
 
@@ -41,12 +41,7 @@ class Probe(NamedTuple):
 
     @property
     def sd(self) -> float:
-        return float(self.fold_auc.std(ddof=1))
-
-
-def read_slices(folder: Path) -> pd.DataFrame:
-    """``slices.csv`` of a probe, row-aligned with its features."""
-    return read_csv(folder / "slices.csv")
+        return float(self.fold_auc.std(ddof=1)) if len(self.fold_auc) > 1 else float("nan")
 
 
 def load_encoder(
@@ -79,9 +74,7 @@ def load_encoder(
     except Exception as error:
         raise ValueError(f"{file}: no encoder of {backbone} ({error}): run 02 again") from None
     if not all(weights.isfinite().all() for weights in encoder.state_dict().values()):
-        raise ValueError(
-            f"{file}: weights that are not finite, the training diverged: run 02 again"
-        )
+        raise ValueError(f"{file}: weights not finite, the training diverged: run 02 again")
     return encoder.eval(), found
 
 
@@ -189,13 +182,10 @@ def features_key(encoder: nn.Module, data: str, rows) -> str:
 def saved_features(folder: Path, key: str) -> np.ndarray | None:
     """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None if there are others or
     none."""
-    results = folder / "results.json"
-    if (
-        not results.exists()
-        or json.loads(results.read_text(encoding="utf-8")).get("features") != key
-    ):
+    if not (file := folder / "results.json").exists():
         return None
-    return np.load(folder / "features.npy")
+    same = json.loads(file.read_text(encoding="utf-8")).get("features") == key
+    return np.load(folder / "features.npy") if same else None
 
 
 def classifier(C: float):
@@ -236,8 +226,34 @@ def cross_validate(
     features, labels, patients = checked(features, labels, patients)
     people = patient_folds(labels, patients, n_folds, seed)
     people["score"] = held_out_scores(features, labels, patients, people, C)
-    folds = people.groupby("fold")[["label", "score"]]
-    return Probe(people, folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy())
+    return Probe(people, _fold_auc(people))
+
+
+def judge(
+    features, slices: pd.DataFrame, group: str, C: float = 0.01, n_folds: int = 5, seed: int = 0
+) -> Probe:
+    """Linear probe of an entry of ``evaluate``: by folds, or fitted on one cohort, judged on one.
+
+    Args:
+        features: ``(n_slices, d)``.
+        slices: cohort, patient and label of each, row by row.
+        group: "d1", "d1+d2", or "d1>d2"; see :func:`wspnb.folds.sides`.
+        C, n_folds, seed: as :func:`cross_validate`; with ">" the folds are those of the threshold.
+
+    Returns:
+        Scores of the judged patients with the ``threshold`` of their fold, and AUC per fold, one
+        with ">".
+
+    Raises:
+        ValueError: as :func:`cross_validate`, or if a patient is on both sides of ">".
+    """
+    keep = slices.cohort.isin(cohorts_of([group])).to_numpy()
+    people = deal(slices[keep], group, n_folds, seed)
+    given = checked(features[keep], slices.label[keep], slices.patient[keep])
+    people["score"] = held_out_scores(*given, people, C)
+    people["threshold"] = fold_thresholds(*given, people, C, seed, n_folds)
+    people = people[people.fold >= 0].reset_index(drop=True)
+    return Probe(people, _fold_auc(people))
 
 
 def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) -> np.ndarray:
@@ -255,7 +271,7 @@ def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) 
     """
     fold_of_slice = pd.Series(patients).map(people.set_index("patient").fold).to_numpy()
     scores = []
-    for fold in people.fold.unique():
+    for fold in people.fold[people.fold >= 0].unique():
         test = fold_of_slice == fold
         model = classifier(C).fit(features[~test], labels[~test].astype(int))
         probability = pd.Series(model.predict_proba(features[test])[:, 1])
@@ -263,7 +279,7 @@ def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) 
     return people.patient.map(pd.concat(scores)).to_numpy()
 
 
-def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float = 0.01, seed=0):
+def fold_thresholds(features, labels, patients, people, C: float = 0.01, seed=0, n_folds=None):
     """Threshold for each fold from the patients outside it: Youden's, on inner held-out scores.
 
     How the paper's thresholds were chosen is *paper silent*. An inner cross-validation (as many
@@ -275,19 +291,21 @@ def fold_thresholds(features, labels, patients, people: pd.DataFrame, C: float =
         features, labels, patients, C: as :func:`cross_validate`.
         people: scores of :func:`cross_validate`, for its folds.
         seed: of the inner folds.
+        n_folds: number of inner folds, None for as many as ``people`` has.
 
     Returns:
         Threshold of each row of ``people``, ``(n_patients,)``.
     """
     features, labels, patients = checked(features, labels, patients)
     thresholds = {}
-    for fold, training in ((fold, people[people.fold != fold]) for fold in people.fold.unique()):
+    folds = people.fold[people.fold >= 0].unique()
+    for fold, training in ((fold, people[people.fold != fold]) for fold in folds):
         part = np.isin(patients, training.patient)
-        n_folds = min(people.fold.nunique(), training.label.value_counts().min())
-        if n_folds < 2:
+        n_inner = min(n_folds or people.fold.nunique(), training.label.value_counts().min())
+        if n_inner < 2:
             thresholds[fold] = 0.5
             continue
-        inner = patient_folds(labels[part], patients[part], n_folds, seed)
+        inner = patient_folds(labels[part], patients[part], n_inner, seed)
         scores = held_out_scores(features[part], labels[part], patients[part], inner, C)
         thresholds[fold] = youden(inner.label, scores)
     return people.fold.map(thresholds).to_numpy()
@@ -357,6 +375,11 @@ def plane_quality(
         "depth_r2": float(r2_score(positions, depth)) if np.ptp(positions) > 0 else np.nan,
         "class_auc": float(np.mean(aucs)) if aucs else np.nan,
     }
+
+
+def _fold_auc(people: pd.DataFrame) -> np.ndarray:
+    folds = people.groupby("fold")[["label", "score"]]
+    return folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy()
 
 
 def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, slices=None) -> None:

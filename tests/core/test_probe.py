@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from test_pretrain import SETTINGS
 
 from wspnb import folds, pretrain, probe
+from wspnb.files import read_csv
 from wspnb.models import build_encoder
 
 
@@ -318,7 +319,7 @@ def test_text_stays_text_between_notebooks(tmp_path):
     slices = pd.DataFrame({"patient": names, "cohort": "d1", "label": [0, 1, 0, 1, 1]})
     slices["position"] = [0.0, 0.5, np.nan, 1, 0]
     probe.save_probe(tmp_path, slices[["patient"]], {}, np.zeros((5, 2)), slices)
-    found = probe.read_slices(tmp_path)
+    found = read_csv(tmp_path / "slices.csv")
     assert found.patient.tolist() == names and found.label.tolist() == slices.label.tolist()
     assert found.position.isna().tolist() == [False, False, True, False, False]
 
@@ -388,3 +389,53 @@ def test_as_many_patients_as_folds_are_enough():
     with pytest.raises(ValueError, match="found 5 of class 0 and 4 of class 1"):
         probe.patient_folds(labels[fewer], patients[fewer], 5)
     assert len(probe.cross_validate(features, labels, patients, n_folds=5).scores) == 10
+
+
+def two_cohorts():
+    """Slices of D1 and of 30 other patients, with features that tell the class by their sign."""
+    rng = np.random.default_rng(0)
+    people = [(f"p{i}", "d1" if i < 40 else "other", i % 2) for i in range(70)]
+    rows = [row for row in people for _ in range(4)]
+    slices = pd.DataFrame(rows, columns=["patient", "cohort", "label"])
+    features = rng.normal(size=(len(slices), 6))
+    features[:, 0] += 1.5 * slices.label - 0.75
+    return features, slices
+
+
+def test_a_probe_of_one_cohort_is_judged_on_another():
+    features, slices = two_cohorts()
+    found = probe.judge(features, slices, "d1>other", C=0.1)
+    own = (slices.cohort == "d1").to_numpy()
+    model = probe.classifier(0.1).fit(features[own], slices.label[own])
+    score = pd.Series(model.predict_proba(features[~own])[:, 1]).groupby(
+        slices.patient[~own].values
+    )
+    assert np.allclose(found.scores.set_index("patient").score, score.mean())
+    assert set(found.scores.patient) == set(slices.patient[~own]) and len(found.fold_auc) == 1
+    assert found.mean > 0.9 and np.isnan(found.sd)
+    # Neither scores nor threshold depend on the labels of those who are judged.
+    turned = slices.assign(label=slices.label.where(own, 1 - slices.label))
+    other = probe.judge(features, turned, "d1>other", C=0.1)
+    assert np.array_equal(other.scores.score, found.scores.score)
+    assert np.array_equal(other.scores.threshold, found.scores.threshold)
+    assert np.isclose(other.mean, 1 - found.mean)
+
+
+def test_folds_by_judge_are_those_of_cross_validate():
+    features, slices = two_cohorts()
+    found = probe.judge(features, slices, "d1+other", seed=3)
+    given = (features, slices.label, slices.patient)
+    plain = probe.cross_validate(*given, seed=3)
+    assert np.array_equal(found.fold_auc, plain.fold_auc)
+    thresholds = probe.fold_thresholds(*given, plain.scores, seed=3)
+    assert np.array_equal(found.scores.threshold, thresholds)
+
+
+def test_a_patient_on_both_sides_is_refused():
+    features, slices = two_cohorts()
+    slices.loc[slices.patient == "p50", "patient"] = "p3"
+    slices["label"] = slices.patient.str[1:].astype(int) % 2
+    with pytest.raises(ValueError, match=r"d1>other: patients on both sides: \['p3'\]"):
+        probe.judge(features, slices, "d1>other")
+    with pytest.raises(ValueError, match="both sides"):
+        folds.judged_cohorts(slices, ["d1>other"], 5)

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.ndimage import binary_erosion
 
 from wspnb.data.volumes import Scan, resize, to_image, window
+from wspnb.folds import cohorts_of
 
 PICTURE = 96  # pixels a side of a volume's coronal picture
 OUTLINE, BAND = (213, 94, 0), (86, 180, 233)  # orange: the mask; blue: ends of the kept slices
@@ -94,7 +95,7 @@ def fates(
     table["mask"] = np.where(cohort["mask"] == "", "", drawn)
     for name in ("mask_ml", "mask_cut", "mask_mm"):
         table[name] = inventory[name].to_numpy() if name in inventory else np.nan
-    judged = table.cohort.isin([name for group in evaluate for name in group.split("+")])
+    judged = table.cohort.isin(cohorts_of(evaluate))
     trained = (table.cohort == train_cohort).to_numpy()
     kinds = [table.reason != "", judged & cohort.label.notna().to_numpy(), trained]
     table["fate"] = np.select(kinds, ["set aside", "judged", "pretraining"], "not used")

@@ -96,10 +96,11 @@ def make_phantom(
     phantom: Phantom | None = None,
     scale: float = 0.1,
     scale_histology: float = 1.0,
+    population: float = 0.0,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Write the cohorts radio, d1 and d2 as NIfTI with liver masks and a table; resumes.
+    """Write all cohorts of a phantom as NIfTI with liver masks and a table; resumes.
 
     ``folder`` receives volumes/PATIENT.nii.gz (int16 HU, varying orientation), masks/PATIENT.nii.gz
     (liver = 1), phantom.json (every parameter) and, last, cohort.csv. Files that exist are kept,
@@ -111,6 +112,7 @@ def make_phantom(
         phantom: the definition; None is ``Phantom()``.
         scale: share of D_radio's 2,799 patients, in (0, 1].
         scale_histology: share of D1's 106 and D2's 49 patients, in (0, 1].
+        population: share of the 1,060 further patients, 0 for none.
         workers: processes; None is one per core, 1 draws in this process.
         progress: show a bar.
 
@@ -121,7 +123,7 @@ def make_phantom(
         ValueError: if the folder holds another definition, or a scale is outside (0, 1].
     """
     folder, phantom = Path(folder), phantom or Phantom()
-    pairs = list_patients(phantom, scale, scale_histology)
+    pairs = list_patients(phantom, scale, scale_histology, population)
     definition = {"version": VERSION, **asdict(phantom)}
     _claim(folder, definition)
     bar = tqdm(total=len(pairs), desc="phantom", unit="patient", disable=not progress)

@@ -9,7 +9,9 @@ from matplotlib.axes import Axes
 from sklearn.utils.parallel import Parallel, delayed
 
 from wspnb import plots
-from wspnb.probe import cross_validate, read_slices
+from wspnb.files import read_csv
+from wspnb.folds import sides
+from wspnb.probe import cross_validate
 from wspnb.results import statistics, tables
 
 # Positive and negative patients of each cohort (paper, section 3).
@@ -205,7 +207,7 @@ def repeat_folds(
 
     Args:
         probes: as :func:`read_probes` returns them; those without cached features are left out.
-        cohorts: names; a plus joins them.
+        cohorts: entries of ``evaluate``; one with ">" has no folds and is left out.
         fold_seeds: one deal each.
         C: inverse strength of the L2 penalty.
         n_folds: number of folds.
@@ -225,14 +227,16 @@ def repeat_folds(
         return rows
 
     cached = [key for key, run in probes.items() if (run["folder"] / "features.npy").exists()]
-    jobs = [delayed(deals)(*key, cohort) for key in cached for cohort in cohorts]
+    jobs = [
+        delayed(deals)(*key, cohort) for key in cached for cohort in cohorts if ">" not in cohort
+    ]
     return pd.DataFrame([row for rows in Parallel(n_jobs=workers)(jobs) for row in rows])
 
 
 def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Cached features ``(n_slices, d)`` of a cohort and the row-aligned slices."""
-    slices = read_slices(folder)
-    keep = slices.cohort.isin(cohort.split("+")).to_numpy()
+    slices = read_csv(folder / "slices.csv")
+    keep = slices.cohort.isin(sides(cohort)[1]).to_numpy()
     return np.load(folder / "features.npy")[keep], slices[keep]
 
 

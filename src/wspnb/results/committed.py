@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.files import whole, write_csv, write_text
+from wspnb.folds import cohorts_of
 from wspnb.results import audit, population, tables
 from wspnb.run import project_path
 
@@ -104,7 +105,7 @@ def publish(run_dir: Path, name: str, suffix: str, figures: Path) -> list[str]:
     slices, columns = run_dir / "cohort" / "slices.csv", ["cohort", "patient", "label", "reading"]
     if slices.exists() and set(columns) <= set(pd.read_csv(slices, nrows=0)):
         known = pd.read_csv(slices, usecols=columns, dtype={"patient": str})[columns]
-        cohorts = {part for cohort in runs[0]["results"] for part in cohort.split("+")}
+        cohorts = cohorts_of(runs[0]["results"])
         readings = known[known.cohort.isin(cohorts)].drop_duplicates()
     target = figures / "runs" / name
     pack(runs, target, suffix, readings, sorted((run_dir / "figures").glob("audit_deals*.csv")))

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from wspnb.probe import cross_validate
+from wspnb.probe import cross_validate, fold_balanced_accuracy
 
 
 class Difference(NamedTuple):
@@ -253,3 +254,27 @@ def variance_split(table: pd.DataFrame) -> dict[str, float]:
     }
     within = table.groupby(["seed", "fold_seed"]).auc.var()
     return found | {"folds": float(within.mean() ** 0.5)}
+
+
+def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
+    """What notebook 03 keeps of one run: a row per entry of ``evaluate``.
+
+    Args:
+        name: of the run.
+        people: patients with label, fold, score and threshold, by entry of ``evaluate``.
+
+    Returns:
+        method, cohort, auc (mean of the folds) and its sd over folds, low and high (95 % interval
+        over patients), n patients, bacc and its sd, and both fold by fold; an sd is NaN where
+        there is one fold.
+    """
+    records = []
+    for group, table in people.items():
+        folds = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
+        bacc, (low, high) = fold_balanced_accuracy(table), bootstrap_interval([table])
+        sd, bacc_sd = (pd.Series(values).std(ddof=1) for values in (folds, bacc))
+        record = {"method": name, "cohort": group, "auc": np.mean(folds), "sd": sd}
+        record |= {"low": low, "high": high, "n": len(table), "bacc": bacc.mean()}
+        record |= {"bacc_sd": bacc_sd, "folds": np.round(folds, 4).tolist()}
+        records.append(record | {"bacc_folds": bacc.round(4).tolist()})
+    return records

@@ -281,8 +281,8 @@ def row_label(name: str) -> str:
 
 
 def short(cohort: str) -> str:
-    """Name of a cohort in column names: ``d1+d2`` is ``d12``."""
-    return cohort.replace("d1+d2", "d12").replace("+", "_")
+    """Name of an entry of ``evaluate`` in columns: ``d1+d2`` is d12, ``d1>d2`` is d1_on_d2."""
+    return cohort.replace("d1+d2", "d12").replace("+", "_").replace(">", "_on_")
 
 
 def _but_changed(run: dict, settings: dict) -> dict:

@@ -9,7 +9,6 @@ from torch import nn
 from wspnb import probe
 from wspnb.augment import to_unit
 from wspnb.data.slices import Slices
-from wspnb.results.statistics import bootstrap_interval
 
 GROUPS = ("d1", "d2", "d1+d2")
 C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
@@ -91,26 +90,11 @@ def draw_studies(found: dict[str, tuple], n: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
-    """A row per group of cohorts as notebook 03 writes it, from scores with thresholds."""
-    records = []
-    for group, table in people.items():
-        folds = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
-        bacc, (low, high) = probe.fold_balanced_accuracy(table), bootstrap_interval([table])
-        record = {"method": name, "cohort": group, "auc": np.mean(folds)}
-        record |= {"sd": np.std(folds, ddof=1), "low": low, "high": high, "n": len(table)}
-        record |= {"bacc": bacc.mean(), "bacc_sd": bacc.std(ddof=1)}
-        record |= {"folds": np.round(folds, 4).tolist(), "bacc_folds": bacc.round(4).tolist()}
-        records.append(record)
-    return records
-
-
 def cross_validated(found: dict[str, tuple]) -> dict[str, pd.DataFrame]:
     """Scores, folds and thresholds of the patients of each group, as in notebook 03."""
-    people = {}
+    people, features = {}, np.concatenate([part[0] for part in found.values()])
+    parts = [pd.DataFrame({"label": part[1], "patient": part[2]}) for part in found.values()]
+    slices = pd.concat(parts, keys=found, names=["cohort"]).reset_index("cohort")
     for group in GROUPS:
-        parts = [found[cohort][:3] for cohort in group.split("+")]
-        given = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        people[group] = probe.cross_validate(*given, C, N_FOLDS, FOLD_SEED).scores
-        people[group]["threshold"] = probe.fold_thresholds(*given, people[group], C, FOLD_SEED)
+        people[group] = probe.judge(features, slices, group, C, N_FOLDS, FOLD_SEED).scores
     return people

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from wspnb import pretrain, probe
+from wspnb import folds, pretrain, probe
 from wspnb.augment import augment
 from wspnb.data.slices import Slices, open_slices, reader
 from wspnb.files import write_csv
@@ -32,6 +32,7 @@ from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.store import make_store
 from wspnb.results import committed, population, tables
+from wspnb.results.statistics import records_of
 from wspnb.sampling import OneSlicePerPatient
 from wspnb.studies.judge import (
     FOLD_SEED,
@@ -43,7 +44,6 @@ from wspnb.studies.judge import (
     features_of,
     judge,
     population_scores,
-    records_of,
 )
 
 STEPS = (0, 125, 250, 500, 1000, 2000, 4000)  # after which encoders are judged, and at the end
@@ -187,7 +187,7 @@ def supervised(
 
     people = {}
     for group in GROUPS:
-        own = known[table.cohort.iloc[known].isin(group.split("+"))]
+        own = known[table.cohort.iloc[known].isin(folds.sides(group)[1])]
         given = (table.label.iloc[own].astype(int), table.patient.iloc[own])
         people[group] = probe.patient_folds(*given, N_FOLDS, FOLD_SEED)
         fold = table.patient.iloc[own].map(people[group].set_index("patient").fold).to_numpy()
