@@ -89,9 +89,9 @@ def project(tmp_path) -> Project:
 
 ALL = {
     *("00_the_loss", "00b_principle", "01_preprocess", "01b_liver_masks", "05_results"),
-    *("02_pretrain-wsp-tiny-seed0", "03_linear_probe-wsp-tiny-seed0"),
-    *("03_linear_probe-random-tiny-seed0", "04_representations-all-tiny-seed0"),
-    *("05b_population", "06_audit-all-tiny-seed0", "06b_when_position_helps", "07_oct_biomarkers"),
+    *("02_pretrain-wsp-tiny_padded-seed0", "03_linear_probe-wsp-tiny_padded-seed0"),
+    *("03_linear_probe-random-tiny_padded-seed0", "04_representations-all-tiny_padded-seed0"),
+    *("05b_population", "06_audit-all-tiny_padded-seed0", "06b_when_position_helps", "07_oct_biomarkers"),
 }
 
 
@@ -121,7 +121,7 @@ def test_content_decides_not_dates(project):
 
     project.edit("params/smoke.yaml", "n_steps: 4", "n_steps: 5  # a comment")
     project.run()
-    trained = {n for n in ALL if n.endswith("seed0")} - {"03_linear_probe-random-tiny-seed0"}
+    trained = {n for n in ALL if n.endswith("seed0")} - {"03_linear_probe-random-tiny_padded-seed0"}
     assert project.ran() == trained | {"05_results"}
     project.edit("notebooks/03_linear_probe.ipynb", "C: float = 0.01", "C: float = 0.02")
     project.run()
@@ -129,7 +129,7 @@ def test_content_decides_not_dates(project):
     assert project.ran() == judged
     project.edit("src/wspnb/losses.py", "import ", "import math as _m\nimport ")
     project.run()
-    assert {"02_pretrain-wsp-tiny-seed0", "03_linear_probe-wsp-tiny-seed0"} <= project.ran()
+    assert {"02_pretrain-wsp-tiny_padded-seed0", "03_linear_probe-wsp-tiny_padded-seed0"} <= project.ran()
 
 
 HOSTILE = {
@@ -153,7 +153,7 @@ def test_values_from_the_command_line_stay_values(project):
 
 def test_folder_of_encoders_stays_a_folder(project):
     value = "en'c $(touch HARM);touch HARM"
-    run = project.folder / value / "wsp-tiny-seed0"
+    run = project.folder / value / "wsp-tiny_padded-seed0"
     run.mkdir(parents=True)
     (run / "encoder.safetensors").write_bytes(b"weights")
     given = ("profile=lihc_160", "methods=wsp", f"encoders={value}")
@@ -163,7 +163,7 @@ def test_folder_of_encoders_stays_a_folder(project):
     assert not list(project.folder.rglob("HARM"))
     (run / "encoder.safetensors").write_bytes(b"other weights")
     project.run(*given)
-    assert "03_linear_probe-wsp-tiny-seed0" in project.ran()
+    assert "03_linear_probe-wsp-tiny_padded-seed0" in project.ran()
 
 
 @pytest.mark.parametrize(

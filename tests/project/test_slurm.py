@@ -164,7 +164,7 @@ def jobs(environment: dict, *columns: str) -> list[list[str]]:
 
 
 def test_a_sweep_gives_the_numbers_of_a_local_one(slurm, project):
-    target = "runs/smoke/notebooks/06_audit-all-tiny-seed0.ipynb"
+    target = "runs/smoke/notebooks/06_audit-all-tiny_padded-seed0.ipynb"
     methods = "methods=supervised,random,wsp"
     command(slurm, *flow(True, target, methods), cwd=project)
     table = jobs(slurm, "Comment", "State", "tres-per-job", "TimeLimit")
@@ -183,8 +183,8 @@ def test_a_sweep_gives_the_numbers_of_a_local_one(slurm, project):
 
 def test_a_preempted_job_goes_on_from_its_checkpoint(slurm, project):
     name, steps = "wsp_n_steps150", 150
-    target = project / f"runs/smoke/notebooks/02_pretrain-{name}-tiny-seed0.ipynb"
-    folder = project / f"runs/smoke/pretrain/{name}-tiny-seed0"
+    target = project / f"runs/smoke/notebooks/02_pretrain-{name}-tiny_padded-seed0.ipynb"
+    folder = project / f"runs/smoke/pretrain/{name}-tiny_padded-seed0"
     words = [str(target.relative_to(project)), "--set-resources", "pretrain:gpu=0"]
     with (project / "flow.log").open("w") as log:
         running = subprocess.Popen(

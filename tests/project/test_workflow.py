@@ -38,7 +38,7 @@ def test_notebook_07_runs_in_the_smoke_run_only():
 @pytest.mark.slow
 def test_plan_of_the_default_run():
     jobs = plan("report")
-    assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 4, 5)
+    assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 3, 4)
     assert (jobs["representations"], jobs["results"], jobs["html_report"]) == (1, 1, 1)
     assert (jobs["audit"], jobs["alone"]) == (1, 4)
     assert "supervised" not in jobs and "masks" not in jobs
