@@ -7,7 +7,9 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
+from wspnb.data.volumes import central_slices
 from wspnb.phantom import bodies, scans
 from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import (
@@ -159,6 +161,26 @@ def test_hounsfield_units_and_the_liver_mask():
     z = np.flatnonzero(mask.any((0, 1)))
     assert z[0] > 0 and z[-1] < mask.shape[2] - 1  # slices beyond the liver on both sides
     assert np.array_equal(z, np.arange(z[0], z[-1] + 1))
+
+
+def test_masks_are_in_one_piece_with_the_ends_they_had(monkeypatch):
+    """Whatever a coarse grid tears off is tied on; which slices are kept does not change."""
+    phantom, drawn = Phantom(image_size=64), []
+    tie = scans.in_one_piece
+    monkeypatch.setattr(scans, "in_one_piece", lambda m, mm: drawn.append(m.copy()) or tie(m, mm))
+    torn = 0
+    for number in (2, 5, 32, 37, 60, 62):
+        mask = canonical(draw_patient(phantom, "radio", number))[1]
+        before = drawn[-1].transpose(2, 1, 0)
+        torn += ndimage.label(before, np.ones((3, 3, 3)))[1] - 1
+        assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
+        assert (mask >= before).all() and 0 < (mask > before).sum() < 20
+        assert central_slices(mask).tolist() == central_slices(before).tolist()
+    assert torn > 10
+    steps = np.zeros((3, 9, 9), np.uint8)
+    steps[1, 0:3, 0:3] = steps[1, 0, 7] = 1
+    tied = np.argwhere(tie(steps, (9.0, 1.0, 1.0)) > steps)
+    assert tied.tolist() == [[1, 0, x] for x in (3, 4, 5, 6)]
 
 
 def test_neighbouring_slices_are_alike():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy import ndimage
 from tqdm.auto import tqdm
 
 from wspnb.data.volumes import write_image
@@ -21,7 +23,7 @@ from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.solids import draw_fields
 from wspnb.workers import in_order
 
-VERSION = 1  # of the definition: raise it with every change that alters a voxel or a label
+VERSION = 1  # of the definition: raise it when a voxel of a scan, a kept slice or a label changes
 THICK = 200_000  # pixels painted at once: bounds the memory and stays in the processor's cache
 
 
@@ -64,12 +66,36 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
         image += np.float32(a["noise_hu"]) * _noise(noise, image.shape, a["smooth"])
         hu[part] = np.rint(np.clip(image, -1024, 3000))
         mask[part][:, *inner] = liver > 0.5
+    mask = in_one_piece(mask, (a["spacing_mm"], pixel, pixel))
 
     affine = np.diag([pixel, pixel, a["spacing_mm"], 1.0])
     affine[:3, 3] = a["origin"] + (in_plane[0], in_plane[0], a["z"][0])
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(a["orientation"]))
     stored = [nib.orientations.apply_orientation(v.transpose(2, 1, 0), turn) for v in (hu, mask)]
     return Patient(*stored, affine @ inv_ornt_aff(turn, (size, size, n)), row)
+
+
+def in_one_piece(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """A mask of one part: coarse voxels tear thin edges off the liver, straight lines tie them on.
+
+    Its first and last slice stay, and with them the slices that are kept and their positions.
+
+    Args:
+        mask: uint8, not empty.
+        spacing: mm, along each axis.
+
+    Returns:
+        The mask, hanging together by faces, edges or corners.
+    """
+    parts, n = ndimage.label(mask, np.ones((3, 3, 3)))
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    body, whole = np.argwhere(parts == largest) if n > 1 else None, mask.copy()
+    for part in set(range(1, n + 1)) - {largest}:
+        start = np.argwhere(parts == part)[0]
+        end = body[np.square((body - start) * spacing).sum(1).argmin()]
+        line = np.linspace(start, end, np.abs(end - start).max() + 1)
+        whole[tuple(np.rint(line).astype(int).T)] = 1
+    return whole
 
 
 def _noise(rng, shape, neighbour):

@@ -62,7 +62,7 @@ def train(
         A row per step: step and loss; the last also with the health of the embeddings.
     """
     slices = cohort.table[cohort.table.cohort == "radio"]
-    inputs = cohort.inputs[slices.index.to_numpy()]
+    inputs = cohort.inputs[slices.index.to_numpy(copy=True)]
     labels, positions = torch.tensor(slices.weak_label.to_numpy(int)), slices.position.to_numpy()
     positions = torch.tensor(positions).to(inputs.dtype if inputs.is_floating_point() else None)
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +106,7 @@ def judge(cohort: Cohort, encoder: nn.Module) -> dict[str, float]:
     found = {}
     for name in ("d1", "d2"):
         slices = cohort.table[cohort.table.cohort == name]
-        parts = cohort.inputs[slices.index.to_numpy()].split(256)
+        parts = cohort.inputs[slices.index.to_numpy(copy=True)].split(256)
         features = torch.cat([encoder(cohort.plain(part)) for part in parts]).double().numpy()
         truth = (slices.label.to_numpy(int), slices.patient.to_numpy())
         found[f"auc_{name}"] = probe.cross_validate(features, *truth).mean
