@@ -218,7 +218,7 @@ def test_the_owner_may_say_what_the_voxels_do_not(tmp_path):
     images, _ = prepare_volume(path, image_size=160, coding="HU+1024")
     expected, _ = prepare_volume(save(tmp_path / "hu.nii.gz", HU), image_size=160)
     np.testing.assert_array_equal(images, expected)
-    assert set(CODINGS) == {*CODED, "HU+1024"}
+    assert set(CODINGS) == {*CODED, "HU+1024", "MR"}
 
 
 def test_a_scan_of_two_patients_leaves_no_slice(tmp_path):

@@ -28,7 +28,8 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     ``mask``, ``weak_label`` and ``label`` may be empty. A ``mask`` that is a folder with a
     ``liver.nii.gz`` in it, as TotalSegmentator writes one per patient, stands for that file. A
     further column ``coding`` says how a volume's intensities are coded
-    (:data:`wspnb.data.inventory.CODINGS`), empty to find out. Accents may be written in one
+    (:data:`wspnb.data.inventory.CODINGS`), empty to find out; a column ``modality`` says ct (also
+    where it is empty) or mr, whose coding is then "MR". Accents may be written in one
     character or in two, in paths and in names; characters that nobody sees are dropped. A row is a
     line: a field with a line break in it is refused, as an open quote makes one.
 
@@ -51,9 +52,13 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     names, lines, rows = _read_lines(path)
     folder = os.path.abspath(path.parent)
     raw = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=str)
-    for column in ("mask", "coding"):
+    for column in ("mask", "coding", "modality"):
         if column in raw:
             raw[column] = raw[column].where(~raw[column].str.lower().isin(EMPTY), "")
+    if "modality" in raw:
+        raw["modality"] = raw["modality"].str.lower()
+        coding = raw.get("coding", pd.Series("", raw.index))
+        raw["coding"] = coding.mask((raw["modality"] == "mr") & (coding == ""), "MR")
     for column in ("patient", "cohort"):
         raw[column] = raw[column].map(_visible)
     for column in ("volume", "mask"):
@@ -83,12 +88,12 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         values = [pd.NA if v.lower() in EMPTY else int(float(v)) for v in table[column]]
         table[column] = pd.array(values, dtype="Int64")
     for column in names:  # numbers where all that is known of a column are numbers, else text
-        if column not in (*COLUMNS, "coding"):
+        if column not in (*COLUMNS, "coding", "modality"):
             known = ~table[column].str.lower().isin(EMPTY)
             numbers = pd.to_numeric(table[column].where(known), errors="coerce")
             if numbers.notna().equals(known):
                 table[column] = numbers
-    return table[[*COLUMNS, *(name for name in names if name not in COLUMNS)]]
+    return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
 
 
 def cohort_errors(table: pd.DataFrame) -> list[str]:
@@ -134,6 +139,13 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
             found.append(
                 (line, f"coding {coding!r} is none of {', '.join(CODINGS)}: or leave it empty")
             )
+        modality = row.get("modality", "")
+        if modality not in ("", "ct", "mr"):
+            found.append(
+                (line, f"modality {modality!r} is none of ct, mr: or leave it empty for ct")
+            )
+        elif modality and coding and (modality == "mr") != (coding == "MR"):
+            found.append((line, f"modality 'mr' contradicts coding {coding!r}: delete one"))
         for column in ("weak_label", "label", "cohort"):
             value = row[column]
             if not row["patient"] or value.lower() in EMPTY or _label_problem(column, value):

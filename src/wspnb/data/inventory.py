@@ -8,6 +8,9 @@ the histogram proves the other. Bytes of HU that wrapped around (400 becomes 144
 windows are refused: no formula brings them back, or it is not known which. What resampled bytes
 cannot show is a window that is a little narrower, such as [-100, 300]: it looks like more contrast.
 Who knows the coding says it in a column ``coding`` of cohort.csv, which goes before all evidence.
+
+MRI has no common unit. It is never guessed: a column ``modality`` of cohort.csv says ``mr``, and
+the window is then taken from the image itself (:func:`mr_window`).
 """
 
 import hashlib
@@ -26,8 +29,13 @@ CODINGS = {
     "window": (500 / 255, -100.0),  # [-100, 400] HU as 0..255
     "window 0..1": (500.0, -100.0),  # [-100, 400] HU as 0..1
     "HU+1024": (1.0, -1024.0),
+    "MR": (1.0, 0.0),  # no HU: as stored, with a window of its own
 }
-SAY = f"say which it is in a column 'coding' of cohort.csv: {', '.join(CODINGS)}"
+SAY = f"say which it is in a column 'coding' of cohort.csv: {', '.join(list(CODINGS)[:-1])}"
+SAY += "; for MRI write mr in a column 'modality'"
+# Paper silent: what is brighter than this share of the 99th percentile is body, and the window of
+# an MRI goes from the first to the last of these percentiles of it.
+MR_BODY, MR_PERCENTILES = 0.1, (0.5, 99.5)
 PLANES = 16  # axial planes, evenly spread, that percentiles and evidence are taken from
 
 
@@ -50,6 +58,29 @@ def decode(array: np.ndarray, coding: str) -> np.ndarray:
     if (factor, offset) == (1, 0):
         return array
     return np.asarray(array, dtype=np.float32) * np.float32(factor) + np.float32(offset)
+
+
+def mr_window(sample: np.ndarray) -> tuple[float, float]:
+    """Ends of the window of an MRI: percentiles inside the body, as its numbers have no unit.
+
+    Args:
+        sample: voxels, any shape.
+
+    Raises:
+        ValueError: if nothing is brighter than the background.
+    """
+    body = sample[sample > MR_BODY * np.percentile(sample, 99)]
+    low, high = np.percentile(body, MR_PERCENTILES).tolist() if len(body) else (0.0, 0.0)
+    if not 0 < low < high:
+        raise ValueError(f"no body in the MRI: its percentiles are {low:g} and {high:g}")
+    return round(low, 3), round(high, 3)
+
+
+def window_of(row: dict[str, Any], low: float, high: float) -> tuple[float, float]:
+    """Ends of the window of a volume: those of its inventory's row if it is MRI, else as given."""
+    if row.get("coding") != "MR":
+        return low, high
+    return row["window_low"], row["window_high"]
 
 
 @dataclass(frozen=True)
@@ -111,8 +142,8 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         ``dtype, slope, intercept, shape, spacing_mm, axes, oblique_deg``; ``minimum, maximum`` of
         all voxels and ``p0_5, p50, p99_5`` of up to 16 planes, header's scaling applied, not
         decoded; ``padding`` (a value below -1024 that at least 0.1 % of the voxels hold, else
-        None); ``coding`` and ``evidence`` (a sentence); ``voxels``, a hash that is the same for
-        the same values however they are stored, turned or compressed.
+        None); ``coding`` and ``evidence`` (a sentence); ``window_low`` and ``window_high`` of
+        an MRI; ``voxels``, a hash that is the same for the same values however they are stored, turned or compressed.
 
     Raises:
         ValueError: if ``said`` is no coding.
@@ -124,7 +155,14 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
     sample = np.stack([scaled(scan.voxels[:, :, z], scan) for z in some], axis=2)
     ends = sorted(float(scaled(np.asarray(f()), scan)) for f in (scan.voxels.min, scan.voxels.max))
     coding, evidence = decide(sample, *ends, str(scan.voxels.dtype))
-    if said:
+    own = {}
+    if said == "MR" and ends[0] < 0 and coding == "HU":
+        coding, evidence = "unknown", f"said to be MR, but read as HU: {evidence}; {SAY}"
+    elif said == "MR":
+        low, high = mr_window(sample)
+        own = {"window_low": low, "window_high": high}
+        coding, evidence = said, f"said in the table; body from {low:g} to {high:g}"
+    elif said:
         told = f"said in the table; the voxels say {coding}: {evidence}"
         coding, evidence = said, "said in the table" if coding == said else told
     low, middle, high = np.percentile(sample, [0.5, 50, 99.5]).tolist()
@@ -145,6 +183,7 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         "coding": coding,
         "evidence": evidence,
         "voxels": voxel_hash(scan),
+        **own,
     }
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
-from wspnb.data.inventory import open_hu
+from wspnb.data.inventory import open_hu, window_of
 from wspnb.data.masks import LIVER_ML, largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image, window
 from wspnb.files import whole
@@ -60,11 +60,12 @@ def network_images(hu, spacing, numbers, size=128, low=-100.0, high=400.0) -> np
         spacing: ``(3,)``, mm.
         numbers: slices along z, ``(n,)``.
         size: pixels a side.
-        low, high: window, HU.
+        low, high: window, HU; MRI has its own.
 
     Returns:
         ``(n, size, size)`` uint8, front on top, the patient's right on the left.
     """
+    low, high = window_of(getattr(hu, "row", {}), low, high)
     images = np.empty((len(numbers), size, size), np.uint8)
     for image, z in zip(images, numbers, strict=True):
         plane = np.clip(to_image(hu[:, :, z]), low, high)

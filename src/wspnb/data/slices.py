@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.headers import open_header
-from wspnb.data.inventory import CODINGS, SAY, decode, describe, duplicates, refuse
-from wspnb.data.masks import LIVER_ML, check_size, measure
+from wspnb.data.inventory import CODINGS, SAY, decode, describe, duplicates, refuse, window_of
+from wspnb.data.masks import LIVER_ML, check_size, keep_largest, measure
 from wspnb.data.part import append, check_same, close_up, lock, remove_left, resume
 from wspnb.data.quality import coronal, pack, unpack
 from wspnb.data.rows import OWN_COLUMNS, inventory_table, join_labels, slice_table
@@ -53,6 +53,7 @@ __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", 
 PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
 ALL = slice(None)
+BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
 
 
@@ -81,7 +82,8 @@ def prepare_volume(
         image_size: pixels a side.
         fraction: central share of the mask's slices.
         convention: of the positions, "k/(n-1)" or "k/n".
-        low, high: window, HU.
+        low, high: window, HU. MRI has its own, of :func:`wspnb.data.inventory.mr_window`, and of
+            its mask the largest part is kept.
         mask_value: label of the organ in the mask, None for all that is not zero.
         organ_ml: least and most of a mask, ml; one that the scan cuts off may be smaller.
         coding: of the intensities, see :data:`wspnb.data.inventory.CODINGS`; empty to decide by
@@ -105,13 +107,16 @@ def prepare_volume(
             inside = load_mask(mask, volume, mask_value)
             if not inside.any():
                 raise ValueError(f"{mask}: the mask is empty: draw it or leave it out of the table")
-            kept = central_slices(inside, fraction)
             row.update(measure(inside, open_header(volume)))
+            if coding == "MR":
+                inside = keep_largest(inside, row, open_header(volume))
+            kept = central_slices(inside, fraction)
             check_size(mask, row, organ_ml)
         except ValueError as error:  # the volume is described all the same
             problem = error
     scan = read_scan(volume)
     row.update(describe(scan, coding))
+    low, high = window_of(row, low, high)
 
     def plane(*index):
         return decode(scaled(scan.voxels[index], scan), row["coding"])
@@ -131,6 +136,7 @@ def prepare_volume(
     else:
         # Bytes of the window hold air and fat as their 0, which is -100 HU; -90: paper silent.
         above = -90 if CODINGS[row["coding"]][1] == -100 else BODY_HU
+        above = low if row["coding"] == "MR" else above
         kept = body_range(
             [(plane(ALL, ALL, z) > above).mean() for z in range(scan.voxels.shape[2])]
         )
@@ -268,10 +274,15 @@ def _prepare(
 
 def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
     """Refuse a mask that lies on air or bone: of another scan, or turned over."""
-    row["mask_hu"] = round(float(np.median(np.concatenate(values))), 1)
-    if not ORGAN_HU[0] <= row["mask_hu"] <= ORGAN_HU[1]:
+    name, unit, (low, high) = "mask_hu", "HU", ORGAN_HU
+    if row["coding"] == "MR":  # in units of its own, dark where there is no body
+        name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
+        steps = np.array([np.median(v) for v in values if len(v)]).clip(low)
+        row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
+    row[name] = round(float(np.median(np.concatenate(values))), 1)
+    if not low <= row[name] <= high:
         raise ValueError(
-            f"{mask}: a median of {row['mask_hu']:g} HU under it in {volume}, no organ's: the mask"
+            f"{mask}: a median of {row[name]:g} {unit} under it in {volume}, no organ's: the mask"
             " of another scan, or turned over? Look at both"
         )
 
@@ -353,7 +364,7 @@ def _finish(folder: Path, part: Path, cohort: pd.DataFrame, done, settings) -> N
 
 def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
     """Say what is odd about volumes that are used; returns those decoded by evidence."""
-    guessed = (used.coding != "HU") & ~used.evidence.str.startswith("said")
+    guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
     kinds = {  # the released code reads files that hold (HU + 100) / 2
         "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
         f" decoded: read it, and if you know better, {SAY}": guessed
@@ -367,6 +378,16 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
             " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
             "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
             " the scan has not the positions of a whole one: look at mask_cut": cut,
+        }
+    if "slice_bias" in used:  # MRI
+        kinds |= {
+            f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
+            " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
+        }
+    if "mask_left_out_ml" in used:
+        kinds |= {
+            "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
+            " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
         }
     for words, those in kinds.items():
         if those.any():
