@@ -143,7 +143,8 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         all voxels and ``p0_5, p50, p99_5`` of up to 16 planes, header's scaling applied, not
         decoded; ``padding`` (a value below -1024 that at least 0.1 % of the voxels hold, else
         None); ``coding`` and ``evidence`` (a sentence); ``window_low`` and ``window_high`` of
-        an MRI; ``voxels``, a hash that is the same for the same values however they are stored, turned or compressed.
+        an MRI; ``voxels``, a hash that is the same for the same values however they are stored,
+        turned or compressed.
 
     Raises:
         ValueError: if ``said`` is no coding.
