@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import socket
+import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -17,6 +19,17 @@ def test_torchvision_never_enters():
     """Its import breaks CPU builds of torch elsewhere; nothing here needs it."""
     assert importlib.util.find_spec("torchvision") is None
     assert "torchvision" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_no_network_but_loopback():
+    """Tests would else depend on who answers, and tell others that they run."""
+    for host in ("192.0.2.1", "example.org"):
+        with pytest.raises(PermissionError, match="no network but loopback"):
+            socket.create_connection((host, 80), timeout=1)
+        with pytest.raises(OSError):  # what a test starts has no way out either
+            urllib.request.urlopen(f"http://{host}", timeout=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
 
 
 def test_notebooks_are_there():
