@@ -1,6 +1,9 @@
 """Files that appear whole or not at all, and that one process at a time writes."""
 
+import errno
+import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -33,7 +36,8 @@ def whole(path: str | Path) -> Iterator[Path]:
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         mask = os.umask(0)  # some libraries write for the owner alone
@@ -42,6 +46,24 @@ def whole(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an error of the disk name ``path`` where it names no file, as when the disk is full."""
+    try:
+        yield
+    except OSError as error:  # numpy only says how many bytes it wrote
+        number = errno.ENOSPC if "requested and" in str(error) else error.errno
+        if error.filename or not number:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raise an OSError that names the folder if nothing can be written there, before the work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
@@ -105,6 +127,21 @@ def read_csv(path: str | Path, **options) -> pd.DataFrame:
     kept = {"keep_default_na": False, "na_values": empty, "encoding": "utf-8"}
     options["dtype"] = text | options.get("dtype", {})
     return pd.read_csv(path, **kept | options)
+
+
+def read_json(path: str | Path) -> dict:
+    """An object that was written as JSON.
+
+    Raises:
+        ValueError: it is damaged; names the file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: damaged ({error}): make it again") from None
+    return content
 
 
 def package_version(name: str) -> str:

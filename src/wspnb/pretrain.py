@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from wspnb.files import whole, write_csv, write_text
+from wspnb.files import read_json, whole, write_csv, write_text
 from wspnb.kernels import KERNELS
 from wspnb.models import HEADS
 
@@ -352,7 +352,7 @@ def check_replaced(folder: Path, config: Config) -> None:
     """
     if not (folder / "encoder.safetensors").exists() or not (folder / "config.json").exists():
         return
-    then = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    then = read_json(folder / "config.json")
     if other := _differences(then, config):
         raise ValueError(
             f"{folder} holds a finished run of other settings ({other}): give this one a name "

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from wspnb.augment import to_unit
-from wspnb.files import whole, write_csv, write_text
+from wspnb.files import read_json, whole, write_csv, write_text
 from wspnb.folds import checked, cohorts_of, deal, patient_folds
 from wspnb.models import build_encoder
 from wspnb.pretrain import UNTRAINED
@@ -61,7 +61,7 @@ def load_encoder(
     if folder is None:
         return encoder.eval(), {}
     file = find_encoder(folder)
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "config.json")
     wanted = {"backbone": backbone, "norm": norm, "seed": seed}
     wrong = {k: found.get(k) for k, v in wanted.items() if found.get(k) != v}
     if wrong:
@@ -100,10 +100,10 @@ def read_probe(folder: Path) -> dict:
     """
     if not (folder / "results.json").exists():
         raise FileNotFoundError(f"{folder} is not complete: run 03_linear_probe for it")
-    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "results.json")
     config = folder.parents[1] / "pretrain" / folder.name / "config.json"
     if found.get("encoder") and config.exists():  # those of another pretrain_dir carry None
-        now = json.loads(config.read_text(encoding="utf-8")).get("encoder_sha256")
+        now = read_json(config).get("encoder_sha256")
         if now != found["encoder"]:
             raise ValueError(f"{folder}: its encoder was trained anew since: run 03 again")
     return found
@@ -184,7 +184,7 @@ def saved_features(folder: Path, key: str) -> np.ndarray | None:
     none."""
     if not (file := folder / "results.json").exists():
         return None
-    same = json.loads(file.read_text(encoding="utf-8")).get("features") == key
+    same = read_json(file).get("features") == key
     return np.load(folder / "features.npy") if same else None
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def in_order(
         while waiting or running:
             while waiting and len(running) < 2 * workers:
                 job = waiting.popleft()
-                running.append((job, pool.submit(function, *job)))
+                with _uninterrupted():  # a worker starts with it, and is deaf from its first moment
+                    running.append((job, pool.submit(function, *job)))
             yield running[0][1].result()
             running.popleft()
     except BrokenProcessPool as error:
@@ -50,6 +52,19 @@ def in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits; processes that are started meanwhile never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

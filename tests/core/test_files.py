@@ -1,6 +1,7 @@
 """A file is there whole or not at all, whatever happens while it is written."""
 
 import ast
+import errno
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from wspnb.files import package_version, read_csv, whole, write_csv, write_text
+from wspnb.files import check_writable, package_version, read_csv, whole, write_csv, write_text
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -100,3 +101,27 @@ def test_every_text_file_names_its_encoding():
                 if not said:
                     silent.append(f"{path.name}:{call.lineno}")
     assert not silent
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError("4096 requested and 17 written")],
+    ids=["write", "numpy"],
+)
+def test_a_full_disk_names_the_file(tmp_path, error):
+    path = tmp_path / "features.npy"
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'") as caught:
+        with whole(path):
+            raise error
+    assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
+    other = OSError(errno.ENOENT, "No such file", "other.nii")
+    with pytest.raises(FileNotFoundError, match=r"other\.nii"), whole(path):
+        raise other  # names its own
+
+
+def test_a_folder_that_takes_nothing_is_named_before_the_work(tmp_path):
+    check_writable(tmp_path / "new" / "probe")
+    assert not list((tmp_path / "new" / "probe").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "probe")

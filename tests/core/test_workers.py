@@ -24,6 +24,13 @@ def test_a_worker_that_dies_is_named_by_its_job():
         list(in_order(os._exit, [(7,), (7,)], 2))
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows")
+def test_a_worker_never_hears_an_interrupt_not_even_while_it_starts():
+    jobs = [(signal.SIG_BLOCK, [])] * 2  # the mask as the worker was born with it
+    assert all(signal.SIGINT in mask for mask in in_order(signal.pthread_sigmask, jobs, 2))
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="looks at processes in /proc")
 def test_workers_leave_when_the_parent_is_killed(tmp_path):
     lines = ["import pathlib, time", "from wspnb.workers import in_order", ""]

@@ -45,7 +45,7 @@ from wspnb.data.volumes import (
     to_image,
     window,
 )
-from wspnb.files import package_version, whole, write_csv
+from wspnb.files import naming, package_version, whole, write_csv
 from wspnb.workers import in_order
 
 __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", "write_slices"]
@@ -231,7 +231,7 @@ def write_slices(
             return folder
 
     parts = (folder / "slices.npy.part", folder / "journal.jsonl")
-    with open(parts[0], "a+b") as images, open(parts[1], "a+b") as journal:
+    with naming(parts[0]), open(parts[0], "a+b") as images, open(parts[1], "a+b") as journal:
         lock(images, folder)
         if overwrite:
             for name in ("slices.npy", *TABLES, "store.json", "pictures.npy"):
