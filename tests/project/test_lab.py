@@ -1,6 +1,7 @@
 """`make lab`: working copies, which the workflow does not read."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -103,3 +105,22 @@ def test_lab_shows_the_project_and_starts_as_root(tmp_path):
     finally:
         server.terminate()
         server.wait(60)
+
+
+@pytest.mark.parametrize("name", ["00_the_loss", "04_representations"])
+def test_exercises_tell_right_from_wrong(name, capsys):
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    sources = {cell["id"]: "".join(cell["source"]) for cell in cells}
+    numbers = {"plane": ["pca", "pca"], "method": ["random", "wsp"], "depth_r2": [0.6, 0.9]}
+    space = {"sigma": 0.1, "numbers": pd.DataFrame(numbers), "by_class": ([1], [2, 3, 4])}
+    space |= {"shares": {"random": 0.7, "wsp": 0.4}, "methods": ["random", "wsp"]}
+    right = {"00_the_loss": (math.log(63), 0.218, 15), "04_representations": ("wsp", 0.6, 3)}[name]
+    exec(sources["imports"], space)
+    exec(sources["answers"], space)
+    told = {(None, None, None): "no answer yet", right: "right", (0.5, 0.05, 7): "wrong"}
+    for given, said in told.items():
+        assert list(space["answers"]) == [1, 2, 3]
+        space["answers"] = dict(enumerate(given, 1))
+        exec(sources["test-of-answers"], space)
+        assert capsys.readouterr().out == "".join(f"{k} {said}\n" for k in (1, 2, 3))
+    assert "<details><summary>Solutions" in "".join(cells[-1]["source"])
