@@ -143,14 +143,7 @@ def cast(name: str, kind: str, value, default=None):
     Raises:
         ValueError: names the parameter, the type and the value received.
     """
-    types = {
-        "int": int,
-        "float": (float, int),
-        "str": str,
-        "bool": bool,
-        "list": list,
-        "dict": dict,
-    }
+    types = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list}
     if kind == "float" and isinstance(value, str):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
@@ -306,11 +299,10 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
     cell = getattr(error, "cell_index", None)
     if cell is None and failed:
         cells = nbformat.read(failed, as_version=4).cells
-        status = [c.metadata.get("papermill", {}).get("status") for c in cells]
-        begun = [
-            i for i, c in enumerate(cells) if c.cell_type == "code" and status[i] == "completed"
-        ]
-        cell = begun[-1] if begun else None  # papermill says so also of the one that was cut off
+        marks = [c.metadata.get("papermill", {}) for c in cells]  # status: "completed" of all
+        code = [c.cell_type == "code" for c in cells]
+        begun = [i for i, mark in enumerate(marks) if code[i] and mark.get("start_time")]
+        cell = begun[-1] if begun else None
     where = f"FAILED: {out}" if cell is None else f"FAILED in cell {cell}"
     if type(error).__name__ == "DeadKernelError":
         return (

@@ -231,6 +231,7 @@ def test_notebook_shows_a_volume_that_could_be_used(tmp_path):
     (tmp_path / "cohort.csv").write_text(table)
     values = {"source": "csv", "source_dir": tmp_path, "cohort_dir": tmp_path / "store"}
     values |= {"run_dir": tmp_path, "image_size": 24, "workers": 1, "allow_failed": True}
+    values |= {"evaluate": "[]"}  # nobody has a label
     options = [word for name, value in values.items() for word in ("-p", name, str(value))]
     out = str(tmp_path / "out.ipynb")
     assert main([str(NOTEBOOKS / "01_preprocess.ipynb"), out, *options]) == 0
@@ -260,6 +261,8 @@ def test_ten_patients_are_judged_although_noise_strays(tmp_path):
 
 @pytest.mark.slow
 def test_a_cohort_of_one_class_is_refused_by_the_probe(tmp_path, capfd):
-    """Before any encoder is looked for, which is not there."""
-    assert probe_own_cohort(tmp_path, 4 * [1], 32, "-p", "methods", "[wsp]") == 1
-    assert "all patients of ['ours'] have one label" in capfd.readouterr().err
+    """Four patients of class 1 and none of class 0."""
+    assert probe_own_cohort(tmp_path, 4 * [1], 32, "-p", "methods", "[random]") == 1
+    said = capfd.readouterr().err
+    assert "evaluate: ours has 0 patients of class 0 and 4 of class 1, too few for 5 folds" in said
+    assert "take more patients, or leave it out of evaluate" in said

@@ -18,10 +18,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What Colab's runtime has of what the package uses, with all that these need.
 COLAB = "numpy pandas torch scikit-learn matplotlib ipywidgets ipython tqdm requests pyyaml"
 COLAB += " safetensors nibabel accelerate"
-# Runs the code cells of a notebook where nothing else can be imported.
+# Runs the code cells of a notebook where nothing else can be found.
 RUNNER = """
 import importlib.metadata as metadata, json, re, sys
 import matplotlib
+from importlib.util import find_spec
 from packaging.requirements import Requirement
 
 def plain(name):
@@ -38,13 +39,20 @@ while todo:
 tops = metadata.packages_distributions()
 absent = {top for top, names in tops.items() if not there & {plain(n) for n in names}} - {"wspnb"}
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in absent:
-            raise ModuleNotFoundError(f"not on Colab: {name}", name=name)
+class Hiding:  # a finder that does not find what is absent, as Python's own do not
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Absent())
-assert not {"umap", "papermill", "pooch", "jupyterlab"} - absent
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.split(".")[0] in absent
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Hiding, sys.meta_path)
+for name in ("umap", "papermill", "pooch", "jupyterlab"):
+    assert name in absent and find_spec(name) is None, name
 matplotlib.use("Agg")
 space = {"__name__": "__main__"}
 for number, cell in enumerate(json.load(open(sys.argv[1]))["cells"]):
