@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from wspnb.results.tables import ROWS
+from wspnb.studies import reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,14 +108,17 @@ def test_plan_of_the_tables_has_every_row_of_the_paper():
     assert jobs["pretrain"] == len(trained)
     assert jobs["linear_probe"] == len([run for run in runs if run[1] != "supervised"])
     assert jobs["results"] == len(sweep)
+    # The phantom's tables come from the reference experiment, the adrenal ones from the sweep.
+    ours = [run for part in ("reference", "variants") for run in reference.plan(part)]
+    assert len({(run.name, run.seed) for run in ours}) == len(ours)
     printed = pd.read_csv(ROOT / "figures" / "paper" / "table1_auc.csv")
-    for backbone, label in (("tiny", "TinyNet"), ("resnet18", "ResNet-18")):
-        rows = {ROWS[r[1]] for r in runs if r[0] == "laptop" and r[2] == backbone and r[1] in ROWS}
-        missing = set(printed[printed.backbone == label].method) - rows
+    for names in ({run.name for run in ours}, {r[1] for r in runs if r[0] == "adrenal"}):
+        missing = set(printed.method) - {ROWS[name] for name in names & set(ROWS)}
         assert missing <= {"ImageNet"}, missing  # needs torchvision's file: methods=imagenet
     sigmas = pd.read_csv(ROOT / "figures" / "paper" / "table3_sigma.csv").sigma
-    here = {run[1] for run in runs}
-    assert {f"wsp_sigma{sigma}" for sigma in sigmas} - {"wsp_sigma0.1"} <= here
+    here = {run.changes.get("sigma", 0.1) for run in ours if run.method == "wsp"}
+    here |= {float(run[1][9:]) for run in runs if run[1].startswith("wsp_sigma")}
+    assert set(sigmas) - here == set()
 
 
 @pytest.mark.slow
