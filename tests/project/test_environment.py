@@ -52,7 +52,7 @@ def test_form_of_a_notebook(path):
     assert "Recap" in cells[-1].source
     assert any("assert" in cell.source for cell in cells[-4:])
     assert max(len(source.splitlines()) for source in code if source != cells[2].source) <= 25
-    assert len(cells[2].source.splitlines()) <= 30  # one line a parameter
+    assert len(cells[2].source.splitlines()) <= 28  # one line a parameter
     for word in ("sys.path", "filterwarnings", "!pip", "%pip"):
         assert not any(word in source for source in code)
     for name, (kind, _) in declared(path).items():

@@ -59,7 +59,8 @@ def test_own_ct_without_masks_and_labels(folder, capfd):
     assert run("02_pretrain", folder, *few, "method=supcon") == 1
     assert "needs two weak labels" in capfd.readouterr().err
     assert run("02_pretrain", folder, *few, "method=depth_aware") == 0
-    assert (folder / "run" / "pretrain" / "depth_aware-tiny_padded-seed0" / "encoder.safetensors").exists()
+    pretrained = folder / "run" / "pretrain" / "depth_aware-tiny_padded-seed0"
+    assert (pretrained / "encoder.safetensors").exists()
 
     assert run("03_linear_probe", folder, "methods=[depth_aware]", "evaluate=[ours]") == 1
     assert "evaluate: no patient of ours has a label" in capfd.readouterr().err

@@ -290,7 +290,7 @@ def plan(which: str) -> list[Run]:
                 Run("wsp_own", "wsp_own", **one),
                 Run("wsp_near", "wsp", negatives="near", **one),
             ]
-            for sigma in (0.05, 0.2, 0.5):
+            for sigma in (0.01, 0.05, 0.2, 0.5):
                 runs.append(Run(f"wsp_sigma{sigma}", "wsp", changes={"sigma": sigma}, **one))
             runs.append(Run("wsp_narrowing", "wsp", sigma_from=0.5, **one))
             for share in (0.1, 0.3):
