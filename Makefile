@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ADRENAL ?=
 LIHC   ?=
+CIRRMRI ?=
 LABELS ?=
 IMAGENET ?=
 RUN    ?= runs/laptop
@@ -13,9 +14,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc gpu smoke book test verify docs browser bench check lab clean
+.PHONY: help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export ADRENAL LIHC LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
+export ADRENAL LIHC CIRRMRI LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,6 +44,11 @@ tables: $(STAMP)  ## every committed table: the reference experiment (a card, or
 
 lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table): the untrained network judged on D2
 	$(FLOW) report --config profile=lihc methods=random lihc="$$LIHC" labels="$$LABELS"
+
+cirrmri: $(STAMP)  ## CirrMRI600+, public MRI with stages (about 5.5 GB, or CIRRMRI=folder; T1 takes less): pretrained, judged -> runs/cirrmri
+	@test -n "$$CIRRMRI" || echo "CirrMRI600+, CC BY-NC 4.0: the T1 part of about 5.5 GB is downloaded unless it is there (CIRRMRI=folder of a copy)"
+	$(FLOW) report --config profile=cirrmri cirrmri="$$CIRRMRI"
+	$(BIN)/python -m wspnb.results.stages runs/cirrmri
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -100,6 +101,7 @@ def fetch_record(
     api: str = API,
     accept_changed: bool = False,
     progress: bool = True,
+    lister: Callable | None = None,
 ) -> list[Path]:
     """All files of a record, each with the size and checksum that the record states.
 
@@ -108,7 +110,8 @@ def fetch_record(
         folder: of the data, made if missing. Without network if all is there.
         api: base URL.
         accept_changed: take a record that is not what ``registry.json`` says.
-        progress: show a bar per file.
+        progress: say how much it is first, and show a bar per file.
+        lister: as :func:`read_record`, of another server; its files have a ``url`` each.
 
     Returns:
         Paths below ``folder/download``, in the record's order.
@@ -122,7 +125,10 @@ def fetch_record(
     home, note = Path(folder) / "download", Path(folder) / "registry.json"
     pinned = read_registry(note, record) if note.exists() else []
     if not pinned or accept_changed or not all(_is_there(home, file) for file in pinned):
-        files = read_record(record, home, api)
+        listed = (lister or read_record)(record, home, api)
+        files = [_checked(file) for file in listed]
+        base = f"{api}/records/{record}/files"
+        urls = [f.get("url", f"{base}/{quote(f['key'])}/content") for f in listed]
         changed = {f["key"] for f in pinned + files if f not in pinned or f not in files}
         if pinned and changed and not accept_changed:
             raise ValueError(
@@ -130,9 +136,13 @@ def fetch_record(
                 " Results on it would not compare: look at the record's page, then choose another"
                 " folder, or pass accept_changed=True to take it as it is now"
             )
-        check_space(home, [file for file in files if not _is_there(home, file)])
-        for file in files:
-            url = f"{api}/records/{record}/files/{quote(file['key'])}/content"
+        home.mkdir(parents=True, exist_ok=True)
+        missing = [file for file in files if not _is_there(home, file)]
+        check_space(home, missing)
+        if progress and missing:
+            size = sum(file["size"] for file in missing) / 1e9
+            tqdm.write(f"{record}: {len(missing)} files to download, {size:.1f} GB")
+        for file, url in zip(files, urls, strict=True):
             fetch_file(url, home, file["checksum"], file["key"], progress=progress)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"record": record, "api": api, "date": now, "files": files}
@@ -155,20 +165,32 @@ def read_registry(path: Path, record: str) -> list[dict]:
 
 def read_record(record: str, folder: Path, api: str = API) -> list[dict]:
     """What a record states: ``key``, ``size`` (bytes) and ``checksum`` of each file."""
-    url, part = f"{api}/records/{record}", folder / "record.json.part"
-    part.unlink(missing_ok=True)
+    url = f"{api}/records/{record}"
     try:
-        _resume(url, part, progress=False)
-        files = [_checked(file) for file in json.loads(part.read_bytes())["files"]]
-    except requests.RequestException as error:
-        raise ConnectionError(f"{url}: {error}. Try again later, or {BY_HAND}") from error
+        files = [_checked(file) for file in read_json(url, folder)["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url}: not a Zenodo record ({error!r}): {BY_HAND}") from error
-    finally:
-        part.unlink(missing_ok=True)
     if not files:
         raise ValueError(f"{url}: lists no file, is it restricted? {BY_HAND}")
     return files
+
+
+def read_json(url: str, folder: Path | None = None):
+    """What a server answers, with the patience of a download.
+
+    Raises:
+        ConnectionError: if it cannot be had.
+        ValueError: if it is no JSON.
+    """
+    part = (folder or Path(pooch.os_cache("pooch"))) / f"record-{os.getpid()}.json.part"
+    part.unlink(missing_ok=True)
+    try:
+        _resume(url, part, progress=False)
+        return json.loads(part.read_bytes())
+    except requests.RequestException as error:
+        raise ConnectionError(f"{url}: {error}. Try again later, or {BY_HAND}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, files: list[dict]) -> None:

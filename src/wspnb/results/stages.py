@@ -1,0 +1,180 @@
+"""Three stages read from frozen features, and from how few labels: for cohorts with ``stage``.
+
+    python -m wspnb.results.stages RUN_DIR      after notebook 03, for instance runs/cirrmri
+
+Fitted on the patients of one cohort ("train"), judged on those of another ("judged"). The stage is
+whatever the table calls so; in CirrMRI600+ it is a radiologist's look at the MRI, no histology.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
+
+from wspnb.files import read_csv, write_csv
+from wspnb.plots import save_figure
+from wspnb.probe import classifier, read_probe
+
+SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5  # of the training patients; draws of a share below 1
+MEASURES = ("severe_auc", "mild_auc", "kappa", "bacc")
+
+
+def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFrame:
+    """Probability of each stage for each patient that is not in ``train``.
+
+    Args:
+        features: ``(n_slices, d)``.
+        stage: 1 mild, 2 moderate, 3 severe, of each slice's patient, ``(n_slices,)``.
+        patients: of each slice, ``(n_slices,)``.
+        train: whether the probe is fitted on a slice, ``(n_slices,)`` bool; the others are judged.
+        C: inverse strength of the L2 penalty.
+
+    Returns:
+        One row per judged patient: ``stage``, ``p1, p2, p3`` (mean over the slices).
+
+    Raises:
+        ValueError: if a stage is missing in the training part, or a patient is on both sides.
+    """
+    stage, patients, train = np.asarray(stage), np.asarray(patients), np.asarray(train, bool)
+    if both := sorted(set(patients[train]) & set(patients[~train])):
+        raise ValueError(f"patients on both sides: {both[:5]}")
+    if set(stage[train]) != {1, 2, 3}:
+        raise ValueError(f"stages {sorted(set(stage[train]))} to fit on: all of 1, 2, 3 are needed")
+    found = {"patient": patients[~train], "stage": stage[~train]}
+    for k in (1, 2, 3):  # one against the rest, as the two classes are weighted equally
+        model = classifier(C).fit(features[train], stage[train] == k)
+        found[f"p{k}"] = model.predict_proba(features[~train])[:, 1]
+    return pd.DataFrame(found).groupby("patient").mean()
+
+
+def measures(people: pd.DataFrame) -> dict[str, float]:
+    """AUC of severe and of mild against the rest, and of the likeliest stage the quadratic kappa
+    and the balanced accuracy; NaN where a stage is absent.
+
+    Args:
+        people: of :func:`read_stages`.
+    """
+    if people.stage.nunique() < 3:
+        return dict.fromkeys(MEASURES, np.nan)
+    read = people[["p1", "p2", "p3"]].to_numpy().argmax(1) + 1
+    stage = people.stage.astype(int)
+    values = (
+        roc_auc_score(stage == 3, people.p3),
+        roc_auc_score(stage == 1, people.p1),
+        cohen_kappa_score(stage, read, weights="quadratic", labels=[1, 2, 3]),
+        balanced_accuracy_score(stage, read),
+    )
+    return dict(zip(MEASURES, map(float, values), strict=True))
+
+
+def with_intervals(people: pd.DataFrame, n: int = 1000, seed: int = 0) -> dict[str, float]:
+    """:func:`measures`, each with its 95 % interval from patients drawn again within their stage;
+    the probe stays."""
+    rng, own = np.random.default_rng(seed), [part for _, part in people.groupby("stage")]
+    drawn = [
+        measures(pd.concat(part.iloc[rng.integers(len(part), size=len(part))] for part in own))
+        for _ in range(n)
+    ]
+    ends = pd.DataFrame(drawn).quantile([0.025, 0.975])
+    row = measures(people)
+    return row | {
+        f"{m}_{e}": ends[m].iloc[k] for m in MEASURES for k, e in enumerate(("low", "high"))
+    }
+
+
+def label_efficiency(
+    features,
+    slices: pd.DataFrame,
+    C: float = 0.01,
+    shares=SHARES,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """:func:`measures` by the share of the training patients that have a label.
+
+    Args:
+        features: ``(n_slices, d)``.
+        slices: patient, cohort ("train", "judged") and stage of each.
+        C: inverse strength of the L2 penalty.
+        shares: of the patients of each stage, rounded up.
+        draws: sets of patients drawn for a share below 1, the same for every encoder.
+        seed: of the draws.
+
+    Returns:
+        One row per share and draw: ``share``, ``draw``, ``patients``, and the measures.
+    """
+    people = slices[slices.cohort == "train"].groupby("patient").stage.first().sort_index()
+    judged, rows = (slices.cohort == "judged").to_numpy(), []
+    for share in shares:
+        for draw in range(draws if share < 1 else 1):
+            rng = np.random.default_rng([seed, draw])
+            chosen = [  # a draw of 25 % holds that of 10 %
+                rng.permutation(own.index)[: int(np.ceil(share * len(own)))]
+                for _, own in people.groupby(people)
+            ]
+            fitted = slices.patient.isin(np.concatenate(chosen)).to_numpy()
+            keep = fitted | judged
+            part = slices[keep]
+            found = read_stages(features[keep], part.stage, part.patient, fitted[keep], C)
+            row = {"share": share, "draw": draw, "patients": sum(map(len, chosen))}
+            rows.append(row | measures(found))
+    return pd.DataFrame(rows)
+
+
+def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Tables of all finished probes of a folder: stages with intervals, and the curve.
+
+    Raises:
+        ValueError: if there is none with features of both cohorts and a column ``stage``.
+    """
+    table, curve = [], []
+    for file in sorted((run_dir / "probe").glob("*/features.npy")):
+        run, slices = read_probe(file.parent), read_csv(file.parent / "slices.csv")
+        if "stage" not in slices or not {"train", "judged"} <= set(slices.cohort):
+            continue
+        keep = slices.cohort.isin(["train", "judged"]).to_numpy()
+        slices, features = slices[keep].reset_index(drop=True), np.load(file)[keep]
+        train = (slices.cohort == "train").to_numpy()
+        people = read_stages(features, slices.stage, slices.patient, train, run["C"])
+        who = {name: run[name] for name in ("name", "backbone", "seed")}
+        counts = {"n": len(people), "trained": slices.patient[train].nunique()}
+        table.append(who | counts | with_intervals(people))
+        curve.append(label_efficiency(features, slices, run["C"]).assign(**who))
+    if not table:
+        raise ValueError(
+            f"{run_dir}: no probe with stages of the cohorts train and judged: run notebook 03 with"
+            " evaluate [train>judged]"
+        )
+    return pd.DataFrame(table), pd.concat(curve, ignore_index=True)
+
+
+def draw_curve(curve: pd.DataFrame) -> plt.Figure:
+    """One line per encoder, mean over the draws and seeds, one panel per measure."""
+    fig, axes = plt.subplots(1, len(MEASURES), figsize=(13, 3.2), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for name, own in curve.groupby("name"):
+            mean = own.groupby("share")[[measure, "patients"]].mean()
+            axis.plot(mean.patients, mean[measure], "o-", label=name)
+        axis.set(title=measure.replace("_", " "), xlabel="training patients", xscale="log")
+    axes[0].legend(fontsize="small")
+    return fig
+
+
+def main(arguments: list[str]) -> int:
+    """Write ``stages.csv``, ``stages_curve.csv`` and the curve's picture to ``figures/``."""
+    for run_dir in map(Path, arguments):
+        table, curve = summarise(run_dir)
+        folder = run_dir / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / "stages.csv", table.round(4))
+        write_csv(folder / "stages_curve.csv", curve.round(4))
+        save_figure(draw_curve(curve), folder, "stages_curve")
+        print(table[["name", "backbone", "seed", "n", *MEASURES]].round(3).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

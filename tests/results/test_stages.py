@@ -1,0 +1,66 @@
+"""Stages from features: known answers, no leak, and a curve that rises with the labels."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wspnb.results.stages import MEASURES, label_efficiency, measures, read_stages, with_intervals
+
+
+def drawn(signal, seed=0, n=90, n_judged=60, slices=4):
+    """Slices of patients whose features tell the stage with some strength."""
+    rng = np.random.default_rng(seed)
+    stage = np.arange(n + n_judged) % 3 + 1
+    rows = pd.DataFrame({"patient": [f"p{k:03d}" for k in range(n + n_judged)], "stage": stage})
+    rows["cohort"] = np.where(np.arange(n + n_judged) < n, "train", "judged")
+    rows = rows.loc[np.repeat(rows.index, slices)].reset_index(drop=True)
+    features = rng.normal(size=(len(rows), 12))
+    features[:, 0] += signal * rows.stage
+    features[:, 1] += signal * (rows.stage == 2)
+    return features, rows
+
+
+def test_measures_by_hand():
+    people = pd.DataFrame({"stage": [1, 2, 3, 3]})
+    people[["p1", "p2", "p3"]] = [[0.9, 0, 0], [0, 0.9, 0.3], [0, 0, 0.9], [0.8, 0.1, 0.2]]
+    found = measures(people)  # read as 1, 2, 3, 1
+    assert found["severe_auc"] == 0.75 and found["mild_auc"] == 1
+    np.testing.assert_allclose(found["bacc"], (1 + 1 + 0.5) / 3)
+    # Weights (i-j)^2: observed 4 / 4, expected by the margins (1 1 2) and (2 1 1): 32 / 16
+    margins = zip((1, 1, 2), (1, 2, 3), strict=True)
+    total = sum(
+        a * b * (i - j) ** 2 for a, i in margins for b, j in zip((2, 1, 1), (1, 2, 3), strict=True)
+    )
+    np.testing.assert_allclose(found["kappa"], 1 - 4 / (total / 4))
+    assert all(np.isnan(v) for v in measures(people[people.stage < 3]).values())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_knows_nothing_and_signal_much(seed):
+    for signal, low, high in ((0, 0.25, 0.75), (3, 0.95, 1)):
+        features, rows = drawn(signal, seed)
+        train = rows.cohort == "train"
+        people = read_stages(features, rows.stage, rows.patient, train)
+        found = with_intervals(people, n=50)
+        assert len(people) == 60
+        for name in ("severe_auc", "mild_auc"):
+            assert low <= found[name] <= high
+            assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+
+
+def test_the_curve_rises_with_the_labels_and_draws_are_nested():
+    features, rows = drawn(0.6, n=150)
+    curve = label_efficiency(features, rows)
+    assert curve.groupby("share").patients.first().tolist() == [15, 39, 75, 150]
+    assert curve.groupby("share").size().tolist() == [5, 5, 5, 1]
+    mean = curve.groupby("share")[list(MEASURES)].mean()
+    assert (mean.loc[1.0] > mean.loc[0.1]).all()
+    pd.testing.assert_frame_equal(curve, label_efficiency(features, rows))
+
+
+def test_a_patient_on_both_sides_is_refused():
+    features, rows = drawn(1)
+    train = rows.cohort.eq("train").to_numpy()
+    train[-1] = True
+    with pytest.raises(ValueError, match="patients on both sides: \\['p149'\\]"):
+        read_stages(features, rows.stage, rows.patient, train)

@@ -1,0 +1,260 @@
+"""CirrMRI600+: its tables, its splits, and the whole way from a stand-in for OSF to a cohort.
+
+The archive itself was never seen: the stand-in has the layout that public readers of it show.
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from zenodo_server import Zenodo
+
+from wspnb.data.cohort import read_cohort
+from wspnb.data.slices import open_slices, write_slices
+from wspnb.results.stages import MEASURES
+from wspnb.results.stages import main as stages
+from wspnb.sources.cirrmri import TABLES, divide, make_cirrmri, read_stages
+from wspnb.sources.downloads import BLOCK
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "cirrmri" / "metadata"
+HEAD = "Patient ID,Age,Gender,Radiological Evaluation"
+# patient: stage, split of T1, split of T2; as in the real set, 5 and 47 change sides
+PATIENTS = {n: (n % 3 + 1, "train", "train") for n in range(10, 22)}
+PATIENTS |= {n: (n % 3 + 1, "valid", "valid") for n in range(30, 33)}
+PATIENTS |= {n: (n % 3 + 1, "test", "test") for n in range(40, 43)}
+PATIENTS |= {5: (1, "valid", "train"), 47: (2, "train", "valid")}
+
+
+def mri(number: int, stage: int) -> tuple[bytes, bytes]:
+    """A drawn body whose liver is rougher with the stage; headers as odd as the set's."""
+    rng, shape = np.random.default_rng(number), (32, 28, 16)
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:2]), indexing="ij")
+    grey = rng.uniform(0, 5, shape)
+    grey[np.hypot(x / 0.85, y / 0.85) < 1] = 90
+    mask = np.zeros(shape, np.uint16)
+    mask[np.hypot((x + 0.3) / 0.45, y / 0.6) < 1, 2:14] = 1
+    grey[mask > 0] = 160 + 25 * stage * rng.standard_normal(int(mask.sum()))
+    affine = np.diag([-8.0, -8.0, 7.0, 1.0])
+    files = []
+    for array in (grey.clip(0, 4095) * (1 + number % 5), mask):
+        image = nib.Nifti1Image(array.astype(np.int16 if array is not mask else np.uint16), affine)
+        image.set_qform(affine, 1)
+        image.set_sform(np.zeros((4, 4)), 0)
+        files.append(image.to_bytes())
+    return files[0], files[1]
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in files.items():
+            target.writestr(name, content)
+    return buffer.getvalue()
+
+
+def project() -> dict[str, bytes]:
+    """The archives of a small set: names, splits, tables with BOM, stray files, as on OSF."""
+    files, rows = {}, []
+    for number, (stage, *splits) in PATIENTS.items():
+        rows.append(f"{number},60,{number % 2 + 1},{stage}")
+        for kind, split in zip(("T1", "T2"), splits, strict=True):
+            home = f"Cirrhosis_{kind}_3D/Cirrhosis_{kind}_3D/{split}"
+            scans = mri(number + 1000 * (kind == "T2"), stage)
+            for what, content in zip(("images", "masks"), scans, strict=True):
+                files.setdefault(kind, {})[f"{home}_{what}/{number}.nii"] = content
+    files["T1"] |= {"Cirrhosis_T1_3D/.DS_Store": b"x", "__MACOSX/._5.nii.gz": b"x"}
+    files["T1"]["Cirrhosis_T1_3D/Cirrhosis_T1_3D/train_images/99.nii"] = mri(99, 1)[0]
+    sound = {
+        f"Healthy_subjects/T1_W_Healthy/T1_{what}/10.nii": content
+        for what, content in zip(("images", "masks"), mri(500, 0), strict=True)
+    }
+    text = ("\ufeff" + "\n".join([HEAD, *rows]) + "\n").encode()
+    metadata = {f"Metadata/{name}": text for name in TABLES.values()}
+    return {
+        "Cirrhosis_T1_3D.zip": archive(files["T1"]),
+        "Cirrhosis_T2_3D.zip": archive(files["T2"]),
+        "Metadata.zip": archive(metadata),
+        "LICENSE.txt": b"CC BY-NC 4.0",
+        "Healthy_subjects.zip": archive(sound),
+    }
+
+
+class Osf(Zenodo):
+    """The same server with OSF's language: pages of ten, folders, hashes, downloads by id."""
+
+    def __init__(self, files):
+        super().__init__(files)
+        self.home = self.api.removesuffix("/api")
+        self.start = f"{self.home}/v2/root/1"
+
+    def body(self, path):
+        names = list(self.files)
+        if path == "/v2/root/1":
+            link = {"links": {"related": {"href": f"{self.home}/v2/inner/1"}}}
+            inner = {"attributes": {"kind": "folder", "name": "data"}}
+            data = [inner | {"relationships": {"files": link}}, *map(self.entry, names[:2])]
+            return {"data": data, "links": {"next": f"{self.home}/v2/root/2"}}
+        if path == "/v2/root/2":
+            return {"data": [self.entry(names[2])], "links": {"next": None}}
+        if path == "/v2/inner/1":
+            return {"data": [self.entry(n) for n in names[3:]], "links": {"next": None}}
+        return None
+
+    def entry(self, name):
+        sha = hashlib.sha256(self.files[name]).hexdigest()
+        about = {"kind": "file", "name": name, "size": len(self.files[name])}
+        about["extra"] = {"hashes": {"md5": "", "sha256": sha}}
+        return {"attributes": about, "links": {"download": f"{self.home}/download/{name}"}}
+
+
+FILES = project()
+KNOWN = {n: hashlib.sha256(c).hexdigest() for n, c in FILES.items() if "_3D" in n}
+
+
+@pytest.fixture
+def osf():
+    server = Osf(FILES)
+    yield server
+    server.close()
+
+
+def make(folder, server, *take, **options):
+    options = {"known": KNOWN, "progress": False} | options
+    return make_cirrmri(folder, take=take or ("t1",), api=server.start, **options)
+
+
+def test_from_the_server_to_slices_cut_and_resumed(tmp_path, osf):
+    size = len(FILES["Cirrhosis_T1_3D.zip"])
+    osf.cuts = [size // 2]  # the connection breaks; what is there is not sent again
+    with pytest.warns(UserWarning, match="no mask: 1|no scan"):
+        table = read_cohort(make(tmp_path, osf))
+    asked = [(span, n) for path, span, _, n in osf.asked if "T1_3D" in path]
+    assert [bool(span) for span, _ in asked] == [False, True]
+    assert size <= sum(n for _, n in asked) <= size + BLOCK  # a block at most is sent again
+    assert not any("T2_3D" in p or "Healthy" in p for p, *_ in osf.asked)
+    inventory = pd.read_csv(tmp_path / "inventory.csv", dtype=str, keep_default_na=False)
+    assert inventory.status.value_counts().to_dict() == {"": 20, "no scan": 5, "no mask": 1}
+    train, judged = (table[table.cohort == name] for name in ("train", "judged"))
+    assert sorted(judged.patient, key=int) == ["5", "30", "31", "32", "40", "41", "42"]
+    assert (train.weak_label == train.stage - 1).all() and judged.weak_label.isna().all()
+    assert (table.label == (table.stage == 3)).all() and set(table.coding) == {"MR"}
+    store = open_slices(write_slices(tmp_path / "cohort.csv", tmp_path / "s", 24, progress=False))
+    assert not len(store.failed) and store.table.patient.nunique() == 20
+    assert set(store.table.spacing_z) == {7.0} and set(store.table.n_kept) == {8}
+    asked = len(osf.asked)
+    make(tmp_path, osf)  # all is there: nothing is asked for
+    assert len(osf.asked) == asked
+
+
+def test_patients_who_change_sides_are_named_and_judged_in_both(tmp_path, osf):
+    with pytest.warns(UserWarning, match=r"2 patients change sides .*\(5, 47\)"):
+        table = read_cohort(make(tmp_path, osf, "t1", "t2"))
+    assert len(table) == 40 and (table.groupby("patient").cohort.nunique() == 1).all()
+    assert set(table.cohort[table.patient.isin(["5", "47"])]) == {"judged"}
+    assert set(table.split[table.patient == "5"]) == {"train", "valid"}
+
+
+def test_healthy_only_when_asked_with_the_warning(tmp_path, osf):
+    with pytest.warns(UserWarning, match=r"\.986 by what lies outside the liver"):
+        table = read_cohort(make(tmp_path, osf, "t1", "healthy"))
+    sound = table[table.cohort == "healthy"]
+    assert sound.patient.tolist() == ["healthy-10"] and "10" in set(table.patient)
+    assert sound.weak_label.isna().all()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_five_folds_hold_every_patient_once(tmp_path, osf):
+    judged = []
+    for fold in range(5):
+        table = read_cohort(make(tmp_path, osf, "t1", f"fold{fold}"))
+        judged += table.patient[table.cohort == "judged"].tolist()
+        assert not set(judged[-4:]) & set(table.patient[table.cohort == "train"])
+    assert len(judged) == len(set(judged)) == 20
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_copy_on_the_disk_in_either_layout(tmp_path):
+    for depth in ("", "Cirrhosis_T1_3D/"):
+        home = tmp_path / f"copy{len(depth)}"
+        for name in ("Cirrhosis_T1_3D.zip", "Metadata.zip"):
+            with zipfile.ZipFile(io.BytesIO(FILES[name])) as source:
+                for entry in source.namelist():
+                    short = entry.replace("Cirrhosis_T1_3D/Cirrhosis_T1_3D/", "Cirrhosis_T1_3D/")
+                    short = short.replace("Metadata/", "") if not depth else depth + short
+                    (home / short).parent.mkdir(parents=True, exist_ok=True)
+                    (home / short).write_bytes(source.read(entry))
+        table = read_cohort(make_cirrmri(tmp_path / f"out{len(depth)}", home, progress=False))
+        assert len(table) == 20
+
+
+def test_an_archive_that_is_not_as_known_is_refused_before_it_is_fetched(tmp_path, osf):
+    with pytest.raises(ValueError, match="not what it was"):
+        make(tmp_path, osf, known={"Cirrhosis_T1_3D.zip": "0" * 64})
+    assert not any("download" in path for path, *_ in osf.asked)
+    with pytest.raises(ValueError, match="take="):
+        make(tmp_path, osf, "healthy")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no tables of CirrMRI600+ in {REAL}")
+def test_real_tables_and_official_splits():
+    files = {path.name: path for path in REAL.iterdir()}
+    stages = read_stages(files, ["t1", "t2"])
+    assert stages.stage.value_counts().to_dict() == {1: 137, 2: 116, 3: 84}
+    rows, counts = [], {}
+    for kind in ("t1", "t2"):
+        own = read_stages(files, [kind])
+        ids = sorted(own.index)  # as text: the last 31 are test, those before valid
+        parts = dict.fromkeys(ids, "train") | dict.fromkeys(ids[-62:-31], "valid")
+        parts |= dict.fromkeys(ids[-31:], "test")
+        if kind == "t2":  # but for these two, as counts and names of those who change sides say
+            parts |= {"393": "valid", "471": "train"}
+        for part in ("train", "valid", "test"):
+            inside = [n for n in ids if parts[n] == part]
+            counts[kind, part] = own.stage[inside].value_counts().sort_index().tolist()
+        rows += [{"patient": n, "split": parts[n], "stage": own.stage[n]} for n in ids]
+    assert counts["t1", "train"] == [97, 94, 57] and counts["t2", "train"] == [102, 99, 55]
+    assert counts["t1", "test"] == [17, 6, 8] and counts["t2", "valid"] == [13, 9, 9]
+    with pytest.warns(UserWarning, match=r"7 patients .*\(47, 56, 393, 460, 463, 464, 471\)"):
+        cohort = divide(pd.DataFrame(rows))
+    table = pd.DataFrame(rows).assign(cohort=cohort)
+    assert (table.groupby("patient").cohort.nunique() == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_whole_flow_from_archives_to_the_table_of_stages(tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("Cirrhosis_T1_3D.zip", "Metadata.zip"):
+        (copy / name).write_bytes(FILES[name])
+    places = {f"{name}_dir": str(tmp_path / name) for name in ("source", "cohort", "run")}
+    small = {"image_size": 32, "backbone": "tiny_padded", "n_folds": 2, "n_steps": 6}
+    small |= {"warmup_steps": 1, "batch_size": 8, "log_every": 1, "evaluate": ["train>judged"]}
+    own = tmp_path / "own.yaml"
+    text = {**places, **small, "local_file": str(copy), "title": "drawn MRI"}
+    own.write_text("\n".join(f"{name}: {value}" for name, value in text.items()))
+    root = Path(__file__).parents[2]
+    files = ["-f", str(root / "params" / "cirrmri.yaml"), "-f", str(own)]
+    for step in ("01_preprocess", "02_pretrain", "03_linear_probe"):
+        out = tmp_path / f"{step}.ipynb"
+        run = [
+            sys.executable,
+            "-m",
+            "wspnb.run",
+            str(root / "notebooks" / f"{step}.ipynb"),
+            str(out),
+        ]
+        subprocess.run([*run, *files], check=True, cwd=root)
+    assert stages([str(tmp_path / "run")]) == 0
+    table = pd.read_csv(tmp_path / "run" / "figures" / "stages.csv")
+    assert table.name.tolist() == ["random", "wsp"] and set(table.n) == {7}
+    assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(None)
+    curve = pd.read_csv(tmp_path / "run" / "figures" / "stages_curve.csv")
+    assert curve.groupby(["name", "share"]).size().tolist() == [5, 5, 5, 1] * 2
