@@ -86,6 +86,15 @@ class Step:
     def said(self) -> str:
         return (self.folder / "said.txt").read_text()
 
+    def wait_for_work(self, running: subprocess.Popen) -> None:
+        """Until a progress bar of this start moves, or it has ended."""
+        start = (self.folder / "said.txt").stat().st_mtime_ns
+        while running.poll() is None:
+            logs = (self.folder / "runs/trust/notebooks").glob("*.log")
+            if any(log.stat().st_mtime_ns > start for log in logs):
+                return
+            time.sleep(0.05)
+
     def finish(self) -> None:
         """Run to the end, after the leftovers of a workflow that was killed alone have ended."""
         while (running := self.start()).wait() and "still works on" in self.said():
@@ -226,6 +235,9 @@ def test_killed_at_random_moments_the_same_bytes(step, undisturbed, everything):
     with counted(fault, step.name, tally):
         while tally["tried"] < KILLS:
             running, moment = step.start(), moments.uniform(0.05, 0.95) * whole
+            if tally["tried"] % 2:  # every other one once the work has begun
+                moment /= 2
+                step.wait_for_work(running)
             try:
                 assert running.wait(moment) == 0 or "still works on" in step.said(), step.said()
             except subprocess.TimeoutExpired:
