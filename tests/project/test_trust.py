@@ -25,7 +25,7 @@ MARK = "WSPNB_TRUST"  # in the environment of all that a test starts
 SMALL = {"image_size": 32, "backbone": "tiny_padded", "precision": "'no'", "batch_size": 8}
 SMALL |= {"scale": 0.004, "scale_histology": 0.15, "spacing_mm": 20.0, "warmup_steps": 1}
 SMALL |= {"n_steps": 60, "log_every": 1, "save_every": 0.3, "evaluate": "[d1]", "n_folds": 2}
-SMALL |= {"methods": "[random, wsp]"}
+SMALL |= {"methods": "[random, wsp]", "population": 0.0}
 pytestmark = [pytest.mark.trust, pytest.mark.slow]
 
 
