@@ -118,15 +118,25 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     write_text(path, table.to_csv(index=False))
 
 
-def read_csv(path: str | Path, **options) -> pd.DataFrame:
-    """A table of ours: names stay text as written (007, NA, nan), an empty field elsewhere is
-    missing; ``options`` as for pandas."""
-    columns = pd.read_csv(path, nrows=0, encoding="utf-8").columns
-    text = {name: str for name in columns if name in TEXT}
-    empty = {name: [""] for name in columns if name not in TEXT}
-    kept = {"keep_default_na": False, "na_values": empty, "encoding": "utf-8"}
-    options["dtype"] = text | options.get("dtype", {})
-    return pd.read_csv(path, **kept | options)
+def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:
+    """A table of ours, the one way to read one: names and numbers with zeros in front stay text as
+    written (NA, nan, 007), an empty field elsewhere is missing.
+
+    Args:
+        path: CSV file, UTF-8.
+        text: leave every column as written, "" where it is empty.
+        options: as for pandas.
+    """
+    kept = {"keep_default_na": False, "encoding": "utf-8-sig"}
+    some = {name: value for name, value in options.items() if name != "dtype"}
+    written = pd.read_csv(path, dtype=str, **kept, **some)
+    if text:
+        return written
+    codes = {name for name in written if written[name].str.match(r"-?0\d").any()}
+    names = [name for name in written if name in TEXT | codes]
+    empty = {name: [""] for name in written if name not in TEXT}
+    options["dtype"] = dict.fromkeys(names, str) | options.get("dtype", {})
+    return pd.read_csv(path, na_values=empty, **kept, **options)
 
 
 def read_json(path: str | Path) -> dict:

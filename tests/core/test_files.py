@@ -125,3 +125,12 @@ def test_a_folder_that_takes_nothing_is_named_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         check_writable(tmp_path / "file" / "probe")
+
+
+def test_codes_keep_their_zeros_and_text_is_left_as_written(tmp_path):
+    (tmp_path / "t.csv").write_text("\ufeffsite,age,x\n007,45,NA\n,,0.5\n", encoding="utf-8")
+    table = read_csv(tmp_path / "t.csv")
+    assert table.columns.tolist() == ["site", "age", "x"]
+    assert table.site.tolist()[0] == "007" and table.site.isna().tolist() == [False, True]
+    assert table.age.dtype == float
+    assert read_csv(tmp_path / "t.csv", text=True).age.tolist() == ["45", ""]

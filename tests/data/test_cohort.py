@@ -1,12 +1,13 @@
 """The cohort table: paths, types, and errors that name line, column and value."""
 
+import re
 import unicodedata
 import warnings
 
 import pandas as pd
 import pytest
 
-from wspnb.data.cohort import COLUMNS, read_cohort
+from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 
 HEADER = "volume,mask,patient,weak_label,label,cohort"
 
@@ -215,3 +216,62 @@ def test_an_open_quote_swallows_no_rows(tmp_path, lines):
     with pytest.raises(ValueError, match="quote") as error:
         read_cohort(write(tmp_path, *lines))
     assert "in line " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("P-1", "P_1"), ("P1.", "P1"), ("'0012", "12"), ("\u0410\u041a1", "AK1"), ("+12", "12")],
+)
+def test_one_patient_in_two_cohorts_under_two_looks(tmp_path, one, other):
+    path = write(tmp_path, f"a.nii.gz,,{one},0,,radio", f"b.nii.gz,,{other},,1,d1")
+    with pytest.raises(ValueError, match=r"line 3: patient .* looks like"):
+        read_cohort(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (("a.nii.gz,,#REF!,0,,r",), "patient '#REF!' is a spreadsheet's error"),
+        (("a.nii.gz,,.,0,,r", "b.nii.gz,,.,0,,r"), "patient '.' stands for unknown"),
+        (("a.nii.gz,,1.23E-05,0,,r",), "lost its digits"),
+        (("a.nii.gz,,p,0,,r+s",), "a plus joins cohorts"),
+    ],
+)
+def test_what_a_spreadsheet_or_a_copied_line_leaves_is_refused(tmp_path, lines, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        read_cohort(write(tmp_path, *lines))
+
+
+def test_looks_of_cohorts_and_codes_for_unknown_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match=r"cohorts .D1. .line 2. and .d1."):
+        read_cohort(write(tmp_path, "a.nii.gz,,p,,0,D1", "b.nii.gz,,q,,1,d1"))
+    with pytest.warns(UserWarning, match=r"m.nii.gz' is that of 2 patients, 'p' and 'q'"):
+        read_cohort(write(tmp_path, "a.nii.gz,m.nii.gz,p,0,,r", "b.nii.gz,m.nii.gz,q,0,,r"))
+    with pytest.warns(UserWarning, match="weak_label 99 is a class of its own"):
+        read_cohort(write(tmp_path, "a.nii.gz,,p,1,,r", "b.nii.gz,,q,99,,r"))
+
+
+def test_columns_without_name_and_content_go_and_codes_keep_their_zeros(tmp_path):
+    path = write(
+        tmp_path,
+        "a.nii.gz,,p,0,,r,007,45,,",
+        "b.nii.gz,,q,.,,r,010,NA,,",
+        header=HEADER + ",site,age,,",
+    )
+    table = read_cohort(path)
+    assert table.columns.tolist() == [*COLUMNS, "site", "age"]
+    assert table.site.tolist() == ["007", "010"]
+    assert table.age.tolist()[0] == 45
+    assert table.weak_label.tolist() == [0, pd.NA]
+
+
+@pytest.mark.parametrize("asked", ["v.hdr", "v.img"])
+def test_the_stamp_of_a_pair_is_of_both_files(tmp_path, asked):
+    (tmp_path / "v.hdr").write_bytes(b"header")
+    (tmp_path / "v.img").write_bytes(b"voxels")
+    stamps = [file_stamp(str(tmp_path / asked))]
+    for name in ("v.hdr", "v.img"):
+        (tmp_path / name).write_bytes(b"change")
+        stamps.append(file_stamp(str(tmp_path / asked)))
+    assert stamps[0] != stamps[1] != stamps[2]
+    assert stamps[0] != stamps[2]

@@ -332,3 +332,86 @@ def test_a_scout_beside_a_ct_asks_nothing_and_an_odd_end_slice_is_dropped_by_nam
     table.loc[table.series == uid, "drop"] = "nothing.dcm"
     table.to_csv(nifti / "series.csv", index=False)
     assert main(command) == 1 and "no file nothing.dcm to drop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("rest.zip", b"PK\x03\x04" + bytes(200), "an archive"),
+        ("7.dcm.gz", b"\x1f\x8b\x08" + bytes(200), "an archive"),
+        ("8.dcm.part", bytes(128) + b"DICM", "a download that did not end"),
+        ("00099.dcm", b"<html>404</html>" * 20, "no DICOM"),
+    ],
+)
+def test_what_may_hold_lost_slices_is_refused_by_name(tmp_path, name, content, reason):
+    write_series(tmp_path / "P1", np.zeros((4, 5, 3), np.int16))
+    (tmp_path / "P1" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: {reason}"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+def test_a_note_of_a_mac_is_no_slice_and_a_name_like_the_slices_is(tmp_path):
+    write_series(tmp_path / "P1", np.zeros((4, 5, 3), np.int16))
+    first = sorted((tmp_path / "P1").iterdir())[0]
+    (tmp_path / "P1" / f"._{first.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(90))
+    assert nib.load(convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")).shape == (4, 5, 3)
+    for file in (tmp_path / "P1").iterdir():  # names without an ending, as on a CD
+        file.rename(file.with_suffix(""))
+    first.with_name("9999").write_bytes(b"<html>404</html>" * 20)
+    names = sorted((tmp_path / "P1").iterdir())
+    for k, file in enumerate(n for n in names if n.name not in ("9999",) and n.name[:2] != "._"):
+        file.rename(file.with_name(f"IM{k}"))
+    first.with_name("9999").rename(first.with_name("IM7"))
+    with pytest.raises(ValueError, match="IM7: no DICOM"):
+        convert_series(tmp_path / "P1", tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"RescaleSlope": 0}, "RescaleSlope is missing or no number"),
+        ({"RescaleType": "Z_EFF"}, "values in Z_EFF"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a scout or pictures"),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "a scout or pictures"),
+    ],
+)
+def test_series_that_are_no_hu_are_refused(tmp_path, fields, words):
+    write_series(tmp_path / "P1", np.zeros((4, 5, 3), np.int16), **fields)
+    with pytest.raises(ValueError, match=words):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(("tag", "value"), [("KVP", 80), ("StudyInstanceUID", f"{ROOT}.5")])
+def test_one_slice_of_another_scan_is_named(tmp_path, tag, value):
+    hu = np.zeros((4, 5, 3), np.int16)
+    write_series(tmp_path / "P1", hu, change=lambda k: {tag: value} if k == 2 else {})
+    with pytest.raises(ValueError, match=f"{tag} differs from slice to slice"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+def test_numbers_that_do_not_begin_at_one_are_warned_of(tmp_path):
+    hu = np.zeros((4, 5, 3), np.int16)
+    write_series(tmp_path / "P1", hu, change=lambda k: {"InstanceNumber": k + 3})
+    with pytest.warns(UserWarning, match="3 slices with InstanceNumber 3 to 5"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+def test_files_that_have_changed_are_converted_again(tmp_path, capsys):
+    hu = np.arange(60).reshape(4, 5, 3)
+    write_series(tmp_path / "in" / "P1", hu[:, :, :2])
+    out = tmp_path / "out" / "P1.nii.gz"
+    for expected, part in ((2, hu[:, :, :2]), (3, hu), (3, hu + 7)):
+        write_series(tmp_path / "in" / "P1", part)
+        assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+        assert nib.load(out).shape[2] == expected
+        assert nib.load(out).get_fdata().max() == part.max()
+    capsys.readouterr()
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    assert "there already" in capsys.readouterr().out
+
+
+def test_a_patient_that_is_a_dead_link_is_named(tmp_path, capsys):
+    write_series(tmp_path / "in" / "P1", np.zeros((4, 5, 3), np.int16))
+    (tmp_path / "in" / "P2").symlink_to(tmp_path / "nowhere")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert "P2" in capsys.readouterr().err

@@ -150,3 +150,15 @@ def test_two_places_that_differ_are_refused(tmp_path):
     image.set_qform(np.diag([-1.0, 1, 1, 1]) @ AFFINE, 0)
     nib.save(image, tmp_path / "ct.nii")
     assert nib.aff2axcodes(open_header(tmp_path / "ct.nii").stored) == ("R", "A", "S")
+
+
+def test_the_identity_of_itk_is_no_place_either(tmp_path):
+    nib.save(nib.Nifti1Image(HU, np.diag([-1.0, -1, 1, 1])), tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match="its affine is the identity"):
+        open_header(tmp_path / "a.nii.gz")
+
+
+def test_a_mask_below_zero_is_refused(tmp_path):
+    nib.save(nib.Nifti1Image(-(HU > 0).astype(np.int16), AFFINE), tmp_path / "m.nii.gz")
+    with pytest.raises(ValueError, match="mask values from -1"):
+        load_mask(tmp_path / "m.nii.gz")

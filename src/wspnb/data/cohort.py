@@ -16,8 +16,15 @@ from wspnb.data.inventory import CODINGS
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 # How tables write what is unknown.
 EMPTY = {"", "nan", "na", "<na>", "none", "null", "n/a", "#n/a", "#na", "nat", "-", "?", "unknown"}
+EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "missing"}
+BROKEN = re.compile(r"#[A-Z/0]+[!?]")  # #REF! and others that spreadsheets leave
 INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
-EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE]\+[0-9]+")  # long numbers as spreadsheets show them
+SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
+    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0445\u0443"
+    "\u03b1\u03b2\u03b5\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
+    "abekmhopctxyabehikvoptyx",
+)
+EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE][+-][0-9]+")  # as spreadsheets show long numbers
 
 
 def read_cohort(path: str | Path) -> pd.DataFrame:
@@ -77,21 +84,37 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(f"{path}: {len(problems)} problems in the cohort table\n{shown}{more}")
 
-    for (one, first), (other, line) in _look_alikes(raw):
+    owners = raw[raw["mask"] != ""].groupby("mask").patient.unique()
+    for mask, whose in owners[owners.map(len) > 1].items():
         warnings.warn(
-            f"{path}: patients {one!r} (line {first}) and {other!r} (line {line}) look like one: if"
-            " they are, write both alike",
+            f"{path}: mask {mask!r} is that of {len(whose)} patients, {whose[0]!r} and {whose[1]!r}"
+            " among them: is a path wrong?",
             stacklevel=2,
         )
+    for column in ("patient", "cohort"):
+        for (one, first), (other, line) in _look_alikes(raw[column]):
+            warnings.warn(
+                f"{path}: {column}s {one!r} (line {first}) and {other!r} (line {line}) look like"
+                " one: if they are, write both alike",
+                stacklevel=2,
+            )
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):
         values = [pd.NA if v.lower() in EMPTY else int(float(v)) for v in table[column]]
         table[column] = pd.array(values, dtype="Int64")
+    classes = table.weak_label.dropna().unique().tolist()
+    for code in classes if len(classes) > 1 else ():
+        if {*str(code)} == {"9"} and code - 1 not in classes:
+            warnings.warn(
+                f"{path}: weak_label {code} is a class of its own: where it stands for unknown,"
+                " leave it empty",
+                stacklevel=2,
+            )
     for column in names:  # numbers where all that is known of a column are numbers, else text
         if column not in (*COLUMNS, "coding", "modality"):
             known = ~table[column].str.lower().isin(EMPTY)
             numbers = pd.to_numeric(table[column].where(known), errors="coerce")
-            if numbers.notna().equals(known):
+            if numbers.notna().equals(known) and not table[column].str.match(r"-?0\d").any():
                 table[column] = numbers
     return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
 
@@ -118,6 +141,13 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
             if row[column].lower() in EMPTY - {""} and (column == "cohort" or unknown > 1):
                 advice = "fill it in, or write another name"
                 found.append((line, f"{column} {row[column]!r} stands for unknown: {advice}"))
+            elif BROKEN.fullmatch(row[column]):
+                found.append(
+                    (line, f"{column} {row[column]!r} is a spreadsheet's error: correct it")
+                )
+        if "+" in row["cohort"]:
+            advice = "a plus joins cohorts in the settings: write another name"
+            found.append((line, f"cohort {row['cohort']!r}: {advice}"))
         if EXPONENT.fullmatch(row["patient"]):
             advice = "a spreadsheet has cut a long number: format the column as text and fill it in"
             found.append((line, f"patient {row['patient']!r} has lost its digits: {advice}"))
@@ -161,7 +191,7 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
                     )
                 )
     cohorts = dict(zip(table.patient, table.cohort, strict=True))
-    for (one, first), (other, line) in _look_alikes(table):
+    for (one, first), (other, line) in _look_alikes(table.patient):
         if cohorts[one] != cohorts[other]:
             found.append(
                 (
@@ -177,14 +207,25 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
 def file_stamp(path: str) -> list:
     """What changes with a file's content and with nothing else; dates do not count.
 
-    Of gzip its own checksum, which the last 8 bytes hold, so that nothing else is read; of a file
-    of several gzip members, and of any other, the checksum (CRC-32) of all bytes.
+    Of a pair of header and voxels (.hdr and .img, .HEAD and .BRIK) both. Of gzip its own checksum,
+    which the last 8 bytes hold, so that nothing else is read; of a file of several gzip members,
+    and of any other, the checksum (CRC-32) of all bytes.
 
     Args:
         path: of the file, or empty: then the stamp is.
     """
     if not path:
         return []
+    stem, end = os.path.splitext(path.removesuffix(".gz"))
+    for pair in ((".hdr", ".img"), (".HEAD", ".BRIK")):
+        if end in pair:
+            files = [stem + one + packed for one in pair for packed in ("", ".gz")]
+            return [_stamp(file) for file in files if os.path.isfile(file)]
+    return _stamp(path)
+
+
+def _stamp(path: str) -> list:
+    """Size and checksum of one file."""
     try:
         with open(path, "rb") as file:
             gzipped = file.read(2) == b"\x1f\x8b"
@@ -210,22 +251,19 @@ def _visible(text: str) -> str:
 
 
 def _look(patient: str) -> str:
-    """What is left of a name when case, blanks, kinds of hyphens, zeros in front of and behind a
-    number and wide letters do not count."""
+    """What is left of a name when case, blanks, kinds of punctuation, zeros in front of and behind
+    a number, wide letters and other scripts' letters of the same shape do not count."""
     text = unicodedata.normalize("NFKC", patient).casefold()
-    text = "".join("-" if unicodedata.category(c) == "Pd" else c for c in text if not c.isspace())
-    text = re.sub(r"^(\d+)\.0+$", r"\1", text)
+    text = re.sub(r"^(\d+)\.0+$", r"\1", "".join(text.split())).translate(SHAPES)
+    text = re.sub(r"[\W_]+", "-", text).strip("-")
     return re.sub(r"(?<!\d)0+(?=\d)", "", text)
 
 
-def _look_alikes(table: pd.DataFrame) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """Pairs of patients whose names differ in nothing but their look, each with its first line."""
-    first = {}
-    for line, patient in zip(table.index, table.patient, strict=True):
-        first.setdefault(patient, line)
+def _look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Pairs of names that differ in nothing but their look, each with its first line."""
     looks: dict[str, list] = {}
-    for patient, line in first.items():
-        looks.setdefault(_look(patient), []).append((patient, line))
+    for line, name in names.drop_duplicates().items():
+        looks.setdefault(_look(name), []).append((name, line))
     return [(group[0], other) for group in looks.values() for other in group[1:]]
 
 
@@ -268,6 +306,9 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
             f"{path}: not a CSV file ({error} in line {reader.line_num}): save the table as CSV, or"
             " close the quote that is open there or above"
         ) from error
+    while names and not names[-1] and all(len(r) == len(names) and not r[-1] for _, r in content):
+        del names[-1]  # spreadsheets write columns without name or content
+        content = [(line, row[:-1]) for line, row in content]
     missing = [name for name in COLUMNS if name not in names]
     if missing:
         hint = " and separate columns by commas" if len(names) == 1 else ""

@@ -14,62 +14,28 @@ import tempfile
 import warnings
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from wspnb.data.dicom_files import (
+    BLOCKS,
+    SAME,
+    File,
+    account,
+    find_series,
+    index,
+    name_form,
+    need_dicom,
+    printable,
+)
 from wspnb.data.volumes import write_image
 
-DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
-# What must be the same in all slices of a series.
-SAME = ("PatientID", "Modality", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
-SAME += ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
-SAME += ("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType")
-SAME += ("FrameOfReferenceUID", "ConvolutionKernel", "SliceThickness")
-# What may change from one block of slices to the next, but not to and fro.
-BLOCKS = ("AcquisitionNumber", "AcquisitionUID", "TemporalPositionIdentifier", "AcquisitionTime")
-BLOCKS += ("TriggerTime", "NominalPercentageOfCardiacPhase")
+__all__ = ["account", "convert_series", "find_series", "index", "main", "printable"]
+
 RESCALE = ("RescaleSlope", "RescaleIntercept")
-TAGS = (*SAME, *BLOCKS, "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames")
-TAGS += ("ImagePositionPatient", "SeriesDescription", "ContrastBolusAgent")
-
-
-class File(NamedTuple):
-    """A file below a folder: an image, or why it is none."""
-
-    path: str
-    tags: dict[str, Any]  # of :data:`TAGS`, numbers as floats; empty where it is no DICOM
-    reason: str = ""  # why it cannot be used
-    damaged: bool = False  # it may be a slice that is lost
-
-
-def index(folder: str | Path) -> list[File]:
-    """Every file below a folder, whatever its name; links are followed.
-
-    Raises:
-        ImportError: if the extra ``dicom`` is not installed.
-    """
-    _need()
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link that leads to a folder above, or twice to one
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found += [_read_file(os.path.join(place, name)) for name in sorted(names)]
-    return found
-
-
-def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str, list[File]]:
-    """Images of each series below a folder, damaged ones among them."""
-    found: dict[str, list[File]] = {}
-    for file in index(folder) if files is None else files:
-        if uid := file.tags.get("SeriesInstanceUID"):
-            found.setdefault(uid, []).append(file)
-    return found
+CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
+HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
 
 def convert_series(
@@ -100,7 +66,13 @@ def convert_series(
     files = index(folder) if files is None else files
     found = find_series(folder, files)
     wanted = {uid: own for uid, own in found.items() if not series or uid in series}
-    lost = [file for file in files if file.damaged and not file.tags.get("SeriesInstanceUID")]
+    forms = {name_form(file.path) for file in files if file.tags}
+    lost = [
+        file
+        for file in files
+        if not file.tags.get("SeriesInstanceUID")
+        and (file.damaged or (file.reason == "no DICOM" and name_form(file.path) in forms))
+    ]
     if not found:
         raise ValueError(f"{shown}: no DICOM series below: correct the folder{_listed(lost)}")
     if len(wanted) != 1:
@@ -122,104 +94,6 @@ def convert_series(
     hu = _read_pixels(own, name)
     write_image(out, hu, affine)
     return out
-
-
-def account(files: list[File], used: str = "") -> pd.DataFrame:
-    """What became of each file: ``file``, ``series`` and ``use``.
-
-    Args:
-        files: of :func:`index`.
-        used: SeriesInstanceUID that was converted, if one was.
-    """
-    rows = []
-    for file in files:
-        uid = file.tags.get("SeriesInstanceUID", "")
-        use = file.reason or ("used" if uid == used and uid else "image, not converted")
-        rows.append({"file": printable(file.path), "series": uid, "use": use})
-    return pd.DataFrame(rows, columns=["file", "series", "use"])
-
-
-def printable(path: str | Path) -> str:
-    """A path as text; names that are not UTF-8 (old archives) are taken as Latin-1."""
-    try:
-        return os.fsencode(path).decode("utf-8")
-    except UnicodeDecodeError:
-        return os.fsencode(path).decode("latin-1")
-
-
-def _need():
-    try:
-        import pydicom
-        import SimpleITK
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'wspnb[dicom]'") from error
-    return pydicom, SimpleITK
-
-
-def _read_file(path: str) -> File:
-    """One file's header, and whether its pixels are all there."""
-    pydicom, _ = _need()
-    if not os.path.exists(path):
-        return File(path, {}, "a link that leads nowhere", True)
-    if not os.path.isfile(path):
-        return File(path, {}, "no regular file")
-    try:
-        with open(path, "rb") as stream:
-            head, size = stream.read(132), os.fstat(stream.fileno()).st_size
-            stream.seek(0)
-            if not head.strip(b"\0"):
-                return File(path, {}, "empty" if not size else "holds zeros only", True)
-            if head[128:] != b"DICM" and head[:2] not in (b"\x08\0", b"\x02\0"):
-                return File(path, {}, "no DICOM", path.lower().endswith((".dcm", ".ima")))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of values that are not used, or refused below
-                header = pydicom.dcmread(stream, True, True, True, list(TAGS))
-                tags = {name: _value(header, name) for name in TAGS}
-            if not (tags["Rows"] and tags["Columns"]):
-                kind = tags["SOPClassUID"] or header.file_meta.get("MediaStorageSOPClassUID", "")
-                if pydicom.uid.UID(kind).name.endswith("Image Storage"):
-                    return File(path, {}, "cut off within its header", True)
-                return File(path, {}, f"DICOM without an image ({pydicom.uid.UID(kind).name})")
-            problem = _pixels_missing(stream, header, tags, size)
-    except Exception as error:  # a file cut within its header, unreadable, or no DICOM after all
-        return File(path, {}, f"cannot be read ({str(error).splitlines()[0][:100]})", True)
-    if not tags["SeriesInstanceUID"]:
-        return File(path, {}, "an image of no series (no SeriesInstanceUID)", True)
-    return File(path, tags, problem, bool(problem))
-
-
-def _value(header, name: str):
-    """A tag's value: text, or numbers rounded to what a written decimal holds; "" if missing."""
-    try:
-        value = header.get(name, "")
-        if value is None or value == "":
-            return ""
-        if name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"):
-            return tuple(round(float(v), 4) for v in value)
-        if name in ("RescaleSlope", "RescaleIntercept", "SliceThickness"):
-            return float(value)
-        return str(value).strip() if not isinstance(value, int) else int(value)
-    except (ValueError, TypeError, OverflowError):
-        return "not readable"
-
-
-def _pixels_missing(stream, header, tags, size: int) -> str:
-    """Whether the file ends before its pixels do; the stream stands at their tag."""
-    syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if header.file_meta else ""
-    if syntax == DEFLATED:  # whether all is there shows when it is unpacked
-        return ""
-    start = stream.tell()
-    little, implicit = header.original_encoding[1], header.original_encoding[0]
-    begin = stream.read(8 if implicit else 12)
-    if len(begin) < (8 if implicit else 12):
-        return "cut off before its pixels"
-    length = int.from_bytes(begin[-4:], "little" if little else "big")
-    if length == 0xFFFFFFFF:
-        return "" if END in stream.read() else "cut off within its pixels"
-    frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
-    need = max(length, int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8))
-    there = size - start - len(begin)
-    return f"cut off, {there} of {need} bytes of its pixels" if min(there, length) < need else ""
 
 
 def _without_copies(files: list[File], name: str) -> list[File]:
@@ -265,10 +139,18 @@ def _check_alike(files: list[File], name: str) -> None:
     tags = files[0].tags
     if tags["Modality"] != "CT":
         raise ValueError(f"{name} is {tags['Modality'] or 'unknown'}, not CT")
+    if tags["SOPClassUID"] not in CT or "LOCALIZER" in tags["ImageType"].upper():
+        kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
+        raise ValueError(f"{name}: no slices of a CT but a scout or pictures ({kind})")
+    if tags["RescaleType"].upper() not in HU:
+        raise ValueError(
+            f"{name}: values in {tags['RescaleType']} (RescaleType), not HU: take another series"
+        )
     sizes = (2, 6, 1, 1)
     for tag, n in zip(("PixelSpacing", "ImageOrientationPatient", *RESCALE), sizes, strict=True):
         value = np.atleast_1d(tags[tag]) if tags[tag] not in ("", "not readable") else np.array([])
-        if len(value) != n or not np.isfinite(value).all() or (n == 2 and min(value) <= 0):
+        wrong = min(value, default=0) <= 0 if n == 2 else tag == "RescaleSlope" and not any(value)
+        if len(value) != n or not np.isfinite(value).all() or wrong:
             raise ValueError(
                 f"{name}: {tag} is missing or no number ({tags[tag]!r}), such as in"
                 f" {printable(files[0].path)}: get the series from its source again"
@@ -319,6 +201,14 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
                 f" {', '.join(map(str, list(dict.fromkeys(values))[:4]))}), as of two phases: put"
                 " the files of each into a folder of its own"
             )
+    numbers = [file.tags["InstanceNumber"] for file in files]
+    numbers = sorted({int(n) for n in numbers if str(n).isdecimal()})
+    if len(numbers) == len(files) and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(files)):
+        warnings.warn(
+            f"{name}: {len(files)} slices with InstanceNumber {numbers[0]} to {numbers[-1]}: are"
+            " some missing at an end? Compare with the source",
+            stacklevel=4,
+        )
     affine = np.eye(4)
     pixel = files[0].tags["PixelSpacing"]  # between rows, between columns
     affine[:3, 0], affine[:3, 1] = along[0] * pixel[1], along[1] * pixel[0]
@@ -329,7 +219,7 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
 
 def _read_pixels(files: list[File], name: str) -> np.ndarray:
     """HU ``(column, row, slice)``: int16 where they are whole and fit, else float32."""
-    sitk, planes = _need()[1], []
+    sitk, planes = need_dicom()[1], []
     with tempfile.TemporaryDirectory() as scratch:
         for number, file in enumerate(files):
             path = file.path

@@ -171,7 +171,7 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
         )
     if isinstance(image, nib.MGHImage) and not _begin(image, 30)[28:].strip(b"\0"):
         return "no valid affine (goodRASFlag is 0): write the orientation into the header"
-    if (affine == np.eye(4)).all():
+    if (np.abs(affine) == np.eye(4)).all():  # ITK writes its own identity as -1, -1, 1
         return (
             "its affine is the identity, as where an array was saved without its place: voxels of"
             " 1 mm, and feet and head unknown. Write the true affine into the header; if this is"

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.ndimage import binary_erosion
 
 from wspnb.data.volumes import Scan, resize, to_image, window
+from wspnb.files import read_csv
 from wspnb.folds import cohorts_of
 
 PICTURE = 96  # pixels a side of a volume's coronal picture
@@ -101,7 +102,7 @@ def fates(
     table["fate"] = np.select(kinds, ["set aside", "judged", "pretraining"], "not used")
     lost = Path(source) / "failed_masks.csv"
     if source and lost.exists():
-        lost = pd.read_csv(lost, dtype=str, keep_default_na=False)
+        lost = read_csv(lost, text=True)
         lost = lost[~lost.volume.isin(cohort.volume)].assign(fate="no liver mask", kept=0)
         table = pd.concat([table, lost], ignore_index=True)
     return table.assign(cohort=table.cohort.fillna(""))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.data.store import IMAGE_COLUMNS, TABLES, Slices, write_settings
-from wspnb.files import write_csv
+from wspnb.files import read_csv, write_csv
 
 LABELS = ("volume", "cohort", "weak_label", "label")  # joined to the images' columns
 OWN_COLUMNS = (*IMAGE_COLUMNS[:7], *LABELS, *IMAGE_COLUMNS[7:])
@@ -51,11 +51,11 @@ def _labelled(images: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 def join_labels(folder: Path, store: Slices, cohort: pd.DataFrame) -> None:
     """Tables of a finished store with what the cohort table says now; images are not touched."""
-    inventory = pd.read_csv(folder / "inventory.csv", dtype=str, keep_default_na=False)
+    inventory = read_csv(folder / "inventory.csv", text=True)
     inventory["volume"] = cohort.volume.to_numpy()
     failed = inventory[inventory.reason != ""][["volume", "patient", "reason"]]
     rows = cohort.loc[np.repeat(np.arange(len(cohort)), inventory.n_kept.astype(int))]
-    images = pd.read_csv(folder / "slices.csv", dtype=str, keep_default_na=False)
+    images = read_csv(folder / "slices.csv", text=True)
     table = _labelled(images[[*IMAGE_COLUMNS]], rows.reset_index(drop=True))
     tables = dict(zip(TABLES, (table, failed, inventory), strict=True))
     then = {name: (folder / name).read_text(encoding="utf-8") for name in TABLES}

@@ -2,7 +2,8 @@
 
 ``OUT/series.csv`` has a row for every series below the patients' folders. Where one series of a
 patient can be a volume, it is taken; where several can, one is chosen by any sign under ``take``
-(``x``). A changed choice converts again. ``drop`` names a file to leave out, such as one odd slice
+(``x``). A changed choice converts again, as do
+files that have changed (``content``). ``drop`` names a file to leave out, such as one odd slice
 at an end; several are parted by semicolons.
 """
 
@@ -14,11 +15,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.data.dicom import File, account, convert_series, find_series, index, printable
-from wspnb.files import write_csv
+from wspnb.data.dicom import convert_series
+from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
+from wspnb.data.store import digest_files
+from wspnb.files import read_csv, write_csv
 
 COLUMNS = ("take", "drop", "patient", "folder", "images", "plane", "extent_mm", "thickness_mm")
-COLUMNS += ("kernel", "contrast", "time", "description", "modality", "series", "converted")
+COLUMNS += (
+    "kernel",
+    "contrast",
+    "time",
+    "description",
+    "modality",
+    "series",
+    "converted",
+    "content",
+)
 
 
 def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
@@ -108,7 +120,7 @@ def convert_patient(
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
     rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
     rows = pd.DataFrame(rows, columns=list(COLUMNS)).set_index("series", drop=False)
-    for column in ("take", "drop", "converted"):
+    for column in ("take", "drop", "converted", "content"):
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := [uid for uid in rows.index if uid in series]:
         rows["take"] = ["x" if uid in named else "" for uid in rows.index]
@@ -126,18 +138,26 @@ def convert_patient(
             gone -= names if names & gone else set()
         if gone:
             raise ValueError(f"{printable(patient)}: no file {', '.join(sorted(gone))} to drop")
-        if file.exists() and (rows.loc[uid, "converted"] == state or not len(known)):
+        content = digest_files(
+            *(Path(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid)
+        )
+        same = (rows.loc[uid, "converted"], rows.loc[uid, "content"]) == (state, content[:16])
+        if file.exists() and (same or not len(known)):
             print(file, "(there already, not converted again)")
         else:
             convert_series(patient, file, (uid,), kept)
             print(file, f"(without {drop})" if drop else "")
         rows["converted"] = [state if one == uid else "" for one in rows.index]
-    except (ValueError, OSError, RuntimeError) as error:
-        problem, uid = str(error), ""
+        rows["content"] = [content[:16] if one == uid else "" for one in rows.index]
+    except MemoryError:
+        raise
+    except Exception as error:  # one patient must not end the cohort, whatever is wrong
+        known_kind = isinstance(error, (ValueError, OSError, RuntimeError))
+        problem, uid = str(error) if known_kind else repr(error), ""
         problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
         if (rows.converted != "").any():  # of another choice, or of files that have changed since
             file.unlink(missing_ok=True)
-            rows["converted"] = ""
+            rows[["converted", "content"]] = ""
     listing = account(files, uid)
     if uid and rows.loc[uid, "drop"]:
         dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
@@ -159,9 +179,15 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{asked.folder}: no such folder")
     patients = sorted(p for p in asked.folder.iterdir() if p.is_dir())
     problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
+    loose = [p for p in sorted(asked.folder.iterdir()) if not p.is_dir() and p.name[:1] != "."]
+    if loose := [p for p in loose if p.is_symlink() or index_file(str(p)).tags]:
+        problems.append(
+            f"{asked.folder}: {len(loose)} images or dead links beside the patients' folders, such"
+            f" as {printable(loose[0])}, which are of no patient: put them into folders"
+        )
     table, known = asked.out / "series.csv", pd.DataFrame(columns=list(COLUMNS))
     if table.exists():
-        known = pd.read_csv(table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        known = read_csv(table, text=True)
         if missing := [name for name in COLUMNS if name not in known]:
             parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
     found = []

@@ -200,6 +200,8 @@ def write_slices(
     """
     slice_positions(1, convention), window(np.zeros(1), low, high)  # raise before any work
     central_slices(np.ones((1, 1, 1)), fraction)
+    if mask_value is not None and mask_value < 1:
+        raise ValueError(f"mask_value {mask_value}: the liver's label, 1 or more, or None for all")
     if image_size < 1:
         raise ValueError(f"image_size {image_size}: choose a number of pixels")
     cohort = _name_volumes(read_cohort(cohort_csv), Path(cohort_csv))
@@ -371,11 +373,14 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
     }
     if "mask_cut" in used:
         apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
+        halves = ~apart & (used.mask_share < 0.9)
         cut = used.mask_cut.fillna("") != ""
         kinds |= {
             "masks, such as that of {}, have slices without mask between their ends, or parts that"
             " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
             " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
+            "masks, such as that of {}, have a tenth or more outside their largest part, as where"
+            " they hold another organ or are torn: look at mask_share": halves,
             "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
             " the scan has not the positions of a whole one: look at mask_cut": cut,
         }

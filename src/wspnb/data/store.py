@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wspnb.files import write_text
+from wspnb.files import read_csv, write_text
 
 FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 TABLES = ("slices.csv", "failed.csv", "inventory.csv")
@@ -89,8 +89,9 @@ def open_slices(folder: str | Path) -> Slices:
         if not (folder / name).exists() or digest_files(folder / name) != sha:
             raise ValueError(f"{folder / name}: not as it was written, edited or damaged: {again}")
     try:
-        table = _read_table(folder / "slices.csv")
-        failed = pd.read_csv(folder / "failed.csv", dtype=str, keep_default_na=False)
+        table = read_csv(folder / "slices.csv")
+        table = table.astype({n: "Int64" for n in ("weak_label", "label") if n in table})
+        failed = read_csv(folder / "failed.csv", text=True)
     except Exception as error:  # whatever pandas meets in a table that was edited
         raise ValueError(f"{folder}: its tables are damaged ({error}): {again}") from error
     try:
@@ -137,7 +138,7 @@ def write_settings(folder: Path, images: Path, settings: dict[str, Any]) -> None
 
 def _identity(images: Path, table: Path) -> str:
     """sha256 of the images and of what the table says of them, whatever their labels."""
-    text = pd.read_csv(table, dtype=str, keep_default_na=False)
+    text = read_csv(table, text=True)
     text = text[[name for name in IMAGE_COLUMNS if name in text]].to_csv(index=False)
     return hashlib.sha256(f"{digest_files(images)}{text}".encode()).hexdigest()
 
@@ -207,12 +208,6 @@ def _seal(settings: dict[str, Any]) -> str:
     """Checksum of the settings themselves."""
     content = {name: value for name, value in settings.items() if name != "seal"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    text = {name: str for name in ("patient", "volume", "cohort", "selection")}
-    labels = {"weak_label": "Int64", "label": "Int64"}
-    return pd.read_csv(path, dtype=text | labels, keep_default_na=False, na_values=[""])
 
 
 def main(arguments: list[str]) -> int:

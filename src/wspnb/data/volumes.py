@@ -110,6 +110,8 @@ def load_mask(
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
             raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
         labels = np.rint(labels).astype(np.int32)
+    if labels.min() < 0:
+        raise ValueError(f"{path}: mask values from {labels.min()}: write 0 outside, 1 inside")
     if value is None:
         if labels.max() > 3:
             there = sorted(set().union(*(np.unique(plane).tolist() for plane in labels.T)) - {0})

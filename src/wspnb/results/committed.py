@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.files import whole, write_csv, write_text
+from wspnb.files import read_csv, whole, write_csv, write_text
 from wspnb.folds import cohorts_of
 from wspnb.results import audit, population, tables
 from wspnb.run import project_path
@@ -64,7 +64,7 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
     runs = tables.read_runs(folder)
     suffix = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["suffix"]
     names = ("readings.csv.gz", "deals.csv.gz")
-    extra = {n: pd.read_csv(folder / n) for n in names if (folder / n).exists()}
+    extra = {n: read_csv(folder / n) for n in names if (folder / n).exists()}
     readings, deals = (extra.get(f"{name}.csv.gz") for name in ("readings", "deals"))
     found = {
         "table1": tables.auc_table(runs),
@@ -104,7 +104,7 @@ def publish(run_dir: Path, name: str, suffix: str, figures: Path) -> list[str]:
     runs, readings = tables.read_runs(run_dir), None
     slices, columns = run_dir / "cohort" / "slices.csv", ["cohort", "patient", "label", "reading"]
     if slices.exists() and set(columns) <= set(pd.read_csv(slices, nrows=0)):
-        known = pd.read_csv(slices, usecols=columns, dtype={"patient": str})[columns]
+        known = read_csv(slices, usecols=columns)[columns]
         cohorts = cohorts_of(runs[0]["results"])
         readings = known[known.cohort.isin(cohorts)].drop_duplicates()
     target = figures / "runs" / name

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from wspnb.files import whole
+from wspnb.files import read_csv, whole
 from wspnb.results import statistics, tables
 
 NORMAL = 1.96  # reach of 95 % in standard errors
@@ -51,7 +51,7 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     names = ["run", "name", "method", "seed"]
     found = {"runs": runs.reindex(columns=[*names, "ceiling", "depth_r2", "loss", "verdict"])}
     for part in PARTS:
-        table = pd.read_csv(folder / f"{part}.csv.gz", dtype={"patient": str})
+        table = read_csv(folder / f"{part}.csv.gz")
         found[part] = runs[names].merge(table, on="run")
     return found
 

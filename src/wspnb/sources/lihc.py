@@ -15,7 +15,7 @@ import pandas as pd
 import pooch
 
 from wspnb.data.cohort import EMPTY
-from wspnb.files import write_csv
+from wspnb.files import read_csv, write_csv
 from wspnb.sources.archives import SUFFIXES, unpack
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
@@ -133,9 +133,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table of labels")
-    options = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}  # lines count
     try:
-        raw = pd.read_csv(path, **options, encoding="utf-8-sig")
+        raw = read_csv(path, text=True, skip_blank_lines=False)  # lines count
     except ValueError as error:
         reason = str(error).strip()
         raise ValueError(f"{path}: not a CSV table ({reason}): save it as CSV UTF-8") from error

@@ -1,0 +1,182 @@
+"""Files below a patient's folder: which are DICOM images, and why the others are none."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
+# What must be the same in all slices of a series.
+SAME = ("PatientID", "Modality", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
+SAME += ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
+SAME += ("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType")
+SAME += ("FrameOfReferenceUID", "ConvolutionKernel", "SliceThickness", "SOPClassUID", "KVP")
+SAME += ("StudyInstanceUID", "PatientPosition")
+# What may change from one block of slices to the next, but not to and fro.
+BLOCKS = ("AcquisitionNumber", "AcquisitionUID", "TemporalPositionIdentifier", "AcquisitionTime")
+BLOCKS += ("TriggerTime", "NominalPercentageOfCardiacPhase")
+TAGS = (*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber")
+TAGS += ("ImagePositionPatient", "SeriesDescription", "ContrastBolusAgent")
+ARCHIVES = (
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"7z\xbc\xaf",
+    b"Rar!",
+    b"BZh",
+    b"\xfd7zXZ",
+    b"\x28\xb5\x2f\xfd",
+)
+PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
+
+
+class File(NamedTuple):
+    """A file below a folder: an image, or why it is none."""
+
+    path: str
+    tags: dict[str, Any]  # of :data:`TAGS`, numbers as floats; empty where it is no DICOM
+    reason: str = ""  # why it cannot be used
+    damaged: bool = False  # it may be a slice that is lost
+
+
+def index(folder: str | Path) -> list[File]:
+    """Every file below a folder, whatever its name; links are followed.
+
+    Raises:
+        ImportError: if the extra ``dicom`` is not installed.
+    """
+    need_dicom()
+    found, seen = [], set()
+
+    def lost(error):
+        found.append(File(error.filename, {}, f"a folder that cannot be read ({error})", True))
+
+    for place, folders, names in os.walk(folder, onerror=lost, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link that leads to a folder above, or twice to one
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [index_file(os.path.join(place, name)) for name in sorted(names)]
+    return found
+
+
+def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str, list[File]]:
+    """Images of each series below a folder, damaged ones among them."""
+    found: dict[str, list[File]] = {}
+    for file in index(folder) if files is None else files:
+        if uid := file.tags.get("SeriesInstanceUID"):
+            found.setdefault(uid, []).append(file)
+    return found
+
+
+def account(files: list[File], used: str = "") -> pd.DataFrame:
+    """What became of each file: ``file``, ``series`` and ``use``.
+
+    Args:
+        files: of :func:`index`.
+        used: SeriesInstanceUID that was converted, if one was.
+    """
+    rows = []
+    for file in files:
+        uid = file.tags.get("SeriesInstanceUID", "")
+        use = file.reason or ("used" if uid == used and uid else "image, not converted")
+        rows.append({"file": printable(file.path), "series": uid, "use": use})
+    return pd.DataFrame(rows, columns=["file", "series", "use"])
+
+
+def printable(path: str | Path) -> str:
+    """A path as text; names that are not UTF-8 (old archives) are taken as Latin-1."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return os.fsencode(path).decode("latin-1")
+
+
+def name_form(path: str) -> str:
+    """A file's name whatever its numbers: IM3 is a slice where IM1, IM2 and IM4 are."""
+    return re.sub(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*", "0", os.path.basename(path))
+
+
+def need_dicom():
+    try:
+        import pydicom
+        import SimpleITK
+    except ImportError as error:
+        raise ImportError(f"{error.name} is missing: pip install 'wspnb[dicom]'") from error
+    return pydicom, SimpleITK
+
+
+def index_file(path: str) -> File:
+    """One file's header, and whether its pixels are all there."""
+    pydicom, _ = need_dicom()
+    if not os.path.exists(path):
+        return File(path, {}, "a link that leads nowhere", True)
+    if not os.path.isfile(path):
+        return File(path, {}, "no regular file")
+    try:
+        with open(path, "rb") as stream:
+            head, size = stream.read(132), os.fstat(stream.fileno()).st_size
+            stream.seek(0)
+            if head.startswith(b"\0\x05\x16\x07"):  # ._NAME, beside each file that a Mac has copied
+                return File(path, {}, "a Mac's note on a file, no image")
+            if not head.strip(b"\0"):
+                return File(path, {}, "empty" if not size else "holds zeros only", True)
+            if head.startswith(ARCHIVES):
+                return File(path, {}, "an archive: unpack it, and take it away", True)
+            if path.lower().endswith(PARTIAL):
+                return File(path, {}, "a download that did not end", True)
+            if head[128:] != b"DICM" and head[:2] not in (b"\x08\0", b"\x02\0"):
+                return File(path, {}, "no DICOM", path.lower().endswith((".dcm", ".ima")))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of values that are not used, or refused below
+                header = pydicom.dcmread(stream, True, True, True, list(TAGS))
+                tags = {name: _value(header, name) for name in TAGS}
+            if not (tags["Rows"] and tags["Columns"]):
+                kind = tags["SOPClassUID"] or header.file_meta.get("MediaStorageSOPClassUID", "")
+                if pydicom.uid.UID(kind).name.endswith("Image Storage"):
+                    return File(path, {}, "cut off within its header", True)
+                return File(path, {}, f"DICOM without an image ({pydicom.uid.UID(kind).name})")
+            problem = _pixels_missing(stream, header, tags, size)
+    except Exception as error:  # a file cut within its header, unreadable, or no DICOM after all
+        return File(path, {}, f"cannot be read ({str(error).splitlines()[0][:100]})", True)
+    if not tags["SeriesInstanceUID"]:
+        return File(path, {}, "an image of no series (no SeriesInstanceUID)", True)
+    return File(path, tags, problem, bool(problem))
+
+
+def _value(header, name: str):
+    """A tag's value: text, or numbers rounded to what a written decimal holds; "" if missing."""
+    try:
+        value = header.get(name, "")
+        if value is None or value == "":
+            return ""
+        if name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"):
+            return tuple(round(float(v), 4) for v in value)
+        if name in ("RescaleSlope", "RescaleIntercept", "SliceThickness"):
+            return float(value)
+        return str(value).strip() if not isinstance(value, int) else int(value)
+    except (ValueError, TypeError, OverflowError):
+        return "not readable"
+
+
+def _pixels_missing(stream, header, tags, size: int) -> str:
+    """Whether the file ends before its pixels do; the stream stands at their tag."""
+    syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if header.file_meta else ""
+    if syntax == DEFLATED:  # whether all is there shows when it is unpacked
+        return ""
+    start = stream.tell()
+    little, implicit = header.original_encoding[1], header.original_encoding[0]
+    begin = stream.read(8 if implicit else 12)
+    if len(begin) < (8 if implicit else 12):
+        return "cut off before its pixels"
+    length = int.from_bytes(begin[-4:], "little" if little else "big")
+    if length == 0xFFFFFFFF:
+        return "" if END in stream.read() else "cut off within its pixels"
+    frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
+    need = max(length, int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8))
+    there = size - start - len(begin)
+    return f"cut off, {there} of {need} bytes of its pixels" if min(there, length) < need else ""
