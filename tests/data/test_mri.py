@@ -172,3 +172,13 @@ def test_real_t1_is_turned_by_its_qform_and_measured():
     with pytest.raises(ValueError, match="mr in a column 'modality'"):
         load_hu(T1)
     assert describe(read_scan(T1), "MR")["coding"] == "MR"
+
+
+def test_masks_of_cads_are_taken_as_they_are(tmp_path):
+    labels = drawn()[1] * 5  # the liver
+    labels[:6], liver = np.arange(1, 5).repeat(8)[None, :, None], labels == 5  # other organs
+    liver[:6] = False
+    path = saved(tmp_path / "scan_part_551.nii.gz", labels)
+    assert (load_mask(path) == liver[::-1, ::-1]).all() and liver.any()
+    with pytest.raises(ValueError, match="5 labels"):
+        load_mask(saved(tmp_path / "scan.nii.gz", labels))

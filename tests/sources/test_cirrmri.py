@@ -20,6 +20,7 @@ from wspnb.data.cohort import read_cohort
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.results.stages import MEASURES
 from wspnb.results.stages import main as stages
+from wspnb.results.tables import read_runs, row_label
 from wspnb.sources.cirrmri import TABLES, divide, make_cirrmri, read_stages
 from wspnb.sources.downloads import BLOCK
 
@@ -242,7 +243,9 @@ def test_the_whole_flow_from_archives_to_the_table_of_stages(tmp_path):
     own.write_text("\n".join(f"{name}: {value}" for name, value in text.items()))
     root = Path(__file__).parents[2]
     files = ["-f", str(root / "params" / "cirrmri.yaml"), "-f", str(own)]
-    for step in ("01_preprocess", "02_pretrain", "03_linear_probe"):
+    more = ["-p", "start_from", "wsp", "-p", "supervised_steps", "2"]  # fine-tuned
+    steps = {"01_preprocess": [], "02_pretrain": [], "03_linear_probe": [], "03b_supervised": more}
+    for step, options in steps.items():
         out = tmp_path / f"{step}.ipynb"
         run = [
             sys.executable,
@@ -251,8 +254,12 @@ def test_the_whole_flow_from_archives_to_the_table_of_stages(tmp_path):
             str(root / "notebooks" / f"{step}.ipynb"),
             str(out),
         ]
-        subprocess.run([*run, *files], check=True, cwd=root)
+        subprocess.run([*run, *files, *options], check=True, cwd=root)
     assert stages([str(tmp_path / "run")]) == 0
+    runs = {run["name"]: run for run in read_runs(tmp_path / "run")}
+    assert row_label("finetuned_wsp") == "WSP, fine-tuned" and set(runs) >= {"wsp", "finetuned_wsp"}
+    tuned, frozen = (runs[name]["scores"] for name in ("finetuned_wsp", "wsp"))
+    assert sorted(tuned.patient) == sorted(frozen.patient)  # the same patients are judged
     table = pd.read_csv(tmp_path / "run" / "figures" / "stages.csv")
     assert table.name.tolist() == ["random", "wsp"] and set(table.n) == {7}
     assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(None)

@@ -274,6 +274,8 @@ def row_label(name: str) -> str:
     """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
     if name in SWITCHES:
         return SWITCHES[name][0]
+    if name.startswith("finetuned_"):
+        return f"{row_label(name.removeprefix('finetuned_'))}, fine-tuned"
     changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
     if changed:
         return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}"
