@@ -31,8 +31,9 @@ from ours import DEVICE, Step, at_least_one, machine, timed
 from wspnb import plots, probe
 from wspnb.augment import augment
 from wspnb.data.slices import reader
-from wspnb.kernels import pair_kernel, pair_weights
+from wspnb.kernels import pair_weights
 from wspnb.losses import contrastive_loss
+from wspnb.methods import pair_kernel
 from wspnb.results import audit
 from wspnb.sampling import OneSlicePerPatient
 
@@ -97,7 +98,7 @@ def bench_loss(runs: int, quick: bool):
     code = f"""
 import time, torch
 from functools import partial
-from wspnb.kernels import pair_kernel
+from wspnb.methods import pair_kernel
 from wspnb.losses import contrastive_loss
 views, n = torch.randn(2, {n}, 128, requires_grad=True), {n}
 kernel = partial(pair_kernel, "wsp", torch.arange(n) % 4, torch.rand(n), 0.1)

@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wspnb.augment import augment
 from wspnb.distributed import gather, share, start
-from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import pair_kernel
 from wspnb.models import build_encoder, build_head
 
 

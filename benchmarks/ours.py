@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from wspnb.augment import augment
-from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import pair_kernel
 from wspnb.models import build_encoder, build_head
 from wspnb.pretrain import keep_memory, pick_precision
 

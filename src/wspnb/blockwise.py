@@ -19,15 +19,19 @@ def blockwise_loss(
     normalise: str = "row",
     anchors: Tensor | None = None,
     negatives: Tensor | Callable[[Tensor], Tensor] | None = None,
+    denominator: str = "all",
 ) -> Tensor:
-    r"""Mean loss of anchors, as :func:`wspnb.losses.contrastive_loss` with denominator "all".
+    r"""Mean loss of anchors, as :func:`wspnb.losses.contrastive_loss`.
 
-    With :math:`p_{tj} = v_{tj} e^{s_{tj}} / \sum_{k \neq t} v_{tk} e^{s_{tk}}` and
+    With denominator "all",
+    :math:`p_{tj} = v_{tj} e^{s_{tj}} / \sum_{k \neq t} v_{tk} e^{s_{tk}}` and
     :math:`W_t = \sum_i w_{ti}`,
 
     .. math::
         L_t = W_t \log \sum_{j \neq t} v_{tj} e^{s_{tj}} - \sum_i w_{ti} s_{ti}, \qquad
         \partial L_t / \partial s_{tj} = W_t p_{tj} - w_{tj}
+
+    The slopes of other denominators come from autograd, block by block.
 
     Args:
         views: embeddings on the unit sphere, ``(2n, dim)``, all first views, then all second ones.
@@ -36,7 +40,8 @@ def blockwise_loss(
         temperature: tau.
         normalise: "row" or "column".
         anchors: numbers of the slices whose two views are anchors, ``(m,)``; None for all n.
-        negatives: weights v of the denominator, as ``kernel``; None: all 1.
+        negatives: second kernel, of the denominator, as ``kernel``; None: all 1.
+        denominator: as there.
 
     Returns:
         Scalar, differentiable once and by the views alone, in their type.
@@ -46,20 +51,21 @@ def blockwise_loss(
     rows = _by_rows(kernel, n, views)
     repel = None if negatives is None else _by_rows(negatives, n, views)
     if repel is not None and not isinstance(negatives, Tensor):  # a whole one has been checked
-        unchecked, repel = repel, lambda own: check_negatives(unchecked(own))
+        unchecked, repel = repel, lambda own: check_negatives(unchecked(own), denominator)
     size = max(1, BLOCK_BYTES // (4 * n * views.element_size()))
     totals = None
     if normalise == "column":  # the sum of row i divides column i
         everyone = torch.arange(n, device=views.device).split(size)
         totals = torch.cat([_totals(rows(own), own) for own in everyone]).repeat(2)
-    return _Blockwise.apply(views, rows, anchors.split(size), temperature, totals, repel)
+    blocks = anchors.split(size)
+    return _Blockwise.apply(views, rows, blocks, temperature, totals, repel, denominator)
 
 
 class _Blockwise(torch.autograd.Function):
     """Loss and, in the same sweep, its gradient with respect to the views."""
 
     @staticmethod
-    def forward(ctx, views, rows, blocks, temperature, totals, repel):
+    def forward(ctx, views, rows, blocks, temperature, totals, repel, denominator):
         n, loss = len(views) // 2, views.new_zeros((), dtype=torch.float64)
         gradient = torch.zeros_like(views) if ctx.needs_input_grad[0] else None
         n_anchors = 2 * sum(map(len, blocks))
@@ -70,22 +76,20 @@ class _Blockwise(torch.autograd.Function):
             divisor = _totals(weights, own).repeat(2)[:, None] if totals is None else totals
             weights = weights.repeat(2, 2).div_(divisor)  # (2b, 2n)
             weights.view(-1).index_fill_(0, itself, 0)
-            logits = (views[anchor] @ views.T).div_(temperature)
-            logits.view(-1).index_fill_(0, itself, -torch.inf)
-            log_v = None if repel is None else repel(own).log().repeat(2, 2)
-            below = logits if log_v is None else logits + log_v
-            largest = below.amax(1, keepdim=True)
-            log_sum = (below - largest).exp_().sum(1, keepdim=True).log_().add_(largest)
-            log_p = logits.sub_(log_sum)
-            log_p.view(-1).index_fill_(0, itself, 0)
-            loss -= torch.dot(weights.view(-1), log_p.view(-1))
-            if gradient is None:
-                continue
-            log_p = log_p if log_v is None else log_p.add_(log_v)
-            slope = log_p.exp_().mul_(weights.sum(1, keepdim=True)).sub_(weights)
-            slope.view(-1).index_fill_(0, itself, 0)
-            gradient.index_add_(0, anchor, slope @ views)
-            gradient.addmm_(slope.T, views[anchor])
+            logits = (views[anchor] / temperature) @ views.T
+            second = None if repel is None else repel(own).repeat(2, 2)
+            if denominator == "all":
+                part, slope = _all_others(logits, weights, itself, second)
+            else:
+                with torch.enable_grad():
+                    logits.requires_grad_(gradient is not None)
+                    log_sum = log_denominators(logits, anchor, denominator, second)
+                    part = (weights * (logits - log_sum)).sum()
+                slope = gradient if gradient is None else -torch.autograd.grad(part, logits)[0]
+            loss -= part.detach()
+            if gradient is not None:
+                gradient.index_add_(0, anchor, slope @ views)
+                gradient.addmm_(slope.T, views[anchor])
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(temperature * n_anchors))
         return (loss / n_anchors).to(views)
@@ -97,16 +101,93 @@ class _Blockwise(torch.autograd.Function):
                 "the loss in blocks has no second derivative; for it, set "
                 "wspnb.losses.BLOCKWISE_ABOVE = math.inf (the plain loss, in more memory)"
             )
-        return upstream * ctx.saved_tensors[0], None, None, None, None, None
+        return upstream * ctx.saved_tensors[0], None, None, None, None, None, None
 
 
-def check_negatives(negatives: Tensor) -> Tensor:
-    """Rows of weights of the denominator, ``(m, n)``, as they are.
+def _all_others(logits: Tensor, weights: Tensor, itself: Tensor, repel: Tensor | None):
+    """Sum of weighted log shares of a block, and the loss's slopes; few steps, each of which waits
+    for all cores. ``logits`` is used up."""
+    logits.view(-1).index_fill_(0, itself, -torch.inf)
+    if repel is None:
+        log_p = logits.log_softmax(1)
+    else:
+        log_v = repel.log_()
+        log_p = logits.sub_((logits + log_v).logsumexp(1, keepdim=True))
+    log_p.view(-1).index_fill_(0, itself, 0)
+    part = torch.dot(weights.view(-1), log_p.view(-1))
+    slope = (log_p if repel is None else log_p.add_(log_v)).exp_()
+    slope.mul_(weights.sum(1, keepdim=True)).sub_(weights)
+    slope.view(-1).index_fill_(0, itself, 0)
+    return part, slope
+
+
+def log_denominators(
+    logits: Tensor, anchor: Tensor, denominator: str, repel: Tensor | None = None
+) -> Tensor:
+    """Log of the denominator of every pair.
+
+    Args:
+        logits: similarities s of m anchors to all views, ``(m, 2n)``.
+        anchor: each anchor's own column, ``(m,)``.
+        denominator: see :func:`wspnb.losses.contrastive_loss`.
+        repel: the second kernel's rows, ``(m, 2n)``.
+
+    Returns:
+        ``(m, 1)`` where it is the same for all positives of an anchor ("all", "exp"), else
+        ``(m, 2n)``, of any value in the anchor's own column.
+    """
+    itself = torch.zeros_like(logits, dtype=torch.bool).scatter(1, anchor[:, None], True)
+    if denominator == "exp":
+        logits = logits * (1 - repel)
+    elif denominator in ("less", "no_more"):
+        return _up_to_each(logits, itself, repel, denominator == "less")
+    elif repel is not None:
+        logits = logits + repel.log()
+    if denominator != "printed":
+        logits = logits.masked_fill(itself, -torch.inf)
+    if denominator in ("all", "exp"):
+        return logits.logsumexp(1, keepdim=True)
+    return _logsumexp_without_each(logits)
+
+
+def _up_to_each(logits: Tensor, itself: Tensor, degrees: Tensor, less: bool) -> Tensor:
+    """Log of the sum of exponentials over those whose degree is less than that of i (and i), or no
+    more than it, for every i; the anchor left out. Sorted once, summed on the way."""
+    logits = logits.masked_fill(itself, -torch.inf)
+    degrees = degrees.detach().masked_fill(itself, torch.inf)  # last, so that nobody counts it
+    rising, order = degrees.sort(1)
+    sums = logits.gather(1, order).logcumsumexp(1)
+    sums = torch.cat([torch.full_like(sums[:, :1], -torch.inf), sums], 1)
+    below = sums.gather(1, torch.searchsorted(rising, degrees, right=not less))
+    return torch.logaddexp(below, logits) if less else below
+
+
+def _logsumexp_without_each(logits: Tensor) -> Tensor:
+    """Log of the sum of exponentials of each row with entry i left out, for every i.
+
+    log(S - e_i) = log S + log(1 - e_i / S) is accurate unless e_i is the largest (then e_i / S is
+    at most 1/2); the sum without the largest is taken afresh. Same shape as ``logits``.
+    """
+    largest = logits.argmax(1, keepdim=True)
+    is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, largest, True)
+    log_sum = logits.logsumexp(1, keepdim=True)
+    without_largest = logits.masked_fill(is_largest, -torch.inf).logsumexp(1, keepdim=True)
+    share = (logits - log_sum).masked_fill(is_largest, -torch.inf).exp()
+    return torch.where(is_largest, without_largest, log_sum + torch.log1p(-share))
+
+
+def check_negatives(negatives: Tensor, denominator: str = "all") -> Tensor:
+    """Rows of the second kernel, ``(m, n)``, as they are.
 
     Raises:
-        ValueError: if a weight is negative or NaN, a row has none above 0, or a weight is learnt
-            and 0, where its logarithm, added to the logits, has no slope.
+        ValueError: if a weight is negative or NaN, or above 1 for "exp"; and, where it weighs the
+            terms of the denominator, if a row has none above 0, or a weight is learnt and 0, where
+            its logarithm, added to the logits, has no slope.
     """
+    if denominator in ("exp", "less", "no_more"):
+        if not ((negatives >= 0).all() and (negatives <= 1).all()):
+            raise ValueError(f"negatives of denominator={denominator!r}: degrees from 0 to 1")
+        return negatives
     if not ((negatives >= 0).all() and (negatives > 0).any(1).all()):
         raise ValueError("negatives: every row needs weights >= 0, at least one of them above 0")
     if negatives.requires_grad and (negatives == 0).any():

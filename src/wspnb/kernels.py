@@ -6,6 +6,7 @@ Where a batch is too large for the whole matrix, ``rows`` asks for some of its r
 """
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -55,22 +56,72 @@ def gaussian(positions: Tensor, sigma: float, rows: Tensor | None = None) -> Ten
     Raises:
         ValueError: if ``sigma`` is not positive or ``positions`` is not one-dimensional.
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma={sigma}: must be positive (inf ignores the position)")
-    positions = _one_per_slice(positions, "positions")
-    positions = positions if positions.dtype == torch.float64 else positions.float()
-    own = positions if rows is None else positions[rows]
+    own, positions = _own_and_all(positions, sigma, "sigma", rows)
     return torch.exp(-0.5 * ((own[:, None] - positions[None, :]).abs() / sigma) ** 2)
+
+
+def closer(positions: Tensor, width: float, rows: Tensor | None = None) -> Tensor:
+    r"""Positive within a distance: :math:`[|d_t - d_i| < w]` (PCL, Zeng et al. 2021)."""
+    own, positions = _own_and_all(positions, width, "width", rows)
+    near = (own[:, None] - positions[None, :]).abs() < width
+    return near.to(positions.dtype)
+
+
+def cauchy(positions: Tensor, width: float, rows: Tensor | None = None) -> Tensor:
+    r"""Kernel with a heavy tail: :math:`1 / (1 + (d_t - d_i)^2 / w^2)` (AnatCL writes
+    :math:`\sigma = 1 / w^2`); ``inf`` ignores the position."""
+    own, positions = _own_and_all(positions, width, "width", rows)
+    return 1 / (1 + ((own[:, None] - positions[None, :]) / width).square())
+
+
+def soft_graph(similarity: Tensor, temperature: float = 0.1) -> Tensor:
+    r"""Degrees from any graph of similarities: :math:`\exp((G_{ti} - 1) / \tau_s)` (X-CLR, Sobal et
+    al. 2024), G = 1 on the diagonal. Row-normalised it is X-CLR's softmax over the positives.
+
+    With :math:`G = 1 - (d_t - d_i)^2` and :math:`\tau_s = 2\sigma^2` it is :func:`gaussian`.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} of the graph: must be positive")
+    return torch.exp((similarity - 1) / temperature)
+
+
+def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> Tensor:
+    r"""Share of the labels that two slices have in common, :math:`(|A_t \cap A_i| / |A_t \cup
+    A_i|)^\beta` (multi-label SupCon).
+
+    Args:
+        labels: 1 where a slice bears a label, ``(n, n_labels)``; one label each gives
+            :func:`same_label`, whatever the power. A slice without labels is positive with itself
+            alone.
+        power: beta.
+        rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
+
+    Raises:
+        ValueError: if labels are no matrix or the power is not positive.
+    """
+    if labels.ndim != 2 or not power > 0:
+        raise ValueError(f"labels {tuple(labels.shape)}, power={power}: (n, n_labels), positive")
+    has = labels.float()
+    own = has if rows is None else has[rows]
+    both = own @ has.T
+    either = own.sum(1)[:, None] + has.sum(1)[None, :] - both
+    return torch.maximum((both / either.clamp_min(1)) ** power, same_slice(has, rows))
+
+
+def nested(stages: Tensor) -> Tensor:
+    """Stage s as the labels "at least 0" to "at least s", ``(n, n_stages)``; unknown (-1): none."""
+    stages = _one_per_slice(stages, "labels").nan_to_num(-1)
+    return (stages[:, None] >= torch.arange(int(stages.max()) + 1, device=stages.device)).float()
 
 
 def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     r"""One kernel whose loss is the weighted mean of the kernels' own losses.
 
     Each kernel is divided by the sum of its row over the 2n - 1 positives of the two-view batch
-    (every slice twice, the anchor left out: :math:`2\sum_i k_{ti} - k_{tt}`) before it is weighted
+    (every slice twice, the anchor left out: :math:`2\sum_i k_{ti} - 1`) before it is weighted
     and added:
 
-    .. math:: m_{ti} = \sum_m a_m\, k^m_{ti} / (2\sum_j k^m_{tj} - k^m_{tt})
+    .. math:: m_{ti} = \sum_m a_m\, k^m_{ti} / (2\sum_j k^m_{tj} - 1)
 
     With ``normalise="row"`` then :math:`L(m) = \sum_m a_m L(k^m) / \sum_m a_m` exactly, since the
     loss is linear in the normalised weights. A plain sum of losses (clinical labels) is this times
@@ -78,8 +129,7 @@ def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     positives; its diagonal is therefore not 1.
 
     Args:
-        kernels: matrices ``(n, n)``, each with 1 on its diagonal (an anchor without any positive in
-            one of them would shift its weight to the others).
+        kernels: matrices ``(n, n)``, or the same rows of them, each 1 on its diagonal.
         weights: share of each kernel, >= 0, not all 0.
 
     Returns:
@@ -88,96 +138,52 @@ def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     Raises:
         ValueError: if numbers or shapes do not match or a weight is negative.
     """
-    if not kernels or len(kernels) != len(weights):
-        raise ValueError(f"{len(kernels)} kernels, {len(weights)} weights: give one for each")
-    if min(weights) < 0 or sum(weights) <= 0:
-        raise ValueError(f"mixture weights {list(weights)}: must be >= 0 and not all 0")
-    if len({kernel.shape for kernel in kernels}) > 1:
-        raise ValueError(f"kernels of shapes {[tuple(k.shape) for k in kernels]}: must be equal")
-    total = torch.zeros_like(kernels[0])
+    _check_parts(kernels, weights)
+    finest = reduce(torch.promote_types, [kernel.dtype for kernel in kernels])
+    total = torch.zeros_like(kernels[0], dtype=finest)
     for kernel, weight in zip(kernels, weights, strict=True):
-        row_sum = 2 * kernel.sum(1, keepdim=True) - kernel.diagonal()[:, None]
-        total = total + weight * kernel / row_sum.where(row_sum > 0, 1)
+        kernel = kernel.to(finest)
+        total = total + weight * kernel / (2 * kernel.sum(1, keepdim=True) - 1)
     return total
 
 
-# Who attracts whom, by method, from (labels, positions, sigma, floor, rows).
-KERNELS = {
-    "wsp": lambda y, d, sigma, floor, rows: same_label(y, rows) * gaussian(d, sigma, rows),
-    "depth_aware": lambda y, d, sigma, floor, rows: gaussian(d, sigma, rows),
-    "supcon": lambda y, d, sigma, floor, rows: same_label(y, rows),
-    "simclr": lambda y, d, sigma, floor, rows: same_slice(d if y is None else y, rows),
-    "wsp_floor": lambda y, d, sigma, floor, rows: (
-        same_label(y, rows) * (floor + (1 - floor) * gaussian(d, sigma, rows))
-    ),
-    "wsp_own": lambda y, d, sigma, floor, rows: same_label(y, rows) * gaussian(d, sigma, rows),
-}
-# Who repels whom, and how much; in a method that is not here all repel alike.
-NEGATIVES = {
-    "wsp_own": lambda y, d, sigma, floor, rows: torch.where(
-        same_label(y, rows) > 0, gaussian(d, sigma, rows), 1
-    ),
-}
+def combine(kernels: Sequence[Tensor], how: str = "product", weights=None) -> Tensor:
+    r"""One kernel of several attributes, such as label, height and eye.
 
-
-def pair_kernel(
-    method: str,
-    labels: Tensor | None,
-    positions: Tensor | None,
-    sigma: float = 0.1,
-    rows: Tensor | None = None,
-    floor: float = 0.2,
-) -> Tensor:
-    r"""Kernel of a method for one batch of slices, looked up in ``KERNELS``.
-
-    With g the Gaussian of height: wsp :math:`[y_t = y_i]\,g_{ti}`, depth_aware g, supcon
-    :math:`[y_t = y_i]`, simclr the same slice. Not in the paper: wsp_floor
-    :math:`[y_t = y_i] (f + (1 - f)\,g_{ti})`, from WSP (f = 0) to SupCon (f = 1), so that slices of
-    one class attract at every depth; wsp_own attracts as wsp, see :func:`negative_kernel`.
+    product :math:`\prod_m (k^m_{ti})^{a_m}`: alike in all, each counts (WSP: label x height; a
+    Gaussian to the power a is one of width :math:`\sigma / \sqrt a`). minimum
+    :math:`\min_m k^m_{ti}`: as alike as the worst of them, whatever their number; equal to the
+    product where all but one are 0 or 1. mixture: alike in any, see :func:`mixture`.
 
     Args:
-        method: a name in ``KERNELS``.
-        labels: class of each slice, ``(n,)``; None where the method does not use it.
-        positions: normalised height of each slice, ``(n,)``; None where the method does not use it.
-        sigma: Gaussian width in the unit of ``positions``.
-        rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
-        floor: f, least degree of positiveness within a class, 0 to 1; wsp_floor alone uses it.
+        kernels: matrices of one shape, each 1 on its diagonal.
+        how: "product", "minimum" or "mixture".
+        weights: a, >= 0; None: all 1, in the mixture equal shares. The minimum has none.
 
     Returns:
-        ``(m, n)`` degrees of positiveness.
+        ``(m, n)``; product and minimum are 1 on the diagonal, and a single kernel is itself.
 
     Raises:
-        ValueError: if the method is unknown, or what it needs is missing or of another length, or
-            the floor is no share.
+        ValueError: if numbers or shapes do not match, a weight is negative or how is unknown.
     """
-    _check(method, labels, positions, floor)
-    return KERNELS[method](labels, positions, sigma, floor, rows)
+    if weights is None:
+        weights = [1 / len(kernels) if how == "mixture" else 1] * len(kernels)
+    if how not in ("product", "minimum", "mixture") or (how == "minimum" and set(weights) != {1}):
+        raise ValueError(f"how={how!r}: product, minimum (without weights) or mixture, please")
+    if how == "mixture":
+        return mixture(kernels, weights)
+    _check_parts(kernels, weights)
+    powers = [k if a == 1 else k**a for k, a in zip(kernels, weights, strict=True)]
+    return reduce(torch.mul if how == "product" else torch.minimum, powers)
 
 
-def negative_kernel(
-    method: str,
-    labels: Tensor | None,
-    positions: Tensor | None,
-    sigma: float = 0.1,
-    rows: Tensor | None = None,
-    floor: float = 0.2,
-) -> Tensor | None:
-    r"""How much slices repel each other, the second kernel of the loss, from ``NEGATIVES``.
-
-    wsp_own: :math:`v_{ti} = g_{ti}` where :math:`y_t = y_i`, else 1. Slices of one class repel only
-    as far as they attract, so those of other depths are left alone.
-
-    Args:
-        method: a name in ``KERNELS``; the other arguments as for :func:`pair_kernel`.
-
-    Returns:
-        ``(m, n)``, or None where all others repel alike (the methods of the paper).
-
-    Raises:
-        ValueError: as :func:`pair_kernel`.
-    """
-    _check(method, labels, positions, floor)
-    return NEGATIVES[method](labels, positions, sigma, floor, rows) if method in NEGATIVES else None
+def _check_parts(kernels: Sequence[Tensor], weights: Sequence[float]) -> None:
+    if not kernels or len(kernels) != len(weights):
+        raise ValueError(f"{len(kernels)} kernels, {len(weights)} weights: give one for each")
+    if min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"weights of kernels {list(weights)}: must be >= 0 and not all 0")
+    if len({kernel.shape for kernel in kernels}) > 1:
+        raise ValueError(f"kernels of shapes {[tuple(k.shape) for k in kernels]}: must be equal")
 
 
 def pair_weights(kernel: Tensor, normalise: str = "row") -> Tensor:
@@ -226,14 +232,10 @@ def _one_per_slice(values: Tensor, name: str) -> Tensor:
     return values
 
 
-def _check(method: str, labels: Tensor | None, positions: Tensor | None, floor: float) -> None:
-    if method not in KERNELS:
-        raise ValueError(f"method={method!r} has no kernel: choose one of {', '.join(KERNELS)}")
-    either = labels if positions is None else positions
-    needs = {"depth_aware": (positions,), "supcon": (labels,), "simclr": (either,)}
-    if any(values is None for values in needs.get(method, (labels, positions))):
-        raise ValueError(f"method={method!r}: labels or positions of the slices are missing")
-    if labels is not None and positions is not None and len(labels) != len(positions):
-        raise ValueError(f"{len(labels)} labels for {len(positions)} positions: give one per slice")
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor={floor}: a degree of positiveness, between 0 and 1")
+def _own_and_all(positions: Tensor, width: float, name: str, rows: Tensor | None):
+    """Positions of the rows and of all, float32 at least."""
+    if not width > 0:
+        raise ValueError(f"{name}={width}: must be positive (inf ignores the position)")
+    positions = _one_per_slice(positions, "positions")
+    positions = positions if positions.dtype == torch.float64 else positions.float()
+    return (positions if rows is None else positions[rows]), positions

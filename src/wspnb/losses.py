@@ -1,17 +1,17 @@
-"""The one contrastive loss of all methods, whose kernels differ; BYOL's, which has no negatives."""
+"""The one contrastive loss of all methods, whose kernels differ; two losses without negatives."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
-from wspnb.blockwise import blockwise_loss, check_negatives
+from wspnb.blockwise import blockwise_loss, check_negatives, log_denominators
 from wspnb.kernels import pair_weights
 
 Kernel = Tensor | Callable[[Tensor], Tensor]  # (n, n), or a function that gives its rows
-DENOMINATORS = ("all", "others", "printed")
+DENOMINATORS = ("all", "others", "printed")  # weighed by the second kernel
+BY_DEGREE = ("exp", "less", "no_more")  # that compare or scale by it
 BLOCKWISE_ABOVE = 64  # slices: faster and in less memory from here on, equal to rounding
 
 
@@ -45,12 +45,16 @@ def contrastive_loss(
         temperature: tau, *paper silent*; 0.1 in the released code.
         denominator: D. "all" {j != t} (SupCon, y-Aware, released code); "others" {j not in {i, t}}
             (the positive left out as well); "printed" {j != i} (as the paper prints: keeps j = t).
+            By the degrees v of the second kernel: "less" i and those with v_tj < v_ti (Barbano et
+            al. 2023, threshold); "no_more" those with v_tj <= v_ti (Rank-N-Contrast, Zha et al.
+            2023); "exp" all j != t, each as exp(s_tj (1 - v_tj)) (Barbano et al., exp).
         normalise: "row" sum of w over P(t) is 1 (paper); "column" as released (``pair_weights``).
         anchors: numbers of the slices whose two views are anchors t, ``(m,)``; the mean is then
-            over these 2m (the share of one device); None for all. Only with "all".
+            over these 2m (the share of one device); None for all.
         negatives: v, how much j repels t, as ``kernel``; None: all 1 (paper). It weighs every term
             of the denominator alike, so also the positive pair's own (by v_ti) and that of the
-            other view of the same slice (by v_tt); whether j = t enters is D's choice.
+            other view of the same slice (by v_tt); whether j = t enters is D's choice. With the
+            last three denominators it is what they compare or scale by, and no weight.
 
     Returns:
         Scalar, float64 for float64 embeddings, else float32 (computed in it, also under autocast).
@@ -63,19 +67,17 @@ def contrastive_loss(
     with torch.autocast(view_1.device.type, enabled=False):
         views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
         kernel, negatives = _beside(views, kernel), _beside(views, negatives)
-        if denominator == "all" and not _learnt(n, views, kernel, negatives, temperature):
+        if not _learnt(n, views, kernel, negatives, temperature):
             if n > BLOCKWISE_ABOVE or anchors is not None or not isinstance(kernel, Tensor):
-                return blockwise_loss(views, kernel, temperature, normalise, anchors, negatives)
+                options = (temperature, normalise, anchors, negatives, denominator)
+                return blockwise_loss(views, kernel, *options)
         logits = views @ views.T / temperature  # (2n, 2n)
         weights = pair_weights(_whole(kernel, views), normalise)
-        itself = torch.eye(2 * n, dtype=torch.bool, device=logits.device)
-        below = logits if denominator == "printed" else logits.masked_fill(itself, -math.inf)
+        repel = None
         if negatives is not None:
-            below = below + check_negatives(_whole(negatives, views)).log().repeat(2, 2)
-        if denominator == "all":
-            log_sum = below.logsumexp(1, keepdim=True)  # (2n, 1)
-        else:
-            log_sum = _logsumexp_without_each(below)  # (2n, 2n)
+            repel = check_negatives(_whole(negatives, views), denominator).repeat(2, 2)
+        every = torch.arange(2 * n, device=logits.device)
+        log_sum = log_denominators(logits, every, denominator, repel)
         # Self pairs have weight 0 and a finite logit here: no 0 * inf.
         terms = weights * (logits - log_sum)
         if anchors is not None:
@@ -84,14 +86,20 @@ def contrastive_loss(
 
 
 def byol_loss(
-    prediction_1: Tensor, prediction_2: Tensor, target_1: Tensor, target_2: Tensor
+    prediction_1: Tensor,
+    prediction_2: Tensor,
+    target_1: Tensor,
+    target_2: Tensor,
+    kernel: Tensor | None = None,
 ) -> Tensor:
-    r"""Distance of each view's prediction to the other view's target (BYOL, equations 2 and 3).
+    r"""Distance of each view's prediction to targets of the other views (BYOL, equations 2 and 3).
 
     .. math::
-        L = \frac{1}{n} \sum_t \|\bar q_{1t} - \bar z_{2t}\|^2 + \|\bar q_{2t} - \bar z_{1t}\|^2
+        L = \frac{1}{n} \sum_t \sum_i w_{ti} \big(
+            \|\bar q_{1t} - \bar z_{2i}\|^2 + \|\bar q_{2t} - \bar z_{1i}\|^2\big)
 
-    symmetrised, all vectors on the unit sphere. 0 when all are equal: its value does not show a
+    symmetrised, all vectors on the unit sphere. With the identity, and without a kernel, it is
+    BYOL's; a quarter of it minus 1 is SimSiam's. 0 when all are equal: its value does not show a
     collapse.
 
     Args:
@@ -100,6 +108,8 @@ def byol_loss(
         target_1: projections of the first views by the moving average, ``(n, dim)``; no gradient
             flows into them.
         target_2: the same for the second views.
+        kernel: degrees of positiveness ``(n, n)``, 1 on the diagonal; w are its rows divided by
+            their sums over the n views of the other side. None: the identity.
 
     Returns:
         Scalar in float32 (float64 for such input), between 0 and 8.
@@ -110,27 +120,68 @@ def byol_loss(
     if not prediction_1.shape == prediction_2.shape == target_1.shape == target_2.shape:
         shapes = [tuple(x.shape) for x in (prediction_1, prediction_2, target_1, target_2)]
         raise ValueError(f"predictions and targets of shapes {shapes}: expected four equal")
+    kind = torch.promote_types(prediction_1.dtype, torch.float32)
+    weights = _rows_to_1(kernel, prediction_1, kind)
 
     def distance(prediction: Tensor, target: Tensor) -> Tensor:
-        kind = torch.promote_types(prediction.dtype, torch.float32)
-        return 2 - 2 * cosine_similarity(prediction.to(kind), target.detach().to(kind)).mean()
+        target = weights @ normalize(target.detach().to(kind), dim=1)
+        return 2 - 2 * (normalize(prediction.to(kind), dim=1) * target).sum(1).mean()
 
     with torch.autocast(prediction_1.device.type, enabled=False):
         return distance(prediction_1, target_2) + distance(prediction_2, target_1)
 
 
-def _logsumexp_without_each(logits: Tensor) -> Tensor:
-    """Log of the sum of exponentials of each row with entry i left out, for every i.
+def barlow_loss(
+    view_1: Tensor, view_2: Tensor, kernel: Tensor | None = None, off_diagonal: float = 0.0051
+) -> Tensor:
+    r"""Cross-correlation of coordinates, smoothed by a kernel (Barlow Twins, Zbontar et al. 2021).
 
-    log(S - e_i) = log S + log(1 - e_i / S) is accurate unless e_i is the largest (then e_i / S is
-    at most 1/2); the sum without the largest is taken afresh. Same shape as ``logits``, ``(m, m)``.
+    .. math::
+        L = \sum_a (1 - C_{aa})^2 + \lambda \sum_{a \ne b} C_{ab}^2, \qquad
+        C = \tfrac{1}{n} Z_1^\top W Z_2
+
+    Z: embeddings with mean 0 and variance 1 over the batch in each coordinate; W: the kernel, rows
+    divided by their sums. With the identity it is the original. C can only be 1 on its diagonal
+    for coordinates that W leaves alone, so the first term asks for functions that are constant
+    within a class, or slow in depth; of a few classes there are as many such functions as classes
+    less one, and the rest of the term stays.
+
+    Args:
+        view_1: embeddings of the n slices, ``(n, dim)``, any scale.
+        view_2: embeddings of their second views.
+        kernel: degrees of positiveness ``(n, n)``, 1 on the diagonal; None: the identity.
+        off_diagonal: lambda (released code of the original: 0.0051).
+
+    Returns:
+        Scalar in float32 (float64 for such input).
+
+    Raises:
+        ValueError: if shapes differ or the batch holds one slice.
     """
-    largest = logits.argmax(1, keepdim=True)
-    is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, largest, True)
-    log_sum = logits.logsumexp(1, keepdim=True)
-    without_largest = logits.masked_fill(is_largest, -math.inf).logsumexp(1, keepdim=True)
-    share = (logits - log_sum).masked_fill(is_largest, -math.inf).exp()
-    return torch.where(is_largest, without_largest, log_sum + torch.log1p(-share))
+    if view_1.ndim != 2 or view_1.shape != view_2.shape or len(view_1) < 2:
+        shapes = f"view_1 {tuple(view_1.shape)}, view_2 {tuple(view_2.shape)}"
+        raise ValueError(f"{shapes}: expected two equal (n, dim), n of two or more")
+    kind = torch.promote_types(view_1.dtype, torch.float32)
+    with torch.autocast(view_1.device.type, enabled=False):
+        one, two = (
+            torch.nn.functional.batch_norm(v.to(kind), None, None, training=True)
+            for v in (view_1, view_2)
+        )
+        found = one.T @ _rows_to_1(kernel, view_1, kind) @ two / len(one)  # (dim, dim)
+        diagonal = found.diagonal()
+        rest = found.square().sum() - diagonal.square().sum()
+        return (1 - diagonal).square().sum() + off_diagonal * rest
+
+
+def _rows_to_1(kernel: Tensor | None, views: Tensor, kind: torch.dtype) -> Tensor:
+    """The kernel divided by its row sums, ``(n, n)``; the identity where there is none."""
+    n = len(views)
+    if kernel is None:
+        return torch.eye(n, dtype=kind, device=views.device)
+    if kernel.shape != (n, n):
+        raise ValueError(f"kernel {tuple(kernel.shape)}: expected {(n, n)}, one row per slice")
+    kernel = kernel.to(views.device, kind, non_blocking=True)
+    return kernel / kernel.sum(1, keepdim=True)
 
 
 def _on_sphere(views: Tensor) -> Tensor:
@@ -174,19 +225,19 @@ def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors,
             raise ValueError(
                 f"{name} {tuple(given.shape)}: expected {(n, n)}, one row per slice (not per view)"
             )
+    if denominator not in (*DENOMINATORS, *BY_DEGREE):
+        known = ", ".join([*DENOMINATORS, *BY_DEGREE])
+        raise ValueError(f"denominator={denominator!r}: choose one of {known}")
     if isinstance(negatives, Tensor):
-        check_negatives(negatives)
+        check_negatives(negatives, denominator)
         if denominator == "others" and not (negatives.sum(1) > negatives.diagonal()).all():
             raise ValueError("negatives: nothing is left to compare a positive with; use 'all'")
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: must be positive")
-    if denominator not in DENOMINATORS:
-        raise ValueError(f"denominator={denominator!r}: choose one of {', '.join(DENOMINATORS)}")
     if normalise not in ("row", "column"):
         raise ValueError(f"normalise={normalise!r}: choose 'row' or 'column' (as released)")
-    whole = all(given is None or isinstance(given, Tensor) for given in (kernel, negatives))
-    if denominator != "all" and (not whole or anchors is not None):
-        raise ValueError(f"denominator={denominator!r} needs the whole kernel and all anchors")
+    if negatives is None and denominator in BY_DEGREE:
+        raise ValueError(f"denominator={denominator!r} needs negatives, degrees from 0 to 1")
     if n < (2 if denominator == "others" else 1):
         raise ValueError(f"{n} slices: too few for a contrast with denominator={denominator!r}")
     return n

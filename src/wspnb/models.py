@@ -117,16 +117,18 @@ def resnet18(in_channels: int = 1) -> ResNet18:
     return ResNet18(in_channels)
 
 
-def projection_head(backbone: str) -> nn.Sequential:
+def projection_head(backbone: str, norm: bool = False) -> nn.Sequential:
     """Head from features to the space of the loss: TinyNet 256-128-64, ResNet-18 512-256-128.
 
-    Two dense layers with a ReLU between (WSP, section 3: latent sizes; hidden sizes as released).
+    Two dense layers with a ReLU between (WSP, section 3: latent sizes; hidden sizes as released);
+    ``norm`` adds a batch norm before it, as BYOL, SimSiam and Barlow Twins have.
 
     Raises:
         ValueError: if the backbone is unknown.
     """
     features, hidden, latent = HEADS[_known(backbone)]
-    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, latent))
+    norms = [nn.BatchNorm1d(hidden)] if norm else []
+    return nn.Sequential(nn.Linear(features, hidden), *norms, nn.ReLU(), nn.Linear(hidden, latent))
 
 
 def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.Module:
@@ -152,11 +154,11 @@ def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.M
         return TinyNet(norm=norm, padding=2 if backbone == "tiny_padded" else 0)
 
 
-def build_head(backbone: str, seed: int = 0) -> nn.Sequential:
+def build_head(backbone: str, seed: int = 0, norm: bool = False) -> nn.Sequential:
     """Projection head with weights that depend on the seed alone, see :func:`build_encoder`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed + 1_000_003)  # not the encoder's numbers again
-        return projection_head(backbone)
+        return projection_head(backbone, norm)
 
 
 def load_imagenet(encoder: ResNet18, file: str | Path) -> None:

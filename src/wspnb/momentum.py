@@ -1,4 +1,4 @@
-"""Slowly following copies of a network: BYOL's targets, and the keys of MoCo v2."""
+"""Methods without negatives, BYOL, SimSiam and Barlow Twins, with a kernel or without; MoCo v2."""
 
 import copy
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from wspnb.losses import byol_loss
+from wspnb.losses import barlow_loss, byol_loss
+from wspnb.methods import FAMILIES, loss_of
 from wspnb.models import HEADS
 
 
@@ -23,36 +24,109 @@ def follow(self, encoder: nn.Module, head: nn.Module, momentum: float) -> None:
         old.lerp_(new, 1 - momentum)
 
 
+def has_norms(method: str) -> bool:
+    """Whether the method's head and predictor have the batch norms of the originals: all losses
+    without negatives but the row ``byol``, whose published tables are without (*paper silent*).
+    BYOL with its batch norms is ``byol_simclr``: the kernel is the identity."""
+    return loss_of(method) in FAMILIES and method != "byol"
+
+
+def without_negatives(
+    method: str, encoder: nn.Module, head: nn.Module, backbone: str, seed: int = 0, n_devices=1
+) -> nn.Module:
+    """What a loss without negatives needs beside encoder and head, by the method's name.
+
+    The module takes (view_1, view_2, images, kernel) and gives the loss, and has ``follow``. For
+    other methods it is an empty one, without parameters.
+
+    Raises:
+        ValueError: if a batch with a kernel would be split over devices, which see their own share.
+    """
+    loss = loss_of(method)
+    if has_norms(method) and n_devices > 1:
+        raise ValueError(f"method={method}: its pairs span the batch, so one device, please")
+    made = {"byol": Byol, "simsiam": SimSiam, "barlow": BarlowTwins}.get(loss)
+    if made is None:
+        return nn.Module()
+    return made(encoder, head, backbone, seed, has_norms(method))
+
+
+def build_predictor(sizes: tuple[int, int, int], norm: bool, seed: int) -> nn.Sequential:
+    """Two dense layers with a ReLU, and before it a batch norm if wanted, by the seed alone."""
+    first, hidden, last = sizes
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed + 2_000_003)
+        norms = [nn.BatchNorm1d(hidden)] if norm else []
+        return nn.Sequential(nn.Linear(first, hidden), *norms, nn.ReLU(), nn.Linear(hidden, last))
+
+
 class Byol(nn.Module):
     """Predictor and slowly following target of BYOL (Grill et al. 2020); the encoder and head that
-    are trained stay outside.
+    are trained stay outside. With a kernel, a prediction is compared with the targets of all slices
+    that count as positives (the paper's future work; ours): see :func:`wspnb.losses.byol_loss`.
 
     Args:
         encoder: network that is trained; copied.
         head: its projection head; copied.
         backbone: name of the encoder, for the size of the predictor: latent-hidden-latent with a
-            ReLU between, like the head (*paper silent*; BYOL's own has a batch norm).
+            ReLU between, like the head.
         seed: of the predictor's weights.
+        norm: whether a batch norm stands before the ReLU, as in the original.
     """
 
     follow = follow
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, backbone: str, seed: int = 0):
+    def __init__(self, encoder, head, backbone: str, seed: int = 0, norm: bool = False):
         super().__init__()
         _, hidden, latent = HEADS[backbone]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed + 2_000_003)
-            self.predictor = nn.Sequential(
-                nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, latent)
-            )
+        self.predictor = build_predictor((latent, hidden, latent), norm, seed)
         self.target = slow_copy(encoder, head)
 
-    def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor) -> Tensor:
+    def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor, kernel=None) -> Tensor:
         """Loss of the projections ``(n, dim)`` of both views; ``views`` are their images,
         ``(2n, c, h, w)``."""
         with torch.no_grad():
-            target_1, target_2 = self.target(views).chunk(2)
-        return byol_loss(self.predictor(view_1), self.predictor(view_2), target_1, target_2)
+            targets = self.target(views).chunk(2)
+        return byol_loss(self.predictor(view_1), self.predictor(view_2), *targets, kernel)
+
+
+class SimSiam(nn.Module):
+    r"""Predictor of SimSiam (Chen & He 2021), whose targets are the projections themselves, without
+    a gradient: :math:`L = -\frac12 \frac1n \sum_t \sum_i w_{ti} (\bar p_{1t} \bar z_{2i} +
+    \bar p_{2t} \bar z_{1i})`, w as in :func:`wspnb.losses.byol_loss`.
+
+    The last layer of the projection ends in a batch norm without scale, the predictor is a
+    bottleneck of a quarter of the latent size, as in the original; its projection has one layer
+    more (*paper silent*: all methods share the size of the head). Arguments as for ``Byol``.
+    """
+
+    def __init__(self, encoder, head, backbone: str, seed: int = 0, norm: bool = True):
+        super().__init__()
+        latent = HEADS[backbone][2]
+        self.last = nn.BatchNorm1d(latent, affine=False) if norm else nn.Identity()
+        self.predictor = build_predictor((latent, latent // 4, latent), norm, seed)
+
+    def forward(self, view_1: Tensor, view_2: Tensor, views=None, kernel=None) -> Tensor:
+        """Loss of the projections ``(n, dim)`` of both views."""
+        z_1, z_2 = self.last(view_1), self.last(view_2)
+        return byol_loss(self.predictor(z_1), self.predictor(z_2), z_1, z_2, kernel) / 4 - 1
+
+    def follow(self, *given) -> None:
+        """Nothing follows."""
+
+
+class BarlowTwins(nn.Module):
+    """Nothing beside encoder and head: see :func:`wspnb.losses.barlow_loss`."""
+
+    def __init__(self, *given):
+        super().__init__()
+
+    def forward(self, view_1: Tensor, view_2: Tensor, views=None, kernel=None) -> Tensor:
+        """Loss of the projections ``(n, dim)`` of both views."""
+        return barlow_loss(view_1, view_2, kernel)
+
+    def follow(self, *given) -> None:
+        """Nothing follows."""
 
 
 class Moco(nn.Module):

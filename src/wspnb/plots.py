@@ -26,6 +26,12 @@ CLASS_COLOURS = ("#0072B2", "#D55E00")
 DEPTH_MAP = "viridis"
 
 
+def colour(name: str) -> str:
+    """Colour of a method, or of the one in ``PALETTE`` with which its name begins."""
+    found = [key for key in PALETTE if name == key or name.startswith((f"{key}_", f"{key}0"))]
+    return PALETTE[max(found, key=len)] if found else "#000000"
+
+
 def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
     """Write ``name.png`` and ``name.pdf`` without dates, so that equal figures are equal files.
 

@@ -18,12 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wspnb.files import read_json, whole, write_csv, write_text
-from wspnb.kernels import KERNELS
+from wspnb.methods import has_line, loss_of
 from wspnb.models import HEADS
 
 UNTRAINED = ("random", "imagenet")  # no step is taken
 LOST = ": the training diverged, take a lower learning_rate, more warmup_steps or precision no"
-METHODS = (*UNTRAINED, "byol", *KERNELS)
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,10 @@ class Config:
     train_cohort: str
     data: str  # checksum of slices and weak labels, see identity
     seed: int
-    floor: float = 0.2
 
     def __post_init__(self):
+        loss_of(self.method)  # an error names all there are
         choices = {
-            "method": METHODS,
             "backbone": tuple(HEADS),
             "norm": ("batch", "none"),
             "precision": ("auto", "no", "bf16", "fp16"),
@@ -77,8 +75,6 @@ class Config:
         for name in ("warmup_steps", "weight_decay", "translate", "severe_from", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor={self.floor}: must be between 0 and 1")
         if self.batch_size < 2:
             raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
         if self.method == "imagenet" and self.backbone != "resnet18":
@@ -201,15 +197,17 @@ def verdict(method: str, log: list[dict], batch_size: int) -> str:
     Collapsed is a contrastive loss at that of equal embeddings, see :func:`is_collapsed`, and an
     ``embedding_sd`` under 0.1 (*paper silent*). The loss alone does not tell: a label that is too
     noisy to be learnt leaves it there with embeddings well spread ("at the line"). The loss of BYOL
-    is 0 when collapsed, so there the spread alone decides.
+    is 0 when collapsed, and denominators of their own have no such line: there the spread alone
+    decides.
     """
     if not log:
         return "untrained"
     tail = [row["embedding_sd"] for row in log[-max(5, len(log) // 10) :]]
     flat = not sum(tail) / len(tail) >= 0.1  # also when NaN
-    if method != "byol" and not is_collapsed([row["loss"] for row in log], batch_size):
+    lined = has_line(method)
+    if lined and not is_collapsed([row["loss"] for row in log], batch_size):
         return "healthy"
-    return "COLLAPSED" if flat else "healthy" if method == "byol" else "at the line"
+    return "COLLAPSED" if flat else "at the line" if lined else "healthy"
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from wspnb import blockwise, losses
-from wspnb.kernels import KERNELS, negative_kernel, pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import METHODS, loss_terms, negative_kernel, pair_kernel
 
 SIGMAS = (0.02, 0.1, math.inf)
 
@@ -34,25 +34,39 @@ def both(monkeypatch, views, kernel, **options):
     return found
 
 
-@pytest.mark.parametrize("method", KERNELS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("normalise", ["row", "column"])
 @pytest.mark.parametrize(("n", "rows"), [(2, 1), (7, 3), (60, 60), (60, 7)])
 def test_equals_the_plain_loss_and_gradient(monkeypatch, method, normalise, n, rows):
     monkeypatch.setattr(blockwise, "BLOCK_BYTES", rows * 4 * n * 8)
     for seed, sigma in enumerate(SIGMAS):
         views, labels, positions = batch(n, 5, seed)
-        kernel = pair_kernel(method, labels, positions, sigma)
-        options = {"normalise": normalise}
-        options["negatives"] = negative_kernel(method, labels, positions, sigma)
-        (plain, slope), (fast, fast_slope) = both(monkeypatch, views, kernel, **options)
+        terms = loss_terms(method, labels, positions, sigma) | {"normalise": normalise}
+        (plain, slope), (fast, fast_slope) = both(monkeypatch, views, terms.pop("kernel"), **terms)
         assert fast.item() == pytest.approx(plain.item(), rel=1e-12)
         torch.testing.assert_close(fast_slope, slope, rtol=1e-10, atol=1e-14)
         by_rows = partial(pair_kernel, method, labels, positions, sigma)
-        if options["negatives"] is not None:
-            options["negatives"] = partial(negative_kernel, method, labels, positions, sigma)
-        loss = contrastive_loss(*views, by_rows, **options)
-        assert torch.equal(loss, fast)
-        assert torch.equal(torch.autograd.grad(loss, views)[0], fast_slope)
+        if terms["negatives"] is not None:
+            terms["negatives"] = partial(negative_kernel, method, labels, positions, sigma)
+        loss = contrastive_loss(*views, by_rows, **terms)
+        assert loss.item() == pytest.approx(fast.item(), rel=1e-12)
+        found = torch.autograd.grad(loss, views)[0]
+        torch.testing.assert_close(found, fast_slope, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("denominator", ["others", "printed", "exp", "less", "no_more"])
+def test_a_share_of_the_anchors_with_every_denominator(monkeypatch, denominator):
+    views, labels, positions = batch(12, 4)
+    kernel = pair_kernel("wsp", labels, positions, 0.3)
+    options = {"denominator": denominator, "negatives": kernel.clamp_min(0.01)}
+    (plain, slope), _ = both(monkeypatch, views, kernel, **options)
+    shares = [
+        contrastive_loss(*views, kernel, anchors=torch.arange(12)[k::3], **options)
+        for k in range(3)
+    ]
+    assert sum(shares).item() / 3 == pytest.approx(plain.item(), rel=1e-12)
+    slopes = [torch.autograd.grad(share, views)[0] for share in shares]
+    torch.testing.assert_close(sum(slopes) / 3, slope)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
@@ -133,8 +147,10 @@ def test_errors_say_what_to_do():
     views = batch(8, 3)[0]
     with pytest.raises(ValueError, match=r"shape \(8, 7\), expected \(8, 8\)"):
         contrastive_loss(*views, lambda rows: torch.ones(len(rows), 7))
-    with pytest.raises(ValueError, match="'others' needs the whole kernel"):
-        contrastive_loss(*views, lambda rows: torch.ones(len(rows), 8), denominator="others")
+    with pytest.raises(ValueError, match="'less' needs negatives, degrees from 0 to 1"):
+        contrastive_loss(*views, lambda rows: torch.ones(len(rows), 8), denominator="less")
+    with pytest.raises(ValueError, match="'exp': degrees from 0 to 1"):
+        contrastive_loss(*views, torch.eye(8), denominator="exp", negatives=2 * torch.eye(8))
     with pytest.raises(ValueError, match="normalise='rows'"):
         contrastive_loss(*views, lambda rows: torch.ones(len(rows), 8), normalise="rows")
 
@@ -142,7 +158,7 @@ def test_errors_say_what_to_do():
 MEMORY = """
 import torch
 from functools import partial
-from wspnb.kernels import pair_kernel
+from wspnb.methods import pair_kernel
 from wspnb.losses import contrastive_loss
 torch.set_num_threads(1)
 def step(n):

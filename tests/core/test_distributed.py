@@ -13,8 +13,8 @@ import torch.distributed as dist
 from wspnb.augment import augment
 from wspnb.data.slices import write_slices
 from wspnb.distributed import gather, share
-from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import METHODS, loss_terms
 from wspnb.phantom.patients import Phantom
 from wspnb.phantom.scans import make_phantom
 
@@ -33,9 +33,9 @@ def one_step(model, mine, anchors, method, normalise):
     """Loss and gradients of a batch of 12 slices, of which this process holds ``mine``."""
     generator = torch.Generator().manual_seed(9)
     views = torch.randn(2, 12, 6, generator=generator, dtype=torch.float64)
-    kernel = pair_kernel(method, torch.arange(12) % 3, torch.linspace(0, 1, 12), 0.2)
+    terms = loss_terms(method, torch.arange(12) % 3, torch.linspace(0, 1, 12), 0.2)
     pair = (gather(model(view[mine])) for view in views)
-    loss = contrastive_loss(*pair, kernel, normalise=normalise, anchors=anchors)
+    loss = contrastive_loss(*pair, **terms, normalise=normalise, anchors=anchors)
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -52,7 +52,7 @@ def _process(rank, folder, cases):
 
 
 def test_loss_and_gradient_of_two_processes_are_those_of_one(tmp_path):
-    cases = [(m, n) for m in ("wsp", "supcon", "simclr") for n in ("row", "column")]
+    cases = [(m, n) for m in METHODS for n in ("row", "column")]
     torch.multiprocessing.spawn(_process, (str(tmp_path), cases), nprocs=2)
     for case in cases:
         loss, gradient = one_step(network(), torch.arange(12), None, *case)
@@ -79,7 +79,7 @@ def test_views_of_the_shares_are_those_of_the_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["wsp", "byol"])
+@pytest.mark.parametrize("method", ["wsp", "byol", "wsp_threshold"])
 def test_notebook_under_torchrun_learns_the_same(tmp_path, method):
     table = make_phantom(
         tmp_path / "source", Phantom(image_size=32, spacing_mm=20), 0.01, 0.1, 1, progress=False

@@ -8,8 +8,8 @@ import torch
 
 from wspnb.augment import augment
 from wspnb.data.slices import reader
-from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import pair_kernel
 from wspnb.models import build_encoder, build_head
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

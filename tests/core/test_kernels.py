@@ -4,16 +4,20 @@ import pytest
 import torch
 
 from wspnb.kernels import (
-    KERNELS,
+    cauchy,
+    closer,
+    combine,
     effective_positives,
     gaussian,
+    jaccard,
     mixture,
-    negative_kernel,
-    pair_kernel,
+    nested,
     pair_weights,
     same_label,
+    soft_graph,
 )
 from wspnb.losses import contrastive_loss
+from wspnb.methods import pair_kernel
 
 
 def batch(n, seed=0, n_labels=3):
@@ -30,64 +34,10 @@ def test_values_by_hand():
     assert kernel[[0, 0, 1], [1, 2, 2]].tolist() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", KERNELS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_symmetric_with_unit_diagonal(method, seed):
-    kernel = pair_kernel(method, *batch(17, seed), 0.2)
-    assert torch.equal(kernel, kernel.T)
-    assert torch.equal(kernel.diagonal(), torch.ones(17, dtype=kernel.dtype))
-    assert 0 <= kernel.min() and kernel.max() <= 1
-
-
 def test_sigma_is_the_standard_deviation():
     distances = torch.linspace(-4, 4, 1001, dtype=torch.float64)
     curve = gaussian(distances, 0.3)[500]  # the row of the slice at 0
     assert math.sqrt((curve * distances**2).sum() / curve.sum()) == pytest.approx(0.3, rel=1e-4)
-
-
-def test_limits_of_sigma():
-    labels, positions = batch(12)
-    everything = pair_kernel("wsp", labels, positions, math.inf)
-    assert torch.equal(everything.float(), pair_kernel("supcon", labels, positions))
-    nothing = pair_kernel("wsp", labels, positions, 1e-30)
-    assert torch.equal(nothing.float(), pair_kernel("simclr", labels, positions))
-    one_class = pair_kernel("wsp", torch.zeros(12), positions, 0.1)
-    assert torch.equal(one_class, pair_kernel("depth_aware", None, positions, 0.1))
-
-
-def test_table_of_methods():
-    labels, positions = batch(9)
-    paper = ["wsp", "depth_aware", "supcon", "simclr"]
-    assert list(KERNELS) == [*paper, "wsp_floor", "wsp_own"]
-    product = same_label(labels) * gaussian(positions, 0.1)
-    assert torch.equal(pair_kernel("wsp", labels, positions, 0.1), product)
-    assert torch.equal(pair_kernel("simclr", None, positions), torch.eye(9))
-    assert torch.equal(pair_kernel("simclr", labels, None), torch.eye(9))
-
-
-def test_floor_goes_from_wsp_to_supcon():
-    labels, positions = torch.tensor([0, 0, 0, 1]), torch.tensor([0.0, 0.1, 1.0, 0.1])
-    kernel = pair_kernel("wsp_floor", labels, positions, 0.1)
-    near, far = 0.2 + 0.8 * math.exp(-0.5), 0.2 + 0.8 * math.exp(-50)
-    assert kernel[0].tolist() == pytest.approx([1, near, far, 0], rel=1e-6)
-    for floor, method in ((0, "wsp"), (1, "supcon")):
-        kernel = pair_kernel("wsp_floor", labels, positions, 0.1, floor=floor)
-        assert torch.equal(kernel, pair_kernel(method, labels, positions, 0.1))
-    for floor in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match="between 0 and 1"):
-            pair_kernel("wsp_floor", labels, positions, floor=floor)
-
-
-@pytest.mark.parametrize("method", KERNELS)
-def test_rows_are_rows_of_the_whole(method):
-    rows = torch.tensor([4, 0, 7])
-    labels, positions = batch(9)
-    for kernel in (pair_kernel, negative_kernel):
-        whole = kernel(method, labels, positions, 0.2, floor=0.3)
-        part = kernel(method, labels, positions, 0.2, rows, 0.3)
-        assert (whole is None and part is None) or torch.equal(whole[rows], part)
-    with pytest.raises(ValueError, match="missing"):
-        negative_kernel("wsp_own", None, positions)
 
 
 def test_unknown_labels_are_positive_with_themselves_only():
@@ -154,15 +104,7 @@ def test_width_must_be_positive(sigma):
 
 
 def test_errors_say_what_to_do():
-    labels, positions = batch(4)
-    with pytest.raises(ValueError, match=r"choose one of wsp, depth_aware"):
-        pair_kernel("byol", labels, positions)
-    with pytest.raises(ValueError, match="missing"):
-        pair_kernel("wsp", None, positions)
-    with pytest.raises(ValueError, match="missing"):
-        pair_kernel("simclr", None, None)
-    with pytest.raises(ValueError, match="one per slice"):
-        pair_kernel("wsp", labels[:3], positions)
+    positions = torch.rand(4)
     with pytest.raises(ValueError, match="one per slice"):
         gaussian(positions[:, None], 0.1)
     with pytest.raises(ValueError, match="row"):
@@ -177,6 +119,57 @@ def test_errors_say_what_to_do():
     ):
         with pytest.raises(ValueError):
             mixture(kernels, weights)
+
+
+def test_product_minimum_and_mixture_of_several_attributes():
+    stage, near = (
+        jaccard(nested(torch.tensor([0, 1, 3]))),
+        gaussian(torch.tensor([0.0, 0.1, 0.1]), 0.1),
+    )
+    assert stage[0].tolist() == [1, 0.5, 0.25] and stage[1, 2] == 0.5
+    assert torch.equal(combine([stage, near]), stage * near)
+    least = combine([stage, near], "minimum")
+    assert least[0].tolist() == pytest.approx([1, 0.5, 0.25]) and least[1, 2] == 0.5
+    same = same_label(torch.tensor([0, 0, 1]))  # of 0 and 1: minimum and product are one
+    assert torch.equal(combine([same, near], "minimum"), combine([same, near]))
+    torch.testing.assert_close(
+        combine([near], weights=[4]), gaussian(torch.tensor([0.0, 0.1, 0.1]), 0.05)
+    )
+    assert torch.equal(combine([stage, near], "mixture"), mixture([stage, near], [0.5, 0.5]))
+    for how in ("product", "minimum"):
+        assert torch.equal(combine([stage], how), stage)
+        assert combine([stage, near], how).diagonal().tolist() == [1, 1, 1]
+    for given in ([[], "product"], [[stage], "sum"], [[stage, near], "minimum", [1, 2]]):
+        with pytest.raises(ValueError):
+            combine(*given)
+
+
+def test_jaccard_of_several_labels():
+    labels = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
+    assert jaccard(labels)[0].tolist() == pytest.approx([1, 1 / 3, 0, 1])
+    assert jaccard(labels, 2)[0, 1].item() == pytest.approx(1 / 9)
+    assert jaccard(labels)[2].tolist() == [0, 0, 1, 0]  # no label: itself alone
+    assert torch.equal(jaccard(labels, rows=torch.tensor([2, 1])), jaccard(labels)[[2, 1]])
+    stages = torch.tensor([2, -1, 0, 2])
+    one_hot = (stages[:, None] == torch.arange(3)).float()
+    for power in (0.5, 1, 2):  # exact limit: one label each is SupCon
+        assert torch.equal(jaccard(one_hot, power), same_label(stages))
+    with pytest.raises(ValueError, match="n_labels"):
+        jaccard(stages)
+
+
+def test_other_kernels_by_hand_and_their_limits():
+    positions = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
+    assert closer(positions, 0.15).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert cauchy(positions, 0.1)[0].tolist() == pytest.approx([1, 0.5, 0.1])
+    for kernel in (gaussian, cauchy, closer):  # no width: SimCLR; without end: everybody
+        assert torch.equal(kernel(positions, 1e-200), torch.eye(3).double())
+        assert torch.equal(kernel(positions, math.inf), torch.ones(3, 3).double())
+    graph = 1 - (positions[:, None] - positions) ** 2  # X-CLR's graph of squared distances: y-Aware
+    torch.testing.assert_close(soft_graph(graph, 2 * 0.1**2), gaussian(positions, 0.1))
+    assert torch.equal(soft_graph(graph, math.inf), torch.ones(3, 3).double())
+    with pytest.raises(ValueError, match="temperature=0 of the graph"):
+        soft_graph(graph, 0)
 
 
 def test_half_precision_positions_are_compared_in_float32():

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
 from wspnb import losses
-from wspnb.kernels import gaussian, negative_kernel, pair_kernel, same_label
+from wspnb.kernels import gaussian, same_label
 from wspnb.losses import DENOMINATORS, byol_loss, contrastive_loss
+from wspnb.methods import negative_kernel, pair_kernel
 
 DOUBLE = torch.float64
 

@@ -160,6 +160,9 @@ def test_names_of_rows():
     assert tables.row_label("as_released") == "WSP, as released"
     assert tables.row_label("full_precision") == "WSP, float32"
     assert tables.row_label("ours") == "ours"
+    assert tables.row_label("wsp_floor0.3") == "WSP, floor 0.3"
+    assert tables.row_label("wsp_narrowing") == "WSP, sigma from 0.5 to 0.1"
+    assert tables.row_label("byol_wsp_batch_size16") == "BYOL, WSP, batch_size 16"
 
 
 def test_missing_or_broken_probes_are_named(tmp_path):

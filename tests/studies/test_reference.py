@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def root(tmp_path_factory):
     """Three tiny runs on one phantom."""
     folder = tmp_path_factory.mktemp("reference")
-    for run in (Run("wsp", "wsp", draws=1), Run("random", "random", draws=0)):
+    for run in (Run("wsp", draws=1), Run("random", draws=0)):
         do(run, folder, SIZE, STEPS, CPU, SHARE)
     return folder
 
@@ -72,17 +72,17 @@ def test_a_run_leaves_what_the_notebooks_read(root):
 
 def test_a_finished_run_is_kept(root, monkeypatch):
     monkeypatch.setattr(reference, "train", lambda *a: pytest.fail("trained again"))
-    do(Run("wsp", "wsp", draws=1), root, SIZE, STEPS, CPU, SHARE)
+    do(Run("wsp", draws=1), root, SIZE, STEPS, CPU, SHARE)
 
 
 @pytest.mark.slow
 def test_runs_side_by_side_stop_in_time_and_say_what_failed(root):
     told = []
-    runs = [Run("wsp", "wsp"), Run("wsp", "wsp", seed=7, changes={"temperature": -1.0})]
+    runs = [Run("wsp"), Run("wsp_temperature0", seed=7)]
     given = (runs, root, SIZE, STEPS, 1)
     run_all(*given, 240, SHARE, lambda *words: told.append(" ".join(map(str, words))))
     assert len(told) == 2 and "population" in told[0]
-    assert "temperature=-1.0: must be positive" in told[1]
+    assert "temperature=0.0: must be positive" in told[1]
     run_all(*given, 0, SHARE, told.append)  # no time: nothing is begun
     assert len(told) == 2
 
@@ -107,11 +107,30 @@ def test_studies_are_drawn_alike_for_every_method_and_judged_on_the_others():
 
 
 def test_plans_name_each_run_once():
-    for which in ("reference", "variants", "judged"):
+    for which in ("reference", "variants", "kernels", "small", "judged"):
         runs = plan(which)
         keys = [(run.name, run.seed, run.phantom) for run in runs]
         assert len(set(keys)) == len(runs) > 0
     assert {run.seed for run in plan("reference")} == {0, 1, 2}
     assert all(dict(run.phantom)["seed"] > 0 for run in plan("judged"))
-    with pytest.raises(ValueError, match="choose reference, variants or judged"):
+    with pytest.raises(ValueError, match="choose reference, variants, kernels, small or judged"):
         plan("all")
+
+
+def test_a_run_is_its_name():
+    store = {"image_size": 64, "sha256": "x"}
+    config = reference.settings_of(Run("wsp_floor0.3_sigma0.2"), store, 100)
+    assert (config.method, config.sigma) == ("wsp_floor0.3", 0.2)
+    assert reference.settings_of(Run("byol_wsp_batch_size16"), store, 100).batch_size == 16
+    assert reference.share_of(Run("supcon_patients0.3")) == 0.3
+    with pytest.raises(ValueError, match="no setting floor"):
+        reference.settings_of(Run("supcon_floor0.3"), store, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rank", "wsp_narrowing", "simsiam_wsp", "barlow_batch_size16"])
+def test_every_kind_of_loss_trains(root, name):
+    do(Run(name, draws=0), root, SIZE, STEPS, CPU, SHARE)
+    folder = root / f"{SIZE}px" / "pretrain" / f"{name}-tiny_padded-seed0"
+    log = pd.read_csv(folder / "log.csv")
+    assert len(log) == STEPS and log.loss.nunique() == STEPS

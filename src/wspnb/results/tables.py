@@ -1,13 +1,13 @@
 """From finished probes to the paper's tables."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from wspnb.files import read_csv
+from wspnb.methods import parse, split_name
 from wspnb.pretrain import is_run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval
@@ -262,24 +262,18 @@ def check_alike(runs: list[dict], data: str) -> None:
                 raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
 
 
-# Variants of the reference experiment by what they change.
-VARIANTS = {
-    "wsp_own": "WSP, one's own class repels as far as it attracts",
-    "wsp_near": "WSP, only a similar depth repels",
-    "wsp_narrowing": "WSP, sigma from 0.5 to 0.1",
-}
-
-
 def row_label(name: str) -> str:
     """Name of a run as the tables print it: ``wsp_sigma0.3`` is "WSP, sigma 0.3"."""
     if name in SWITCHES:
         return SWITCHES[name][0]
     if name.startswith("finetuned_"):
         return f"{row_label(name.removeprefix('finetuned_'))}, fine-tuned"
-    changed = re.fullmatch(rf"({'|'.join(ROWS)})_([a-z_]+)([0-9.]+|inf)", name)
-    if changed:
-        return f"{ROWS[changed[1]]}, {changed[2]} {changed[3]}"
-    return ROWS.get(name, VARIANTS.get(name, name))
+    try:
+        method, changed = split_name(name)
+    except ValueError:
+        return name
+    label = ROWS.get(method) or parse(method).label
+    return ", ".join([label, *(f"{key} {value}" for key, value in changed.items())])
 
 
 def short(cohort: str) -> str:

@@ -11,8 +11,8 @@ from torch import nn
 from wspnb import probe
 from wspnb.augment import augment, to_unit
 from wspnb.data.slices import open_slices, write_slices
-from wspnb.kernels import pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import pair_kernel
 from wspnb.models import build_encoder, build_head
 from wspnb.phantom.minimal import N_FEATURES, Cohort, Minimal, draw_cohort
 from wspnb.phantom.patients import Phantom

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from wspnb import folds, pretrain, probe
 from wspnb.augment import augment
 from wspnb.data.slices import Slices, open_slices, reader
 from wspnb.files import write_csv
-from wspnb.kernels import negative_kernel, pair_kernel
 from wspnb.losses import contrastive_loss
+from wspnb.methods import loss_of, loss_terms, split_name
 from wspnb.models import build_encoder, build_head
-from wspnb.momentum import Byol
+from wspnb.momentum import has_norms, without_negatives
 from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.store import make_store
@@ -52,18 +52,25 @@ SUPERVISED_STEPS = 1000  # of each fold's network, fixed before comparing; paper
 
 @dataclass(frozen=True)
 class Run:
-    """One training of the experiment and what differs from its base."""
+    """One training of the experiment; what differs from its base is in its name."""
 
-    name: str  # in folders and tables
-    method: str  # supervised, random, byol, or a kernel of kernels.KERNELS
+    name: str  # a method, or one changed setting or share of the patients: wsp_patients0.1
     seed: int = 0  # of weights, batches and views
     phantom: tuple = ()  # pairs (parameter, value) of Phantom that differ from the default
-    changes: dict = field(default_factory=dict)  # settings of pretrain.Config that differ
-    patients: float = 1.0  # share of D_radio's patients
-    sigma_from: float = 0.0  # the kernel narrows from this sigma to sigma, linearly; 0: constant
-    floor: float = 0.2  # of wsp_floor: least degree of positiveness within a class
-    negatives: str = ""  # "near": only slices at a similar depth repel
     draws: int = 30  # studies of D1's size drawn from the population
+
+    @property
+    def method(self) -> str:
+        return split_name(self.name)[0]
+
+    @property
+    def changes(self) -> dict[str, str]:
+        return split_name(self.name)[1]
+
+
+def share_of(run: Run) -> float:
+    """Share of D_radio's patients that a run sees."""
+    return float(run.changes.get("patients", 1))
 
 
 def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
@@ -77,7 +84,10 @@ def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
         "convention": "k/(n-1)", "severe_from": 0, "train_cohort": "radio",
         "data": store["sha256"], "seed": run.seed,
     }  # fmt: skip
-    return pretrain.Config(**{**base, **run.changes})
+    changed = {key: value for key, value in run.changes.items() if key != "patients"}
+    if unknown := set(changed) - set(base):
+        raise ValueError(f"run {run.name}: no setting {', '.join(unknown)}")
+    return pretrain.Config(**base | {k: type(base[k])(v) for k, v in changed.items()})
 
 
 def train(
@@ -96,20 +106,18 @@ def train(
         The encoder, and a row of the log for every tenth of a percent of the steps.
     """
     rows = pretrain.read_rows(store.table, config.train_cohort)
-    if run.patients < 1:
-        people = store.table.patient.iloc[rows].unique()
-        rows = rows[
-            store.table.patient.iloc[rows].isin(people[: round(run.patients * len(people))])
-        ]
+    owner = store.table.patient.iloc[rows]
+    people = owner.unique()[: round(share_of(run) * owner.nunique())]
+    rows = rows[owner.isin(people)]
     slices = store.table.iloc[rows].reset_index(drop=True)
     labels = pretrain.weak_labels(slices, config.severe_from)
     positions = pretrain.slice_positions(slices, store.settings["convention"], config.convention)
     encoder = build_encoder(config.backbone, config.norm, config.seed)
     encoder = encoder.to(device, memory_format=torch.channels_last)
-    head = build_head(config.backbone, config.seed).to(device)
-    byol = Byol(encoder, head, config.backbone, config.seed) if run.method == "byol" else None
-    parameters = [*encoder.parameters(), *head.parameters()]
-    parameters += [*byol.to(device).predictor.parameters()] if byol else []
+    head = build_head(config.backbone, config.seed, has_norms(run.method)).to(device)
+    byol = without_negatives(run.method, encoder, head, config.backbone, config.seed).to(device)
+    trained = nn.ModuleList([encoder, head, byol])
+    parameters = [p for p in trained.parameters() if p.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
     patients, n_steps = slices.patient.to_numpy(), config.n_steps
@@ -126,23 +134,17 @@ def train(
         views = torch.cat([augment(images, generator) for _ in range(2)])
         features = encoder(views)
         view_1, view_2 = head(features).chunk(2)
-        if byol:
-            loss = byol(view_1, view_2, views)
-        else:
-            sigma = config.sigma
-            if run.sigma_from:
-                sigma += (run.sigma_from - sigma) * (1 - step / n_steps)
-            given = (labels[batch], positions[batch], sigma)
-            kernel = pair_kernel(run.method, *given, floor=run.floor)
-            repel = negative_kernel(run.method, *given, floor=run.floor)
-            if run.negatives == "near":
-                repel = pair_kernel("depth_aware", *given)
-            kernel, repel = (k if k is None else k.to(device) for k in (kernel, repel))
-            loss = contrastive_loss(view_1, view_2, kernel, config.temperature, negatives=repel)
+        given = (labels[batch], positions[batch], config.sigma)
+        pairs = loss_terms(run.method, *given, step / n_steps)
+        pairs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in pairs.items()}
+        if loss_of(run.method) == "contrast":
+            loss = contrastive_loss(view_1, view_2, temperature=config.temperature, **pairs)
+        else:  # without negatives
+            loss = byol(view_1, view_2, views, pairs["kernel"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if byol:
+        if loss_of(run.method) != "contrast":
             byol.follow(encoder, head, pretrain.byol_momentum(step, n_steps))
         if step % every == 0 or step == n_steps - 1:
             row = {"step": step, "loss": float(loss.detach())}
@@ -222,7 +224,8 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     phantom = Phantom(image_size=size, **dict(run.phantom))
     store = open_slices(make_store(folder / "cohort", phantom, share, share, share, progress=False))
     config, curve, facts = settings_of(run, store.settings, n_steps), [], {}
-    result = {"name": run.name, "method": run.method, "backbone": config.backbone}
+    base = [key for key in tables.ROWS if f"{run.name}_".startswith(f"{key}_")]  # to compare with
+    result = {"name": run.name, "method": (base or [run.method])[0], "backbone": config.backbone}
     result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
     result |= {"fold_seed": FOLD_SEED, "data": config.data}
     if run.method == "supervised":
@@ -246,7 +249,8 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
         ceiling = probe.cross_validate(*found["population"][:3], C, N_FOLDS, FOLD_SEED)
         result |= {"ceiling": ceiling.mean, "training": None}
         if log:
-            facts = {"name": run.name, "verdict": pretrain.verdict(run.method, log, 64)}
+            verdict = pretrain.verdict(run.method, log, config.batch_size)
+            facts = {"name": run.name, "verdict": verdict}
             facts |= {"loss": float(np.mean([r["loss"] for r in log[-len(log) // 10 :]]))}
             keys = {k: getattr(config, k) for k in probe.EQUAL_SETTINGS}
             result |= {"training": keys}
@@ -259,13 +263,27 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     result |= {"depth_r2": curve[-1]["depth_r2"] if curve else None, "collapsed": False, **facts}
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     result |= {"device": device_name, "torch": torch.__version__, "n_steps": n_steps}
-    result |= {"patients": run.patients, "seconds": round(time.monotonic() - began, 1)}
+    result |= {"patients": share_of(run), "seconds": round(time.monotonic() - began, 1)}
     result["results"] = records_of(run.name, people)
     table = pd.concat(t.assign(cohort=g) for g, t in people.items())
     probe.save_probe(out, table, result)
 
 
 PAPER = ("wsp", "supcon", "depth_aware", "simclr", "byol", "random", "supervised")
+VARIANTS = ("wsp_floor0.1", "wsp_floor0.2", "wsp_floor0.4", "wsp_own", "wsp_near", "wsp_sigma0.01")
+VARIANTS += ("wsp_sigma0.05", "wsp_sigma0.2", "wsp_sigma0.5", "wsp_narrowing")
+FEWER = tuple(f"{m}_patients{share}" for share in (0.1, 0.3) for m in ("wsp", "supcon"))
+# The other rows of methods.METHODS, and the losses without negatives by size of the batch.
+KERNELS = ("wsp_threshold", "wsp_exp", "wsp_stages", "wsp_minimum", "wsp_mixture", "xclr")
+KERNELS += ("rank", "depth_threshold", "depth_exp", "jaccard", "pcl", "cauchy")
+SMALL = tuple(
+    m + size
+    for size in ("_batch_size16", "_batch_size32", "")
+    for m in (
+        *(f"{f}_{k}" for f in ("byol", "simsiam", "barlow") for k in ("simclr", "wsp", "supcon")),
+        *(("wsp", "supcon", "simclr") if size else ()),
+    )
+)
 CHOSEN = ()  # variants that the selection on phantom seed 0 has left, to be judged on others
 
 
@@ -274,34 +292,23 @@ def plan(which: str) -> list[Run]:
 
     ``reference``: the paper's methods on phantom seed 0, three training seeds. ``variants``: other
     kernels, denominators and numbers of patients on the same phantom, where choices are made.
-    ``judged``: what was chosen, on three phantoms on which nothing was.
+    ``kernels``: the other rows of the table of methods. ``small``: losses without negatives, with a
+    kernel and without, in batches of 16, 32 and 64, beside contrastive ones. ``judged``: what was
+    chosen, on three phantoms on which nothing was.
 
     Raises:
         ValueError: if there is no such part.
     """
+    seeds = range(3)
     if which == "reference":
-        return [Run(m, m, seed) for seed in range(3) for m in PAPER]
-    if which == "variants":
-        runs = []
-        for seed in range(2):
-            one = {"seed": seed, "draws": 0}
-            runs += [Run(f"wsp_floor{f}", "wsp_floor", floor=f, **one) for f in (0.1, 0.2, 0.4)]
-            runs += [
-                Run("wsp_own", "wsp_own", **one),
-                Run("wsp_near", "wsp", negatives="near", **one),
-            ]
-            for sigma in (0.01, 0.05, 0.2, 0.5):
-                runs.append(Run(f"wsp_sigma{sigma}", "wsp", changes={"sigma": sigma}, **one))
-            runs.append(Run("wsp_narrowing", "wsp", sigma_from=0.5, **one))
-            for share in (0.1, 0.3):
-                runs += [
-                    Run(f"{m}_patients{share}", m, patients=share, **one) for m in ("wsp", "supcon")
-                ]
-        return runs
+        return [Run(name, seed) for seed in seeds for name in PAPER]
+    parts = {"variants": (*VARIANTS, *FEWER), "kernels": KERNELS, "small": SMALL}
+    if which in parts:
+        return [Run(name, seed, draws=0) for seed in seeds for name in parts[which]]
     if which == "judged":
-        chosen = [Run(m, m) for m in ("wsp", "supcon", "depth_aware", "random")] + list(CHOSEN)
-        return [replace(r, seed=s, phantom=(("seed", s),)) for s in (1, 2, 3) for r in chosen]
-    raise ValueError(f"plan {which!r}: choose reference, variants or judged")
+        names = ("wsp", "supcon", "depth_aware", "random", *CHOSEN)
+        return [Run(name, s, (("seed", s),)) for s in (1, 2, 3) for name in names]
+    raise ValueError(f"plan {which!r}: choose reference, {', '.join(parts)} or judged")
 
 
 def run_all(
