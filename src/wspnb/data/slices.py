@@ -379,8 +379,7 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
             "masks, such as that of {}, have slices without mask between their ends, or parts that"
             " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
             " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
-            "masks, such as that of {}, have a tenth or more outside their largest part, as where"
-            " they hold another organ or are torn: look at mask_share": halves,
+            "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
             "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
             " the scan has not the positions of a whole one: look at mask_cut": cut,
         }
