@@ -7,7 +7,8 @@ views of a slice are :func:`wspnb.augment.augment`, which shares its name with i
 from importlib import import_module
 
 _HOMES = {
-    "kernels": ["pair_kernel", "negative_kernel", "same_label", "gaussian", "effective_positives"],
+    "kernels": ["same_label", "gaussian", "effective_positives"],
+    "methods": ["pair_kernel", "negative_kernel", "loss_terms"],
     "losses": ["contrastive_loss"],
     "sampling": ["OneSlicePerPatient"],
     "models": ["TinyNet", "resnet18", "build_encoder", "build_head", "projection_head"],

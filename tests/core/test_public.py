@@ -4,13 +4,13 @@ import subprocess
 import sys
 
 import wspnb
-from wspnb import kernels, losses
+from wspnb import losses, methods
 
 
 def test_public_names_are_those_of_their_files():
     for name in wspnb.__all__:
         assert getattr(wspnb, name) is not None, name
-    assert wspnb.pair_kernel is kernels.pair_kernel
+    assert wspnb.pair_kernel is methods.pair_kernel
     assert wspnb.contrastive_loss is losses.contrastive_loss
     assert wspnb.__version__[0].isdigit()
     assert not hasattr(wspnb, "no_such_name") and "TinyNet" in dir(wspnb)

@@ -50,9 +50,9 @@ def test_form_of_a_notebook(path):
         assert word in cells[0].source
     assert "parameters" in cells[2].metadata.tags
     assert "Recap" in cells[-1].source
-    assert any("assert" in cell.source for cell in cells[-4:])
+    assert any("assert " in cell.source for cell in cells[-6:])  # exercises may follow the check
     assert max(len(source.splitlines()) for source in code if source != cells[2].source) <= 25
-    assert len(cells[2].source.splitlines()) <= 28  # one line a parameter
+    assert len(cells[2].source.splitlines()) <= 27  # one line a parameter
     for word in ("sys.path", "filterwarnings", "!pip", "%pip"):
         assert not any(word in source for source in code)
     for name, (kind, _) in declared(path).items():
