@@ -155,7 +155,7 @@ def test_values_from_the_command_line_stay_values(project):
 
 def test_folder_of_encoders_stays_a_folder(project):
     value = "en'c $(touch HARM);touch HARM"
-    run = project.folder / value / "wsp-tiny_padded-seed0"
+    run = project.folder / value / "wsp-tiny-seed0"
     run.mkdir(parents=True)
     (run / "encoder.safetensors").write_bytes(b"weights")
     given = ("profile=lihc_160", "methods=wsp", f"encoders={value}")
@@ -165,7 +165,7 @@ def test_folder_of_encoders_stays_a_folder(project):
     assert not list(project.folder.rglob("HARM"))
     (run / "encoder.safetensors").write_bytes(b"other weights")
     project.run(*given)
-    assert "03_linear_probe-wsp-tiny_padded-seed0" in project.ran()
+    assert "03_linear_probe-wsp-tiny-seed0" in project.ran()
 
 
 @pytest.mark.parametrize(
