@@ -176,7 +176,7 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
         write_probe(tmp_path, "wsp", seed, 3.0, cohorts=cohorts)
         write_probe(tmp_path, "random", seed, 0.0, cohorts=cohorts)
         write_probe(tmp_path, "supervised", seed, 0.5, cohorts=cohorts, cached=False)
-    values = {"run_dir": tmp_path, "n_repeats": 2, "n_permutations": 3}
+    values = {"run_dir": tmp_path, "backbone": "tiny", "n_repeats": 2, "n_permutations": 3}
     values |= {"publish_dir": tmp_path / "published", "suffix": "_test"}
     options = [word for k, v in values.items() for word in ("-p", k, str(v))]
     notebook, out = ROOT / "notebooks" / "06_audit.ipynb", tmp_path / "out.ipynb"
