@@ -93,16 +93,16 @@ class Osf(Zenodo):
     def __init__(self, files):
         super().__init__(files)
         self.home = self.api.removesuffix("/api")
-        self.start = f"{self.home}/v2/root/1"
+        self.start = f"{self.home}/v2/top/1"
 
     def body(self, path):
         names = list(self.files)
-        if path == "/v2/root/1":
+        if path == "/v2/top/1":
             link = {"links": {"related": {"href": f"{self.home}/v2/inner/1"}}}
             inner = {"attributes": {"kind": "folder", "name": "data"}}
             data = [inner | {"relationships": {"files": link}}, *map(self.entry, names[:2])]
-            return {"data": data, "links": {"next": f"{self.home}/v2/root/2"}}
-        if path == "/v2/root/2":
+            return {"data": data, "links": {"next": f"{self.home}/v2/top/2"}}
+        if path == "/v2/top/2":
             return {"data": [self.entry(names[2])], "links": {"next": None}}
         if path == "/v2/inner/1":
             return {"data": [self.entry(n) for n in names[3:]], "links": {"next": None}}
