@@ -199,7 +199,10 @@ def _by_rows(kernel: Tensor | Callable[[Tensor], Tensor], n: int, views: Tensor)
     """Function from the numbers of m slices to their rows ``(m, n)``, checked, as the views."""
 
     def rows(own: Tensor) -> Tensor:
-        found = kernel[own] if isinstance(kernel, Tensor) else kernel(own)
+        with torch.enable_grad():  # to see what is learnt
+            found = kernel[own] if isinstance(kernel, Tensor) else kernel(own)
+        if found.requires_grad:
+            raise ValueError("some rows of the kernel are learnt: give the whole matrix (n, n)")
         if found.shape != (len(own), n):
             raise ValueError(
                 f"kernel gave rows of shape {tuple(found.shape)}, expected {(len(own), n)}"

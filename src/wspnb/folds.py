@@ -114,6 +114,8 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
             patients than folds (at least two).
     """
     _, labels, patients = checked(None, labels, patients)
+    if n_folds < 2:
+        raise ValueError(f"n_folds={n_folds}: at least two folds")
     slices = pd.DataFrame({"patient": patients, "label": labels})
     mixed = slices.groupby("patient").label.nunique()
     if (mixed > 1).any():
@@ -136,19 +138,35 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
 
 
 def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row-aligned features (or None), labels 0 and 1, and patients of slices, as arrays.
+    """Row-aligned features (or None; float32 at least), labels 0 and 1, and patients of slices, as
+    arrays.
 
     Raises:
         ValueError: if lengths differ, or a slice has no patient or another label.
     """
     patients = pd.Series(np.asarray(patients, dtype=object)).reset_index(drop=True)
-    labels = pd.Series(labels).to_numpy(dtype=float, na_value=np.nan)
+    labels = pd.to_numeric(pd.Series(labels), errors="coerce").to_numpy(float, na_value=np.nan)
     features = np.zeros(len(labels)) if features is None else np.asarray(features)
+    if features.dtype == np.float16:  # whose sums leave its range
+        features = features.astype(np.float32)
     if not len(features) == len(labels) == len(patients):
         sizes = f"{len(features)} features, {len(labels)} labels, {len(patients)} patients"
         raise ValueError(f"{sizes}: give one of each per slice")
-    if unnamed := int((patients.isna() | (patients.astype(str) == "")).sum()):
-        raise ValueError(f"{unnamed} slices without patient: they would be on both sides of a fold")
+    check_names(patients)
     if (other := ~np.isin(labels, (0, 1))).any():
         raise ValueError(f"{other.sum()} slices with a label other than 0 or 1: leave them out")
     return features, labels.astype(int), patients.to_numpy()
+
+
+def check_names(patients) -> None:
+    """Refuse slices of nobody, which would be on both sides of a fold, and one look of two names.
+
+    Raises:
+        ValueError: says how many slices have no patient, or which patient is both number and text.
+    """
+    names = pd.Series(np.asarray(patients, dtype=object))
+    if unnamed := int((names.isna() | (names.astype(str).str.strip() == "")).sum()):
+        raise ValueError(f"{unnamed} slices without patient: name it for each")
+    one = names.drop_duplicates()
+    if len(twice := one[one.astype(str).duplicated()]):
+        raise ValueError(f"patient {twice.iloc[0]} as number and as text: write all as text")

@@ -120,6 +120,8 @@ def byol_loss(
     if not prediction_1.shape == prediction_2.shape == target_1.shape == target_2.shape:
         shapes = [tuple(x.shape) for x in (prediction_1, prediction_2, target_1, target_2)]
         raise ValueError(f"predictions and targets of shapes {shapes}: expected four equal")
+    if not prediction_1.numel():
+        raise ValueError(f"predictions {tuple(prediction_1.shape)}: nothing to compare")
     kind = torch.promote_types(prediction_1.dtype, torch.float32)
     weights = _rows_to_1(kernel, prediction_1, kind)
 
@@ -181,7 +183,8 @@ def _rows_to_1(kernel: Tensor | None, views: Tensor, kind: torch.dtype) -> Tenso
     if kernel.shape != (n, n):
         raise ValueError(f"kernel {tuple(kernel.shape)}: expected {(n, n)}, one row per slice")
     kernel = kernel.to(views.device, kind, non_blocking=True)
-    return kernel / kernel.sum(1, keepdim=True)
+    totals = kernel.sum(1, keepdim=True)
+    return kernel / totals.where(totals > 0, 1)
 
 
 def _on_sphere(views: Tensor) -> Tensor:
@@ -216,7 +219,7 @@ def _learnt(n: int, views: Tensor, *values) -> bool:
 
 def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives) -> int:
     """Number of slices of a valid call."""
-    if view_1.ndim != 2 or view_1.shape != view_2.shape:
+    if view_1.ndim != 2 or view_1.shape != view_2.shape or not view_1.shape[1]:
         shapes = f"view_1 {tuple(view_1.shape)}, view_2 {tuple(view_2.shape)}"
         raise ValueError(f"{shapes}: expected two equal (n, dim)")
     n = len(view_1)

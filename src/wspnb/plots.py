@@ -70,7 +70,7 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
     for number, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         axis.imshow(image, cmap="gray", vmin=0, vmax=top)
         if titles:
-            axis.set_title(titles[number], fontsize=7, pad=2)
+            axis.set_title(titles[number], fontsize=7, pad=2, parse_math=False)
     fig.subplots_adjust(wspace=0.03, hspace=0.15 if titles else 0.03)
     return fig
 
@@ -92,10 +92,11 @@ def mosaic(images, words, columns: int = 10, title: str = "") -> Figure:
     for k, (image, text) in enumerate(zip(images, words, strict=True)):
         top, left = k // columns * (height + space) + space, k % columns * width
         whole[top : top + height, left : left + width] = image
-        axis.text(left + width / 2, top - 2, text, fontsize=5, ha="center", va="bottom")
+        look = {"fontsize": 5, "ha": "center", "va": "bottom", "parse_math": False}
+        axis.text(left + width / 2, top - 2, text, **look)
     axis.imshow(whole)
     axis.axis("off")
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title, fontsize=9, parse_math=False)
     return fig
 
 

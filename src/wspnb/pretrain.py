@@ -75,6 +75,10 @@ class Config:
         for name in ("warmup_steps", "weight_decay", "translate", "severe_from", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        limits = dict.fromkeys(("temperature", "learning_rate", "weight_decay"), 1e9)
+        for name, most in (limits | {"crop_area": 1, "translate": 1, "seed": 2**63 - 1}).items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at most {most:g}")
         if self.batch_size < 2:
             raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
         if self.method == "imagenet" and self.backbone != "resnet18":
@@ -137,8 +141,7 @@ def pick_precision(precision: str) -> str:
     """Accelerate's name of the precision; "auto" is bf16 where the hardware multiplies in it, else
     float32.
 
-    On a CPU with bf16 instructions TinyNet trains several times faster; without them bf16 is
-    emulated and slower.
+    On a CPU with bf16 instructions TinyNet trains several times faster, without them slower.
     """
     if precision != "auto":
         return precision
@@ -275,8 +278,7 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
         step: steps done.
         log: rows of the log so far.
         config: settings; a checkpoint of other settings is refused by :func:`load_checkpoint`.
-        parts: objects with ``state_dict`` (modules, optimiser, fp16's scaler), or generators; None
-            where a run has no such part.
+        parts: objects with ``state_dict``, or generators; None where a run has no such part.
 
     Raises:
         ValueError: if a value is not finite: an earlier checkpoint stays.
@@ -286,7 +288,7 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
         for name, part in parts.items()
         if part is not None
     }
-    if lost := _not_finite(state):
+    if lost := _not_finite({**state, "loss": [row["loss"] for row in log]}):
         raise ValueError(f"{path}: not written, as {lost} is not finite after {step} steps{LOST}")
     content = io.BytesIO()  # a full disk is then an error that says so
     torch.save({"step": step, "log": log, "config": asdict(config), **state}, content)
@@ -317,27 +319,33 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         raise ValueError(
             f"{path}: not a readable checkpoint ({error}); delete it or use resume=False"
         ) from None
-    if other := _differences(then, config):
+    unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
+    if other := _differences(then, config) or unknown:
         raise ValueError(
             f"{path}: written with other settings ({other}); "
             "delete it, use resume=False, or choose another run_dir"
         )
-    if lost := _not_finite(own):
-        raise ValueError(f"{path}: {lost} is not finite{LOST}; delete it, or use resume=False")
+    advice = "; delete it, or use resume=False"
+    if lost := _not_finite({**own, "loss": [row["loss"] for row in log]}):
+        raise ValueError(f"{path}: {lost} is not finite{LOST}{advice}")
+    if not 0 <= step <= config.n_steps:
+        raise ValueError(f"{path}: {step} of {config.n_steps} steps{advice}")
     for name, values in own.items():
-        if isinstance(parts[name], torch.Generator):
-            parts[name].set_state(values)
-        else:
-            parts[name].load_state_dict(values)
+        load = getattr(parts[name], "load_state_dict", None) or parts[name].set_state
+        try:
+            load(values)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{path}: {name} is another one ({said}){advice}") from None
     return step, log
 
 
 def _not_finite(state, name: str = "") -> str:
-    """Name of the first tensor with a value that is not finite, or ""."""
-    if isinstance(state, Tensor):
-        return "" if state.isfinite().all() else name
+    """Name of the first tensor or loss with a value that is not finite, or ""."""
+    if isinstance(state, (Tensor, float)):
+        return "" if torch.as_tensor(state).isfinite().all() else name
     pairs = state.items() if isinstance(state, dict) else enumerate(state)
-    inner = (dict, list, tuple, Tensor)
+    inner = (dict, list, tuple, Tensor, float)
     found = (_not_finite(v, f"{name}.{k}".strip(".")) for k, v in pairs if isinstance(v, inner))
     return next(filter(None, found), "")
 

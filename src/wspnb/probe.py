@@ -144,12 +144,12 @@ def extract_features(
     """Frozen features of slices, in float32 and without augmentation (paper: none at inference).
 
     Args:
-        encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on the device it is on, its weights
-            laid out channels last (twice as fast on a CPU); in evaluation mode whatever its own.
+        encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on its device, weights channels last
+            (twice as fast on a CPU), in evaluation mode whatever its own.
         images: the store, ``(n_slices, h, w)`` uint8, may be memory-mapped.
         rows: slice numbers to read, ``(n,)``.
-        batch_size: slices at a time. With 32 of 160 px a layer exceeds what glibc keeps (32 MB) and
-            every batch asks the system for zeroed pages anew: a third slower, the same features.
+        batch_size: slices at a time. With 32 of 160 px a layer exceeds what glibc keeps (32 MB):
+            every batch asks for zeroed pages anew, a third slower, the same features.
         progress: wraps the iterable of batches (``tqdm``), or None.
 
     Returns:
@@ -161,11 +161,13 @@ def extract_features(
     device = next(encoder.parameters()).device
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     features = []
-    for batch in progress(batches) if progress else batches:
-        pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
-        features.append(encoder(pixels).float().cpu().numpy())
-    for module, was in training.items():
-        module.training = was
+    try:
+        for batch in progress(batches) if progress else batches:
+            pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
+            features.append(encoder(pixels).float().cpu().numpy())
+    finally:
+        for module, was in training.items():
+            module.training = was
     return np.concatenate(features)
 
 
@@ -386,8 +388,7 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
     """Write ``features.npy`` and ``slices.csv`` (row-aligned, if given), ``scores.csv`` and, last,
     ``results.json``.
 
-    Each file appears whole or not at all; a folder with ``results.json`` is complete, so that of an
-    earlier probe goes first.
+    Each file appears whole; a folder with ``results.json`` is complete: an earlier one goes first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)

@@ -7,6 +7,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Sampler
 
+from wspnb.folds import check_names
+
 
 class OneSlicePerPatient(Sampler[list[int]]):
     """Class-balanced batches of B patients with one random slice each (WSP, section 3).
@@ -43,9 +45,10 @@ class OneSlicePerPatient(Sampler[list[int]]):
         names = np.asarray(patients)
         patient, _ = pd.factorize(names)  # (n_slices,) numbers from 0, in order of appearance
         labels = np.zeros(len(names)) if labels is None else np.asarray(labels)
-        label, _ = pd.factorize(labels, sort=True)  # missing: -1
+        labels = pd.Series(labels)
+        label, _ = pd.factorize(labels.mask(labels == -1), sort=True)  # missing: -1
         self._check(names, patient, label, batch_size, n_batches)
-        self.batch_size, self.n_batches, self.start, self.epoch = batch_size, n_batches, 0, 0
+        self.batch_size, self.n_batches, self.start, self.epoch = int(batch_size), n_batches, 0, 0
         self.seed = int(torch.randint(2**62, (), generator=generator))
 
         # Slices sorted by patient: those of patient p are order[first[p] : first[p] + count[p]].
@@ -59,13 +62,13 @@ class OneSlicePerPatient(Sampler[list[int]]):
     def _check(names, patient, label, batch_size, n_batches):
         if len(label) != len(patient):
             raise ValueError(f"{len(patient)} patients but {len(label)} labels: give one per slice")
-        if batch_size < 1 or n_batches < 0:
-            raise ValueError(f"batch_size={batch_size}, n_batches={n_batches}: need >= 1 and >= 0")
+        if batch_size < 1 or n_batches < 0 or int(batch_size) != batch_size:
+            raise ValueError(
+                f"batch_size={batch_size}, n_batches={n_batches}: need whole numbers >= 1 and >= 0"
+            )
         if len(patient) < batch_size:
             raise ValueError(f"batch_size={batch_size} but only {len(patient)} slices: lower it")
-        unnamed = (patient < 0) | (names.astype(str) == "")
-        if unnamed.any():
-            raise ValueError(f"{unnamed.sum()} slices without patient: name it for each")
+        check_names(names)
         first = np.unique(patient, return_index=True)[1]
         mixed = np.flatnonzero(label != label[first][patient])
         if len(mixed):

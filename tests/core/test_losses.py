@@ -465,3 +465,29 @@ def test_finite_for_every_odd_batch(dtype, temperature, n):
                     assert all(view.grad.isfinite().all() for view in pair), told
                 if denominator == "all" and name in ("duplicates", "zero vectors"):
                     assert loss.item() == pytest.approx(math.log(2 * n - 1), rel=1e-5, abs=1e-6)
+
+
+def test_kernel_that_is_learnt_in_some_rows_only():
+    view_1, view_2, _, positions = batch(70, 4)
+    width = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
+
+    def rows(own):
+        kernel = gaussian(positions, 0.2, own)
+        wide = gaussian(positions, width, own)
+        return torch.where((own > 30)[:, None], wide, kernel) if own.max() else kernel
+
+    with pytest.raises(ValueError, match="give the whole matrix"):
+        contrastive_loss(view_1, view_2, rows)
+    contrastive_loss(view_1, view_2, rows(torch.arange(70))).backward()
+    assert width.grad.abs() > 1e-6
+
+
+def test_nothing_to_compare():
+    with pytest.raises(ValueError, match=r"\(0, 4\): nothing to compare"):
+        byol_loss(*torch.zeros(4, 0, 4))
+    with pytest.raises(ValueError, match=r"\(3, 0\)"):
+        contrastive_loss(*torch.zeros(2, 3, 0), torch.eye(3))
+    view_1, view_2, labels, _ = batch(6, 4)
+    kernel = same_label(labels)
+    kernel[2] = 0  # attracted by nobody
+    assert byol_loss(view_1, view_2, view_1, view_2, kernel).isfinite()

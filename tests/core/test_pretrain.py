@@ -64,6 +64,11 @@ SETTINGS = {
         ("precision", "fp8"),
         ("sigma", 0.0),
         ("sigma", float("nan")),
+        ("learning_rate", math.inf),
+        ("temperature", math.inf),
+        ("crop_area", 1.5),
+        ("translate", 5.0),
+        ("seed", 2**70),
         ("method", "wsp_floor1.5"),
         ("method", "byol_wsp_own"),
         ("temperature", -1.0),
@@ -397,6 +402,26 @@ def test_a_lost_run_stops_and_keeps_the_state_before(tmp_path):
     torch.save(state, file)
     with pytest.raises(ValueError, match=r"optimizer.state.0.exp_avg is not finite.*delete it"):
         pretrain.load_checkpoint(file, config, **parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"step": 101}, "101 of 100 steps; delete it"),
+        ({"step": -3}, "-3 of 100 steps; delete it"),
+        ({"log": [{"step": 2, "loss": math.nan}]}, "loss.0 is not finite.*delete it"),
+        ({"config": {**SETTINGS, "kernel": "new"}}, "kernel: unknown here.*delete it"),
+        ({"encoder": torch.nn.Linear(9, 9).state_dict()}, "encoder is another one.*delete it"),
+    ],
+)
+def test_checkpoints_of_another_run_are_refused(tmp_path, change, words):
+    config, parts, _ = make_run(100)
+    pretrain.save_checkpoint(tmp_path / "c", 3, [], config, **parts)
+    state = torch.load(tmp_path / "c", weights_only=True)
+    config = pretrain.Config(**SETTINGS)
+    torch.save(state | {"config": SETTINGS} | change, tmp_path / "c")
+    with pytest.raises(ValueError, match=words):
+        pretrain.load_checkpoint(tmp_path / "c", config, **parts)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path):

@@ -283,7 +283,7 @@ def test_features_do_not_depend_on_the_mode_of_the_encoder():
     np.testing.assert_allclose(by_8[[3]], frozen, atol=1e-5)
 
 
-@pytest.mark.parametrize("missing", [np.nan, None, pd.NA, ""])
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA, "", " "])
 def test_slices_without_patient_or_label_are_refused(missing):
     """Trained on in every fold and never judged, they would carry a patient's look across."""
     features, labels, patients = make_slices(20)
@@ -299,6 +299,8 @@ def test_slices_without_patient_or_label_are_refused(missing):
             probe.fold_thresholds(features, labels, names, people)
         with pytest.raises(ValueError, match="20 slices without patient"):
             probe.plane_quality(features[:, :2], np.linspace(0, 1, 80), labels, names)
+    with pytest.raises(ValueError, match="80 slices with a label other than 0 or 1"):
+        probe.cross_validate(features, np.where(labels, "F4", "F0"), patients)
     for other in (np.nan, 2, -1, 0.5):
         wrong = labels.astype(float)
         wrong[7] = other
@@ -439,3 +441,35 @@ def test_a_patient_on_both_sides_is_refused():
         probe.judge(features, slices, "d1>other")
     with pytest.raises(ValueError, match="both sides"):
         folds.judged_cohorts(slices, ["d1>other"], 5)
+
+
+def test_one_patient_as_number_and_as_text_is_refused():
+    features, labels, _ = make_slices(20)
+    patients = np.repeat(np.arange(20), 4).astype(object)
+    patients[5] = "1"
+    with pytest.raises(ValueError, match="patient 1 as number and as text"):
+        probe.cross_validate(features, labels, patients)
+    patients[5] = 1.0  # the same number
+    assert len(probe.cross_validate(features, labels, patients).scores) == 20
+
+
+def test_half_precision_features_do_not_overflow():
+    features, labels, patients = make_slices(20)
+    half = (features * 1e4).astype(np.float16)
+    found = probe.cross_validate(half, labels, patients).scores.score
+    wide = probe.cross_validate(half.astype(float), labels, patients).scores.score
+    np.testing.assert_allclose(found, wide, atol=1e-5)
+    with pytest.raises(ValueError, match="n_folds=1: at least two"):
+        probe.cross_validate(features, labels, patients, n_folds=1)
+
+
+def test_an_interrupt_leaves_the_encoder_in_its_mode():
+    encoder = build_encoder("tiny_padded", "batch", 0).train()
+
+    def interrupted(batches):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        images = np.zeros((2, 32, 32), np.uint8)
+        probe.extract_features(encoder, images, [0, 1], progress=interrupted)
+    assert all(module.training for module in encoder.modules())

@@ -177,8 +177,10 @@ def test_errors_say_what_to_do():
         sampler(patients, labels, 64, 1)
     with pytest.raises(ValueError, match="one per slice"):
         sampler(patients, labels[:-1], 4, 1)
-    with pytest.raises(ValueError, match="need >= 1"):
-        sampler(patients, labels, 0, 1)
+    for size in (0, 2.5):
+        with pytest.raises(ValueError, match="need whole numbers >= 1"):
+            sampler(patients, labels, size, 1)
+    assert len(next(iter(sampler(patients, labels, 4.0, 1)))) == 4
     mixed = labels.copy()
     mixed[-1] = 0
     with pytest.raises(ValueError, match="patient 5 has slices of different labels"):
@@ -207,4 +209,12 @@ def test_epochs_differ_and_repeat():
 
 def test_empty_names_are_no_patients():
     with pytest.raises(ValueError, match="2 slices without patient"):
-        OneSlicePerPatient(["a", "", "b", ""], None, 2, 1)
+        OneSlicePerPatient(["a", "", "b", " "], None, 2, 1)
+    with pytest.raises(ValueError, match="patient 7 as number and as text"):
+        OneSlicePerPatient(np.array([7, 7, "7"], dtype=object), None, 2, 1)
+
+
+def test_all_ways_to_write_a_missing_label_are_one_class():
+    labels = [0, 0, -1, -1, np.nan, np.nan]
+    for batch in sampler(list("aabbcc"), labels, 2, 20):
+        assert sorted(number < 2 for number in batch) == [False, True]

@@ -234,7 +234,8 @@ def test_one_patient_in_two_cohorts_under_two_looks(tmp_path, one, other):
         (("a.nii.gz,,#REF!,0,,r",), "patient '#REF!' is a spreadsheet's error"),
         (("a.nii.gz,,.,0,,r", "b.nii.gz,,.,0,,r"), "patient '.' stands for unknown"),
         (("a.nii.gz,,1.23E-05,0,,r",), "lost its digits"),
-        (("a.nii.gz,,p,0,,r+s",), "a plus joins cohorts"),
+        (("a.nii.gz,,p,0,,r+s",), "have a meaning in the settings"),
+        (("a.nii.gz,,p,0,,age>60",), "have a meaning in the settings"),
     ],
 )
 def test_what_a_spreadsheet_or_a_copied_line_leaves_is_refused(tmp_path, lines, words):

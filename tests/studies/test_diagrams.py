@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from wspnb import plots
 from wspnb.models import build_encoder, build_head
 from wspnb.studies import diagrams
 
@@ -130,3 +131,11 @@ def test_circle_refuses_other_points(axis):
     for plane in (np.full((4, 2), 0.5), np.eye(4)[:, :3] + np.eye(4)[:, 1:]):
         with pytest.raises(ValueError, match="divide 2-D embeddings by their length"):
             diagrams.draw_circle(axis, plane, np.zeros(4), np.zeros(4), "class")
+
+
+def test_names_of_patients_are_no_formulas(tmp_path):
+    """A dollar sign begins mathematics for matplotlib: two in one name, and nothing is drawn."""
+    names, grey = ["$1_$x", r"$\q$"], np.zeros((2, 8, 8), np.uint8)
+    plots.save_figure(plots.contact_sheet(grey, names), tmp_path, "sheet")
+    coloured = np.zeros((2, 96, 96, 3), np.uint8)
+    plots.save_figure(plots.mosaic(coloured, names, title="$\\a$"), tmp_path, "mosaic")

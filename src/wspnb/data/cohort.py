@@ -145,8 +145,8 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
                 found.append(
                     (line, f"{column} {row[column]!r} is a spreadsheet's error: correct it")
                 )
-        if "+" in row["cohort"]:
-            advice = "a plus joins cohorts in the settings: write another name"
+        if {*"+>"} & {*row["cohort"]}:
+            advice = "+ and > have a meaning in the settings: write another name"
             found.append((line, f"cohort {row['cohort']!r}: {advice}"))
         if EXPONENT.fullmatch(row["patient"]):
             advice = "a spreadsheet has cut a long number: format the column as text and fill it in"
