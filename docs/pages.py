@@ -5,6 +5,7 @@ stand in the file. The report is its notebook without code and
 without cells tagged ``lesson``, or ``paper`` where other cohorts than the paper's were judged.
 """
 
+import re
 import shutil
 import sys
 from html import escape
@@ -91,8 +92,10 @@ def page(source: Path, links: list[tuple[str, str]], report: bool = False) -> st
             hidden |= {"paper"}  # the paper beside other patients than its own
         notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     script = (HERE / "_static" / "scroll.js").read_text(encoding="utf-8")
-    about = {"title": source.stem, "links": links, "style": style(), "script": script}
-    return exporter.from_notebook_node(notebook, resources={"page": about})[0]
+    about = {"links": links, "style": style(), "script": script}
+    html = exporter.from_notebook_node(notebook, resources={"page": about})[0]
+    heading = re.search(r"<h1[^>]*>(.*?)</h1>", html)
+    return html.replace("<title>", f"<title>{heading[1] if heading else source.stem}", 1)
 
 
 def write_pages(out: Path, notebooks: list[Path]) -> None:

@@ -64,13 +64,29 @@ def test_what_was_run_counts_methods_seeds_steps_and_patients():
 
 def test_tables_have_names_of_people_and_the_paper_beside():
     runs = [run("random", 0, 2), run("wsp", 0, 9)]
+    for one in runs:  # padded is ours: the paper's TinyNet stands beside it
+        one["backbone"] = "tiny_padded"
     printed = pd.DataFrame(
         {"backbone": ["TinyNet"], "method": ["WSP"], "auc_d1": [0.84], "sd_d1": [0.12]}
     )
-    words = report.auc_words(tables.auc_table(runs), printed)
-    assert list(words) == ["Encoder", "Method", "Seeds", "D1", "D1, paper"]
+    table = tables.auc_table(runs)
+    words = report.auc_words(table, printed)
+    assert list(words) == ["Method", "Seeds", "D1", "D1, paper"]
     assert words["D1, paper"].tolist() == ["–", "0.84 (0.12)"]
-    assert words["D1"][1].startswith("0.90 (0.00) [")
+    assert words["D1"][1].startswith("0.90\u00a0(0.00) [")
+    (axis,) = report.auc_figure(table, runs, printed).axes
+    assert [list(c.get_xdata()) for c in axis.lines if c.get_marker() == "x"] == [[], [0.84]]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["None (random)", "WSP"]
     accuracy = report.accuracy_words(tables.accuracy_table(runs, "d1"), pd.Series({"WSP": 0.85}))
     assert accuracy["Balanced accuracy"].tolist() == ["0.20", "0.90"]
     assert accuracy["Paper"].tolist() == ["–", "0.85"]
+
+
+def test_the_encoder_is_named_where_there_are_several_and_nan_is_not_printed():
+    runs = [run("wsp", 0, 9), run("wsp", 0, 8) | {"backbone": "resnet18"}]
+    table = tables.auc_table(runs).assign(sd_d1=np.nan)
+    words = report.auc_words(table, None)
+    assert words["Encoder"].tolist() == ["TinyNet", "ResNet-18"]
+    assert words["D1"][0].startswith("0.90 [") and "nan" not in "".join(words["D1"])
+    (axis,) = report.auc_figure(table, runs, None).axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["WSP  TinyNet", "WSP  ResNet-18"]

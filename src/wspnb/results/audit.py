@@ -160,7 +160,7 @@ def verdicts(scores: dict, reference: str, printed: Path, backbone: str) -> pd.D
         backbone: of the run, and of the paper's rows.
     """
     table1, table3 = read_printed(printed, COUNTS)
-    name = tables.BACKBONES[backbone].removesuffix(" (padded)")
+    name = tables.printed_backbone(tables.BACKBONES[backbone])
     rows = table1[table1.backbone == name]
     rows = rows.set_index(rows.method.map({label: key for key, label in tables.ROWS.items()}))
     if name == "TinyNet":  # the backbone of the paper's study of sigma

@@ -102,12 +102,14 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
             axis.plot(row[f"auc_{tag}"], y, "o", color=colour)
             axis.plot(single, [y + 0.22] * len(single), ".", ms=4, color=colour)
             if printed is not None and f"auc_{tag}" in printed:
-                same = (printed.method == row.method) & (printed.backbone == row.backbone)
+                same = printed.backbone == tables.printed_backbone(row.backbone)
+                same &= printed.method == row.method
                 axis.plot(printed[same][f"auc_{tag}"], [y - 0.22] * same.sum(), "kx", ms=5)
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
         axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), xlabel="mean AUC of the folds")
         axis.set(title=NAMES.get(tag, tag), yticks=range(len(main)))
-        axis.set(yticklabels=main.method + main.backbone.map("  {}".format))
+        beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
+        axis.set(yticklabels=main.method + beside)
     if printed is not None:
         fig.text(0.99, 0.01, "x: the paper, real CT", ha="right", fontsize=8)
     fig.tight_layout()
@@ -115,7 +117,8 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
 
 
 def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone", "method")):
-    """A table of AUCs to read: cells as :data:`PER_CELL`, the paper's value beside each cohort's.
+    """A table of AUCs to read: cells as :data:`PER_CELL`, the paper's value beside each cohort's,
+    the encoder where there are several.
 
     Args:
         table: of :func:`~wspnb.results.tables.auc_table` or ``sigma_table``.
@@ -124,16 +127,23 @@ def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone"
     """
     words = tables.in_words(table, [*key, "n_seeds"])
     tags = [name for name in words if f"auc_{name}" in table]
+    glue = {" \\(": "\u00a0(", ", ": ",\u00a0"}  # a line breaks before the interval, not within
+    words[tags] = words[tags].replace(glue, regex=True)
+    rows = table[list(key)]
+    if "backbone" in rows:
+        rows = rows.assign(backbone=rows.backbone.map(tables.printed_backbone))
     for tag in reversed(tags):
         if printed is not None and f"auc_{tag}" in printed:
             text = printed[list(key)].copy()
             cells = zip(printed[f"auc_{tag}"], printed[f"sd_{tag}"], strict=True)
             text[f"paper {tag}"] = [f"{a:.2f} ({s:.2f})" for a, s in cells]
-            beside = table[list(key)].merge(text, how="left", on=list(key))[f"paper {tag}"]
+            beside = rows.merge(text, how="left", on=list(key))[f"paper {tag}"]
             place = words.columns.get_loc(tag) + 1
             words.insert(place, f"{NAMES.get(tag, tag)}, paper", beside.fillna("–"))
     if "effective_positives" in table:
         words.insert(len(key), "Positives of an anchor", table.effective_positives.round(1))
+    if "backbone" in words and words.backbone.nunique() == 1:
+        words = words.drop(columns="backbone")
     people = {"backbone": "Encoder", "method": "Method", "seeds": "Seeds", "sigma": "Sigma"}
     return words.rename(columns=people | NAMES)
 

@@ -1,6 +1,7 @@
 """From finished probes to the paper's tables."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         text = (
             "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]".format(*v) for v in zip(*parts, strict=True)
         )
-        shown[tag] = [cell.replace(" ±nan", "").replace(" [nan, nan]", "") for cell in text]
+        shown[tag] = [re.sub(r" (±nan|\(nan\)|\[nan, nan\])", "", cell) for cell in text]
     return shown.rename(columns={"n_seeds": "seeds"})
 
 
@@ -274,6 +275,11 @@ def row_label(name: str) -> str:
         return name
     label = ROWS.get(method) or parse(method).label
     return ", ".join([label, *(f"{key} {value}" for key, value in changed.items())])
+
+
+def printed_backbone(label: str) -> str:
+    """The paper's name of an encoder; the padding is ours, for images smaller than the paper's."""
+    return label.removesuffix(" (padded)")
 
 
 def short(cohort: str) -> str:
