@@ -59,8 +59,8 @@ book: $(STAMP)  ## site from the executed notebooks of RUN=runs/laptop, docs and
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
-verify: $(STAMP)  ## every committed table again from the committed patients' scores, without training
-	$(BIN)/python -m wspnb.results.committed
+verify: $(STAMP)  ## every committed table again from the committed patients' scores, without training; RUN=runs/laptop: that run against itself
+	$(BIN)/python -m wspnb.results.committed $(if $(filter command line,$(origin RUN)),--run $(RUN))
 
 docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
 	$(BIN)/python docs/fill.py

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and that one process at a time writes."""
 
 import errno
+import gzip
 import json
 import os
 import tempfile
@@ -114,8 +115,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """A table without its index."""
-    write_text(path, table.to_csv(index=False))
+    """A table without its index; compressed where the name ends in .gz, the same bytes for the same
+    table."""
+    text = table.to_csv(index=False, lineterminator="\n")
+    if Path(path).suffix != ".gz":
+        return write_text(path, text)
+    with whole(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:

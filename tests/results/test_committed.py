@@ -1,13 +1,16 @@
 """Committed scores give the tables back; what was edited afterwards is named."""
 
+import hashlib
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import save
 from test_audit import write_probe
 
 from wspnb.files import write_csv
+from wspnb.models import build_encoder
 from wspnb.results import audit, committed, tables
 
 
@@ -103,3 +106,34 @@ def test_a_run_is_published_with_its_scores_and_tables(figures):
     table = pd.read_csv(figures / "table1_mine.csv")
     assert table.auc_d12.tolist() == kept.auc_d12.tolist() and len(table) == 4
     assert set(committed.verify(figures).found) == {"equal"}
+
+
+def test_a_run_is_held_against_itself(figures):
+    run = figures.parent
+    content = save(build_encoder("tiny_padded", "batch", 0).state_dict())
+    facts = {"backbone": "tiny_padded", "norm": "batch", "seed": 0}
+    facts |= {"encoder_sha256": hashlib.sha256(content).hexdigest()}
+    for folder in (run / "pretrain").iterdir():
+        (folder / "encoder.safetensors").write_bytes(content)
+        (folder / "config.json").write_text(json.dumps(facts))
+    for name, table in committed.tables_of(tables.read_runs(run)).items():
+        write_csv(figures / f"{name}.csv", table)
+    whole = committed.verify_run(run)
+    assert set(whole.found) == {"equal"}
+    assert {"pretrain/wsp-tiny-seed0", "probe/wsp-tiny-seed0", "figures/table1.csv"} <= {
+        *whole.file
+    }
+
+    file = run / "pretrain" / "wsp-tiny-seed0" / "encoder.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # of one weight
+    file.write_bytes(content)
+    (figures / "table1.csv").write_text((figures / "table1.csv").read_text().replace("0.", "1.", 1))
+    scores = run / "probe" / "supcon-tiny-seed1" / "scores.csv"
+    table = pd.read_csv(scores)
+    write_csv(scores, table.assign(score=1 - table.score))
+    found = committed.verify_run(run).set_index("file").found
+    assert "damaged, or not the encoder" in found["pretrain/wsp-tiny-seed0"]
+    assert found["figures/table1.csv"].startswith("row 1, ")
+    assert "supcon-tiny-seed1 d1" in found["probe"].iloc[0]
+    assert found["pretrain/wsp-tiny-seed1"] == "equal"

@@ -5,7 +5,6 @@
 """
 
 import argparse
-import gzip
 import json
 import sys
 from pathlib import Path
@@ -13,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.files import read_csv, whole, write_csv, write_text
+from wspnb.data.store import verify_store
+from wspnb.files import read_csv, read_json, write_csv, write_text
 from wspnb.folds import cohorts_of
+from wspnb.probe import load_encoder, read_probe
 from wspnb.results import audit, population, tables
 from wspnb.run import project_path
 
 # Committed tables that do not come from patients' scores, and where their numbers are.
 RAW = {
     "position_help": "one row per training already; notebook 06b trains its base again",
+    "kernels_help": "one row per training already; notebook 08 trains two of them again",
     "table_oct": "notebook 07, two minutes per seed",
     "table_oct_500": "notebook 07 with oct_steps 500",
     "olives_audit": "counts in the public label tables, which are not part of this package",
@@ -48,11 +50,13 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
         scores = pd.read_csv(run["folder"] / "scores.csv", dtype=str)  # as written, digit by digit
         parts.append(scores.assign(run=run["folder"].name))
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in kept.items())
-    _zip(target / "scores.csv.gz", pd.concat(parts))
+    write_csv(target / "scores.csv.gz", pd.concat(parts))
     if readings is not None:
-        _zip(target / "readings.csv.gz", readings)
+        write_csv(target / "readings.csv.gz", readings)
     if deals:
-        _zip(target / "deals.csv.gz", pd.concat([pd.read_csv(file, dtype=str) for file in deals]))
+        write_csv(
+            target / "deals.csv.gz", pd.concat([pd.read_csv(file, dtype=str) for file in deals])
+        )
     population.pack(runs, target)
     text = f'{{"suffix": {json.dumps(suffix)}, "runs": {{\n{lines}\n}}}}\n'
     json.loads(text)
@@ -65,7 +69,16 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
     suffix = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["suffix"]
     names = ("readings.csv.gz", "deals.csv.gz")
     extra = {n: read_csv(folder / n) for n in names if (folder / n).exists()}
-    readings, deals = (extra.get(f"{name}.csv.gz") for name in ("readings", "deals"))
+    found = tables_of(runs, suffix, *(extra.get(name) for name in names))
+    if (folder / "population.csv.gz").exists():
+        own = population.all_tables(population.read(folder))
+        found |= {name + suffix: table for name, table in own.items()}
+    return {name: table for name, table in found.items() if len(table)}
+
+
+def tables_of(runs: list[dict], suffix: str = "", readings=None, deals=None) -> dict:
+    """The tables that follow from the scores of runs; readings and deals as tables, see
+    :func:`pack`."""
     found = {
         "table1": tables.auc_table(runs),
         "table2": tables.accuracy_table(runs, next(iter(runs[0]["results"])), readings),
@@ -93,25 +106,32 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
             own["folds"] = audit.spread(deals[deals.backbone == backbone])
         ending = suffix + ("_resnet18" if backbone == "resnet18" else "")
         found |= {f"audit_{name}{ending}": table.round(4) for name, table in own.items()}
-    if (folder / "population.csv.gz").exists():
-        own = population.all_tables(population.read(folder))
-        found |= {name + suffix: table for name, table in own.items()}
-    return {name: table for name, table in found.items() if len(table)}
+    return found
 
 
 def publish(run_dir: Path, name: str, suffix: str, figures: Path) -> list[str]:
     """Keep the scores of a finished run under ``figures/runs/NAME`` and write all its tables."""
+    runs, readings, deals = _finished(run_dir)
+    return publish_runs(runs, figures / "runs" / name, suffix, readings, deals)
+
+
+def _finished(run_dir: Path) -> tuple[list[dict], pd.DataFrame | None, list[Path]]:
+    """Runs of a folder, the readings of a phantom's radiologist, and the files of the deals."""
     runs, readings = tables.read_runs(run_dir), None
     slices, columns = run_dir / "cohort" / "slices.csv", ["cohort", "patient", "label", "reading"]
     if slices.exists() and set(columns) <= set(pd.read_csv(slices, nrows=0)):
         known = read_csv(slices, usecols=columns)[columns]
         cohorts = cohorts_of(runs[0]["results"])
         readings = known[known.cohort.isin(cohorts)].drop_duplicates()
-    target = figures / "runs" / name
-    pack(runs, target, suffix, readings, sorted((run_dir / "figures").glob("audit_deals*.csv")))
+    return runs, readings, sorted((run_dir / "figures").glob("audit_deals*.csv"))
+
+
+def publish_runs(runs: list[dict], target: Path, *kept) -> list[str]:
+    """:func:`pack` the runs into ``figures/runs/NAME``, and write every table that follows."""
+    pack(runs, target, *kept)
     found = recompute(target)
-    for file, table in found.items():
-        write_csv(figures / f"{file}.csv", table)
+    for name, table in found.items():
+        write_csv(target.parents[1] / f"{name}.csv", table)
     return list(found)
 
 
@@ -162,16 +182,41 @@ def verify(figures: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "found"])
 
 
-def _zip(path: Path, table: pd.DataFrame) -> None:
-    content = gzip.compress(table.to_csv(index=False, lineterminator="\n").encode(), 9, mtime=0)
-    with whole(path) as temporary:
-        temporary.write_bytes(content)
+def verify_run(run_dir: Path) -> pd.DataFrame:
+    """A finished run against itself: columns file, found.
+
+    Every byte of its slices, each encoder against the checksum written beside it and in its probe,
+    AUCs against scores, and the tables against what the scores give.
+    """
+
+    def told(check, *given) -> str:
+        try:
+            check(*given)
+        except (OSError, ValueError, KeyError) as error:
+            return str(error)
+        return "equal"
+
+    rows, (runs, readings, deals) = [], _finished(run_dir)
+    for name in ("cohort", "cohort_source"):
+        if (run_dir / name).exists():
+            rows.append((name, told(verify_store, run_dir / name)))
+    for config in sorted((run_dir / "pretrain").glob("*/config.json")):
+        given = [read_json(config).get(key) for key in ("backbone", "norm", "seed")]
+        rows.append((f"pretrain/{config.parent.name}", told(load_encoder, config.parent, *given)))
+    rows += [(f"probe/{run['folder'].name}", told(read_probe, run["folder"])) for run in runs]
+    rows += [("probe", fault) for fault in faults(run_dir)]
+    deals = pd.concat(map(read_csv, deals)) if deals else None
+    for name, table in tables_of(runs, "", readings, deals).items():
+        if (file := run_dir / "figures" / f"{name}.csv").exists():
+            rows.append((f"figures/{name}.csv", difference(table, file)))
+    return pd.DataFrame(rows, columns=["file", "found"])
 
 
 def main() -> int:
     """Publish a run, or print what was compared; 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--publish", type=Path, help="folder of a finished run")
+    parser.add_argument("--run", type=Path, help="folder of a run to hold against itself")
     parser.add_argument("--name", help="folder under figures/runs, default: that of the run")
     parser.add_argument("--suffix", default="", help="at the end of the tables' file names")
     given, figures = parser.parse_args(), project_path("figures")
@@ -179,10 +224,10 @@ def main() -> int:
         name = given.name or given.publish.resolve().name
         print(*publish(given.publish, name, given.suffix, figures), sep="\n")
         return 0
-    found = verify(figures)
+    found = verify_run(given.run) if given.run else verify(figures)
     print(found.to_string(index=False, header=False))
     wrong = ~(found.found == "equal") & ~found.found.str.startswith("not from scores")
-    print(f"{(found.found == 'equal').sum()} tables equal, {wrong.sum()} differences")
+    print(f"{(found.found == 'equal').sum()} equal, {wrong.sum()} differences")
     return int(wrong.any())
 
 

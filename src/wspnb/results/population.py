@@ -4,7 +4,6 @@ All of them come from the files that :func:`pack` keeps: one score per run and p
 run and judged step, one per run and drawn study.
 """
 
-import gzip
 import json
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandas as pd
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from wspnb.files import read_csv, whole
+from wspnb.files import read_csv, write_csv
 from wspnb.results import statistics, tables
 
 NORMAL = 1.96  # reach of 95 % in standard errors
@@ -32,9 +31,7 @@ def pack(runs: list[dict], target: Path) -> None:
         files = [run["folder"] / f"{name}.csv" for run in runs]
         parts = [pd.read_csv(f, dtype=str).assign(run=f.parent.name) for f in files if f.exists()]
         if parts:
-            text = pd.concat(parts).to_csv(index=False, lineterminator="\n")
-            with whole(target / f"{name}.csv.gz") as temporary:
-                temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+            write_csv(target / f"{name}.csv.gz", pd.concat(parts))
 
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
