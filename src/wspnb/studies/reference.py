@@ -24,16 +24,16 @@ from wspnb import folds, pretrain, probe
 from wspnb.augment import augment
 from wspnb.data.slices import Slices, open_slices, reader
 from wspnb.files import write_csv
-from wspnb.losses import contrastive_loss
-from wspnb.methods import loss_of, loss_terms, split_name
+from wspnb.methods import split_name
 from wspnb.models import build_encoder, build_head
 from wspnb.momentum import has_norms, without_negatives
 from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.store import make_store
-from wspnb.results import committed, population, tables
+from wspnb.results import committed, tables
 from wspnb.results.statistics import records_of
 from wspnb.sampling import OneSlicePerPatient
+from wspnb.studies import loop
 from wspnb.studies.judge import (
     FOLD_SEED,
     GROUPS,
@@ -93,64 +93,43 @@ def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
 def train(
     store: Slices, run: Run, config: pretrain.Config, device: torch.device, watch: Callable
 ) -> tuple[nn.Module, list[dict]]:
-    """The loop of notebook 02.
+    """Pretrain on the images of D_radio, as many of its patients as the run wants.
 
     Args:
-        store: images and table; its D_radio is used.
+        store: images and table.
         run: what is special about this training.
         config: settings.
         device: where to train.
-        watch: called with (steps done, encoder, loss of the last step) at :data:`STEPS`.
+        watch: called with (steps done, encoder) at :data:`STEPS` and at the end.
 
     Returns:
-        The encoder, and a row of the log for every tenth of a percent of the steps.
+        The encoder, and the log of :func:`wspnb.studies.loop.train`.
     """
     rows = pretrain.read_rows(store.table, config.train_cohort)
     owner = store.table.patient.iloc[rows]
     people = owner.unique()[: round(share_of(run) * owner.nunique())]
     rows = rows[owner.isin(people)]
-    slices = store.table.iloc[rows].reset_index(drop=True)
-    labels = pretrain.weak_labels(slices, config.severe_from)
-    positions = pretrain.slice_positions(slices, store.settings["convention"], config.convention)
+    table = store.table.iloc[rows].reset_index(drop=True)
+    labels = pretrain.weak_labels(table, config.severe_from)
+    positions = pretrain.slice_positions(table, store.settings["convention"], config.convention)
     encoder = build_encoder(config.backbone, config.norm, config.seed)
     encoder = encoder.to(device, memory_format=torch.channels_last)
     head = build_head(config.backbone, config.seed, has_norms(run.method)).to(device)
     byol = without_negatives(run.method, encoder, head, config.backbone, config.seed).to(device)
-    trained = nn.ModuleList([encoder, head, byol])
-    parameters = [p for p in trained.parameters() if p.requires_grad]
-    rate, decay = config.learning_rate, config.weight_decay
-    optimizer = torch.optim.Adam(parameters, lr=rate, weight_decay=decay, fused=True)
-    patients, n_steps = slices.patient.to_numpy(), config.n_steps
-    draw = torch.Generator().manual_seed(config.seed)
-    sampler = OneSlicePerPatient(patients, labels.numpy(), config.batch_size, n_steps, draw)
-    generator, read = torch.Generator().manual_seed(config.seed), reader(store.images, device)
-    log, every = [], max(1, n_steps // 1000)
-    for step, batch in enumerate(sampler):
-        if step in STEPS:
-            watch(step, encoder)
-        factor = pretrain.learning_rate_factor(step, n_steps, config.warmup_steps)
-        optimizer.param_groups[0]["lr"] = rate * factor
+    read = reader(store.images, device)
+
+    def views(batch, generator):
         images = read(rows[np.array(batch)])
-        views = torch.cat([augment(images, generator) for _ in range(2)])
-        features = encoder(views)
-        view_1, view_2 = head(features).chunk(2)
-        given = (labels[batch], positions[batch], config.sigma)
-        pairs = loss_terms(run.method, *given, step / n_steps)
-        pairs = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in pairs.items()}
-        if loss_of(run.method) == "contrast":
-            loss = contrastive_loss(view_1, view_2, temperature=config.temperature, **pairs)
-        else:  # without negatives
-            loss = byol(view_1, view_2, views, pairs["kernel"])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss_of(run.method) != "contrast":
-            byol.follow(encoder, head, pretrain.byol_momentum(step, n_steps))
-        if step % every == 0 or step == n_steps - 1:
-            row = {"step": step, "loss": float(loss.detach())}
-            log.append(row | pretrain.health(view_1.detach(), view_2.detach(), features.detach()))
-    watch(n_steps, encoder)
-    return encoder, log
+        return torch.cat([augment(images, generator) for _ in range(2)])
+
+    def watched(step):
+        if step in STEPS or step == config.n_steps:
+            watch(step, encoder)
+
+    slices = table.patient.to_numpy(), labels, positions
+    draw, generator = (torch.Generator().manual_seed(config.seed) for _ in range(2))
+    given = (encoder, head, config, draw, generator, watched, byol)
+    return encoder, loop.train(run.method, slices, views, *given)
 
 
 def supervised(
@@ -362,15 +341,10 @@ def publish(folder: Path, figures: Path) -> list[str]:
         folder: of one phantom's runs, see :func:`folder_name`.
         figures: where tables and scores are kept.
     """
-    runs, target = tables.read_runs(folder), figures / "runs" / "reference"
     drawn = [describe_patient(Phantom(), c, n) for c, n in list_patients(Phantom()) if c != "radio"]
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
-    committed.pack(runs, target, "", readings)
-    population.pack(runs, target)
-    found = committed.recompute(target)
-    for name, table in found.items():
-        write_csv(figures / f"{name}.csv", table)
-    return list(found)
+    target = figures / "runs" / "reference"
+    return committed.publish_runs(tables.read_runs(folder), target, "", readings)
 
 
 def _work(queue, results, root, size, n_steps, share, last) -> None:
