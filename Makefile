@@ -6,6 +6,7 @@ LIHC   ?=
 CIRRMRI ?=
 LABELS ?=
 IMAGENET ?=
+ENCODERS ?=
 RUN    ?= runs/laptop
 LAB    ?=
 CORES  ?= $(shell nproc 2>/dev/null || echo 2)
@@ -16,7 +17,7 @@ FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/pro
 .DEFAULT_GOAL := help
 .PHONY: help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export ADRENAL LIHC CIRRMRI LABELS IMAGENET  # the shell reads paths from here, whatever characters they have
+export ADRENAL LIHC CIRRMRI LABELS IMAGENET ENCODERS  # the shell reads paths from here, whatever characters they have
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -43,11 +44,11 @@ tables: $(STAMP)  ## every committed table: the reference experiment (a card, or
 	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$$ADRENAL" imagenet="$$IMAGENET"
 
 lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table): the untrained network judged on D2
-	$(FLOW) report --config profile=lihc methods=random lihc="$$LIHC" labels="$$LABELS"
+	$(FLOW) report --config profile=lihc methods=random lihc="$$LIHC" labels="$$LABELS" public_encoders="$$ENCODERS"
 
 cirrmri: $(STAMP)  ## CirrMRI600+, public MRI with stages (about 5.5 GB, or CIRRMRI=folder; T1 takes less): pretrained, judged -> runs/cirrmri
 	@test -n "$$CIRRMRI" || echo "CirrMRI600+, CC BY-NC 4.0: the T1 part of about 5.5 GB is downloaded unless it is there (CIRRMRI=folder of a copy)"
-	$(FLOW) report --config profile=cirrmri cirrmri="$$CIRRMRI"
+	$(FLOW) report --config profile=cirrmri cirrmri="$$CIRRMRI" public_encoders="$$ENCODERS"
 	$(BIN)/python -m wspnb.results.stages runs/cirrmri
 
 smoke: $(STAMP)  ## every notebook, tiny

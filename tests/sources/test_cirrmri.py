@@ -14,13 +14,15 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import Dinov2Config, Dinov2Model
 from zenodo_server import Zenodo
 
 from wspnb.data.cohort import read_cohort
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.results.stages import MEASURES
 from wspnb.results.stages import main as stages
-from wspnb.results.tables import read_runs, row_label
+from wspnb.results.tables import auc_table, read_runs, row_label
 from wspnb.sources.cirrmri import TABLES, divide, make_cirrmri, read_stages
 from wspnb.sources.downloads import BLOCK
 
@@ -244,7 +246,16 @@ def test_the_whole_flow_from_archives_to_the_table_of_stages(tmp_path):
     root = Path(__file__).parents[2]
     files = ["-f", str(root / "params" / "cirrmri.yaml"), "-f", str(own)]
     more = ["-p", "start_from", "wsp", "-p", "supervised_steps", "2"]  # fine-tuned
-    steps = {"01_preprocess": [], "02_pretrain": [], "03_linear_probe": [], "03b_supervised": more}
+    torch.manual_seed(0)  # an encoder of others, tiny
+    kind = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    Dinov2Model(kind).save_pretrained(tmp_path / "dinov2")
+    other = ["-p", "public_encoders", f"dinov2={tmp_path / 'dinov2'}"]
+    steps = {
+        "01_preprocess": [],
+        "02_pretrain": [],
+        "03_linear_probe": other,
+        "03b_supervised": more,
+    }
     for step, options in steps.items():
         out = tmp_path / f"{step}.ipynb"
         run = [
@@ -256,12 +267,15 @@ def test_the_whole_flow_from_archives_to_the_table_of_stages(tmp_path):
         ]
         subprocess.run([*run, *files, *options], check=True, cwd=root)
     assert stages([str(tmp_path / "run")]) == 0
-    runs = {run["name"]: run for run in read_runs(tmp_path / "run")}
+    found = read_runs(tmp_path / "run")
+    runs = {run["name"]: run for run in found}
+    rows = auc_table(found).set_index(["backbone", "method"])
+    assert rows.loc[("ViT", "DINOv2"), "auc_train_on_judged"] >= 0
     assert row_label("finetuned_wsp") == "WSP, fine-tuned" and set(runs) >= {"wsp", "finetuned_wsp"}
     tuned, frozen = (runs[name]["scores"] for name in ("finetuned_wsp", "wsp"))
     assert sorted(tuned.patient) == sorted(frozen.patient)  # the same patients are judged
     table = pd.read_csv(tmp_path / "run" / "figures" / "stages.csv")
-    assert table.name.tolist() == ["random", "wsp"] and set(table.n) == {7}
+    assert table.name.tolist() == ["dinov2", "random", "wsp"] and set(table.n) == {7}
     assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(None)
     curve = pd.read_csv(tmp_path / "run" / "figures" / "stages_curve.csv")
-    assert curve.groupby(["name", "share"]).size().tolist() == [5, 5, 5, 1] * 2
+    assert curve.groupby(["name", "share"]).size().tolist() == [5, 5, 5, 1] * 3

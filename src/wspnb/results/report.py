@@ -88,7 +88,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         printed: the paper's Table 1, drawn as crosses, or None.
     """
     main = table[table.method.isin(tables.ROWS.values())].reset_index(drop=True)
-    colours = {label: plots.PALETTE[name] for name, label in tables.ROWS.items()}
+    colours = {label: plots.colour(name) for name, label in tables.ROWS.items()}
     tags = [name.removeprefix("auc_") for name in table if name.startswith("auc_")]
     size = (2 + 3.2 * len(tags), 1.1 + 0.32 * len(main))
     fig, axes = plt.subplots(1, len(tags), figsize=size, sharey=True, squeeze=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import read_csv
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import is_run_name
@@ -23,7 +24,7 @@ ROWS = {
     "supcon": "SupCon",
     "depth_aware": "depth-Aware",
     "wsp": "WSP",
-}
+} | {name: row.label for name, row in ENCODERS.items()}
 # Runs of params/NAME.yaml: as the tables print them, and the settings that the file changes.
 RELEASED = {"sigma", "normalise", "convention", "severe_from", "translate"}
 SWITCHES = {
@@ -31,6 +32,7 @@ SWITCHES = {
     "full_precision": ("WSP, float32", {"precision"}),
 }
 BACKBONES = {"tiny": "TinyNet", "tiny_padded": "TinyNet (padded)", "resnet18": "ResNet-18"}
+BACKBONES[BACKBONE] = "ViT"
 
 
 def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
@@ -272,7 +274,7 @@ def row_label(name: str) -> str:
     try:
         method, changed = split_name(name)
     except ValueError:
-        return name
+        return ROWS.get(name, name)
     label = ROWS.get(method) or parse(method).label
     return ", ".join([label, *(f"{key} {value}" for key, value in changed.items())])
 
