@@ -44,7 +44,7 @@ def make_lihc(
     """Write ``cohort.csv``: one row per labelled patient, their oldest scan, cohort "d2".
 
     Files in a folder called ``masks`` (``FOLDER/masks``, or one in ``local`` or in the record) are
-    liver masks of the volumes of the same name.
+    liver masks of the volumes of the same name (or NAME_part_551, of CADS).
 
     Args:
         folder: of the download, the unpacked archives, ``cohort.csv`` and ``inventory.csv``.
@@ -86,7 +86,8 @@ def make_lihc(
             f" are needed; {folder / 'inventory.csv'} says what became of each file and label."
             f" Files are called {_some(inventory.file)}, labels are for {_some(table.key)}"
         )
-    masks = inventory[inventory.status == "mask"].set_index("name").file.to_dict()
+    masks = inventory[inventory.status == "mask"]
+    masks = dict(zip(masks.name.str.removesuffix("_part_551"), masks.file, strict=True))  # of CADS
     cohort = pd.DataFrame({"volume": used.file, "mask": [masks.get(n, "") for n in used.name]})
     cohort = cohort.assign(patient=used.patient, weak_label="", label=used.label, cohort="d2")
     write_csv(folder / "cohort.csv", cohort.assign(**used[["class", "date", "score"]]))

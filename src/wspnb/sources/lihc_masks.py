@@ -1,0 +1,183 @@
+"""Liver masks for TCGA-LIHC from DICOM segmentations of the Imaging Data Commons.
+
+    python -m wspnb.sources.lihc_masks runs/lihc/source SEGMENTATIONS
+
+Its `bamf_aimi_annotations` (doi 10.5281/zenodo.8345959, CC BY 4.0) have some of the patients, drawn
+by a network and for a few corrected by readers. Needs the extra ``dicom``. Tried on drawn files
+only; every patient's fate is in ``masks.csv``.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from nibabel.processing import resample_from_to
+
+from wspnb.data.dicom_files import need_dicom
+from wspnb.data.headers import Header, open_header
+from wspnb.data.volumes import write_image
+from wspnb.files import read_csv, write_csv
+
+TAGS = ("Modality", "PatientID", "StudyDate", "SeriesDescription")
+INSIDE = 0.95  # of a liver must lie on the volume, else they are not of one scan (paper silent)
+
+
+def find_segmentations(folder: str | Path) -> pd.DataFrame:
+    """DICOM segmentations below a folder: ``file``, ``patient``, ``date`` (YYYY-MM-DD),
+    ``description``.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    pydicom, rows = need_dicom()[0], []
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        try:
+            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
+        except pydicom.errors.InvalidDicomError:
+            continue
+        kind, patient, date, words = (str(tags.get(name, "")) for name in TAGS)
+        if kind == "SEG":
+            date = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
+            rows.append({"file": path, "patient": patient, "date": date, "description": words})
+    if not rows:
+        raise ValueError(f"{folder}: no DICOM segmentation below: download them (docs/data.md)")
+    return pd.DataFrame(rows)
+
+
+def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The segment that is called liver (SCT 10200004): mask ``(i, j, k)`` bool, and its affine
+    ``(4, 4)``, RAS, mm.
+
+    Raises:
+        ImportError: if the extra ``dicom`` is not installed.
+        ValueError: if the file is damaged, or no segment is a liver.
+    """
+    try:
+        import highdicom
+        from pydicom.sr.codedict import codes
+    except ImportError as error:
+        raise ImportError(f"{error.name} is missing: pip install 'wspnb[dicom]'") from error
+    try:
+        found = highdicom.seg.segread(file)
+        numbers = found.get_segment_numbers(segmented_property_type=codes.SCT.Liver)
+        if not numbers:
+            raise ValueError(f"segments {found.segment_numbers}, none of them a liver")
+        one = {"segment_numbers": numbers[:1], "combine_segments": True, "relabel": True}
+        volume = found.get_volume(**one)
+    except Exception as error:  # of a damaged file, whatever it is
+        raise ValueError(f"{file}: {error}") from error
+    return volume.array > 0, np.diag([-1, -1, 1, 1]) @ volume.affine  # from DICOM's left and back
+
+
+def off_grid(affine: np.ndarray, volume: Header) -> float:
+    """How far a mask's voxels lie from the volume's, in voxels: 0 for a mask of the same series."""
+    step = np.linalg.inv(volume.stored) @ affine
+    return round(float(np.abs(step - step.round()).max()), 3)
+
+
+def place(mask: np.ndarray, affine: np.ndarray, volume: Header) -> tuple[np.ndarray, float]:
+    """The mask on the grid of the volume's file, by the nearest voxel: ``(i, j, k)`` uint8; and the
+    share of its millilitres that lie inside the volume."""
+    grid = (volume.image.shape[:3], volume.stored)
+    # A margin: files leave empty slices out, and rounding would lose a liver's slice at the edge.
+    wide = affine.copy()
+    wide[:3, 3] -= affine[:3, :3].sum(1)
+    image = nib.Nifti1Image(np.pad(mask, 1).astype(np.uint8), wide)
+    placed = resample_from_to(image, grid, order=0)
+    placed = np.asarray(placed.dataobj, np.uint8)
+    whole = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    return placed, round(float(placed.sum() * volume.voxel_ml / max(whole, 1e-9)), 3)
+
+
+def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
+    """Write ``FOLDER/masks/NAME.nii.gz`` for each used volume that has a segmentation of its study
+    date, and ``FOLDER/masks.csv``, which says for whom there is none, and why.
+
+    Where several are of the date, the one on the volume's own grid is taken (that of its series),
+    and of those a corrected one before a network's (*paper silent*).
+
+    Args:
+        folder: of :func:`wspnb.sources.lihc.make_lihc`, with ``inventory.csv``.
+        segmentations: folder with the DICOM files anywhere below.
+
+    Returns:
+        One row per used volume: ``name``, ``patient``, ``date``, ``status`` ("placed", "there
+        already" or what is wrong), ``segmentation``, ``off_grid``, ``inside``, ``ml``.
+
+    Raises:
+        FileNotFoundError: if there is no inventory; says what makes it.
+        ValueError: if there is no segmentation.
+    """
+    folder, rows = Path(folder), []
+    if not (inventory := folder / "inventory.csv").is_file():
+        raise FileNotFoundError(f"{inventory} does not exist: run `make lihc` first")
+    files, found = read_csv(inventory, text=True), find_segmentations(segmentations)
+    there = set(files.name[files.status == "mask"])
+    for volume in files[files.status == "used"].sort_values("patient").itertuples():
+        row = {"name": volume.name, "patient": volume.patient, "date": volume.date}
+        out = folder / "masks" / f"{volume.name}.nii.gz"
+        own = found[found.patient == volume.patient]
+        dates = ", ".join(sorted(set(own.date)))
+        own = own[own.date == volume.date]
+        if volume.name in there or out.exists():
+            row["status"] = "there already"
+        elif not len(own):
+            row["status"] = f"none of this date ({dates})" if dates else "none"
+        else:
+            header = open_header(folder / volume.file)
+            row |= _best(own, header, out)
+        rows.append(row)
+    table = pd.DataFrame(rows).reindex(
+        columns=["name", "patient", "date", "status", "segmentation", "off_grid", "inside", "ml"]
+    )
+    write_csv(folder / "masks.csv", table)
+    return table
+
+
+def _best(own: pd.DataFrame, header: Header, out: Path) -> dict:
+    """Place the segmentation that fits best; what became of it."""
+    able, wrong = [], []
+    for one in own.itertuples():
+        try:
+            mask, affine = read_liver(one.file)
+            drawn = "AI segmentation" in one.description  # by the network alone
+            able.append((off_grid(affine, header), drawn, one.file, mask, affine))
+        except ValueError as error:
+            wrong.append(str(error))
+    if not able:
+        return {"status": f"cannot be read: {wrong[0]}", "segmentation": str(own.file.iloc[0])}
+    off, _, file, mask, affine = min(able, key=lambda row: row[:3])
+    placed, inside = place(mask, affine, header)
+    row = {"segmentation": str(file), "off_grid": off, "inside": inside}
+    row["ml"] = round(float(placed.sum()) * header.voxel_ml, 1)
+    if inside < INSIDE:
+        return row | {"status": f"not of this scan: {inside:.0%} of the liver lie on it"}
+    out.parent.mkdir(exist_ok=True)
+    write_image(out, placed, header.stored)
+    return row | {"status": "placed"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Liver masks from DICOM segmentations, and for whom there is none."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wspnb.sources.lihc_masks", description=main.__doc__
+    )
+    parser.add_argument("folder", type=Path, help="source_dir of make lihc, with inventory.csv")
+    parser.add_argument("segmentations", type=Path, help="folder of the DICOM SEG files")
+    asked = parser.parse_args(arguments)
+    try:
+        table = make_masks(asked.folder, asked.segmentations)
+    except (OSError, ValueError, ImportError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    for status, own in table.groupby("status"):
+        print(f"{status}: {len(own)} ({', '.join(own.patient)})")
+    print(f"{asked.folder / 'masks.csv'} has a row for each; now give `make lihc` again")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
