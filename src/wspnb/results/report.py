@@ -54,7 +54,8 @@ def main_result(runs: list[dict], reference: str = "wsp") -> str:
     own = [r for r in runs if r["backbone"] == runs[0]["backbone"] and r["name"] in tables.ROWS]
     groups = {name: group for (_, name), group in tables.grouped(own).items()}
     means = {k: np.mean([r["results"][cohort]["auc"] for r in g]) for k, g in groups.items()}
-    where = f"On {NAMES.get(cohort, cohort)} ({plural(runs[0]['results'][cohort]['n'], 'patient')})"
+    where = NAMES.get(cohort, cohort).replace("Population", "the population")
+    where = f"On {where} ({plural(runs[0]['results'][cohort]['n'], 'patient')})"
     others = [name for name in means if name not in (reference, "supervised")]
     if reference not in means or not others:
         found = ", ".join(f"{tables.ROWS[k]} {mean:.2f}" for k, mean in means.items())
@@ -106,7 +107,11 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
                 same &= printed.method == row.method
                 axis.plot(printed[same][f"auc_{tag}"], [y - 0.22] * same.sum(), "kx", ms=5)
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
-        axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), xlabel="mean AUC of the folds")
+        axis.set(
+            xlim=(0, 1),
+            ylim=(len(main) - 0.5, -0.5),
+            xlabel="AUC" if "_on_" in tag else "mean AUC of the folds",
+        )
         axis.set(title=NAMES.get(tag, tag), yticks=range(len(main)))
         beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
         axis.set(yticklabels=main.method + beside)
