@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -132,10 +133,20 @@ def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:
         path: CSV file, UTF-8.
         text: leave every column as written, "" where it is empty.
         options: as for pandas.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: it is no such table; names the file.
     """
-    kept = {"keep_default_na": False, "encoding": "utf-8-sig"}
+    kept = {"keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
     some = {name: value for name, value in options.items() if name != "dtype"}
-    written = pd.read_csv(path, dtype=str, **kept, **some)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than names
+            written = pd.read_csv(path, dtype=str, **kept, **some)
+    except (ValueError, pd.errors.ParserWarning) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path}: not a CSV table ({said}): save it as CSV UTF-8") from None
     if text:
         return written
     codes = {name for name in written if written[name].str.match(r"-?0\d").any()}

@@ -134,3 +134,19 @@ def test_codes_keep_their_zeros_and_text_is_left_as_written(tmp_path):
     assert table.site.tolist()[0] == "007" and table.site.isna().tolist() == [False, True]
     assert table.age.dtype == float
     assert read_csv(tmp_path / "t.csv", text=True).age.tolist() == ["45", ""]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "patient\nMüller\n".encode("latin-1"),
+        "patient\nMüller\n".encode("utf-16"),
+        b"",
+        b"a,b\n1,2\n1,2,3\n",
+        b"a,b\n1,2,3\n1,2,3\n",  # one field too many in every line: not an index
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"t\.csv: not a CSV table .*save it as CSV UTF-8"):
+        read_csv(tmp_path / "t.csv")

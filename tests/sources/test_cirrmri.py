@@ -20,6 +20,7 @@ from zenodo_server import Zenodo
 
 from wspnb.data.cohort import read_cohort
 from wspnb.data.slices import open_slices, write_slices
+from wspnb.files import read_csv
 from wspnb.results.stages import MEASURES
 from wspnb.results.stages import main as stages
 from wspnb.results.tables import auc_table, read_runs, row_label
@@ -193,8 +194,18 @@ def test_a_copy_on_the_disk_in_either_layout(tmp_path):
                     short = short.replace("Metadata/", "") if not depth else depth + short
                     (home / short).parent.mkdir(parents=True, exist_ok=True)
                     (home / short).write_bytes(source.read(entry))
+        (home / "._Cirrhosis_T1_3D.zip").write_bytes(b"\0\5\26\7")  # a Mac's note, no archive
         table = read_cohort(make_cirrmri(tmp_path / f"out{len(depth)}", home, progress=False))
         assert len(table) == 20
+    for file in home.rglob("T1_*.csv"):  # a patient's stage and another one's age are unknown
+        text = file.read_text(encoding="utf-8")
+        text = text.replace("\n12,60,1,1", "\n12,60,1,").replace("\n13,60,", "\n13,,")
+        file.write_text(text, encoding="utf-8")
+    table = read_cohort(make_cirrmri(tmp_path / "gaps", home, progress=False))
+    assert len(table) == 19 and "12" not in set(table.patient)
+    assert table.age[table.patient == "13"].isna().all() and table.age.notna().sum() == 18
+    inventory = read_csv(tmp_path / "gaps" / "inventory.csv", text=True)
+    assert inventory.status[inventory.patient == "12"].tolist() == ["no stage"]
 
 
 def test_an_archive_that_is_not_as_known_is_refused_before_it_is_fetched(tmp_path, osf):

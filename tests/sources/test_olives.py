@@ -190,6 +190,21 @@ def test_byte_identical_images_are_dropped(folder):
     assert "24.tif: no such file" in reasons
 
 
+def test_damaged_images_and_foreign_tables_are_left_out(folder):
+    home = folder / "Prime_FULL/02-003/W0/OS"
+    (home / "0.tif").write_bytes((home / "0.tif").read_bytes()[:300])
+    (home / "24.tif").write_text("gone")
+    Image.fromarray(np.full((30, 40), 40_000, np.uint16)).save(home / "48.tif")
+    store = write(folder, repair=True)
+    assert len(store.table) == 15 and store.failed.patient.tolist() == ["9"] * 3
+    assert store.failed.reason.str.contains("cannot be used").all()
+    assert "mode I;16, not 8 bits" in store.failed.reason[2]
+    (folder / "notes.csv").write_text("who,what\n1,2\n")
+    (folder / "._test.csv").write_bytes(b"\0\5\26\7")
+    (folder / "pretrain.csv").unlink()
+    assert set(olives.audit_tables(folder).table) == {"test", "train", "test and train"}
+
+
 def test_wrong_tables_are_named(folder):
     def broken(**change):
         pd.read_csv(folder / "test.csv").assign(**change).to_csv(folder / "bad.csv", index=False)
@@ -203,6 +218,13 @@ def test_wrong_tables_are_named(folder):
         olives.read_labels(broken(**{"Path (Trial/Arm)": "/a/W0/OD/1.tif"}))
     with pytest.raises(ValueError, match=r"0007TOS/W0/OS has 3 patients"):
         olives.read_labels(broken(Patient_ID=range(12)))
+    for name, value in (("BCVA", "HM"), ("Patient_ID", ""), ("Eye_ID", 1.5)):
+        with pytest.raises(ValueError, match=rf"bad\.csv, line 2: {name} .* is no number"):
+            olives.read_labels(broken(**{name: value}))
+    assert olives.read_labels(broken(CST="n/a")).cst.isna().all()
+    (folder / "bad.csv").write_bytes((folder / "test.csv").read_text().encode("utf-16"))
+    with pytest.raises(ValueError, match=r"bad\.csv: not a CSV table"):
+        olives.read_labels(folder / "bad.csv")
     with pytest.raises(ValueError, match=r"none of 18 images found"):
         csv = folder / "train.csv", folder / "test.csv"
         olives.write_olives(folder / "nowhere", *csv, folder / "s", repair=True)

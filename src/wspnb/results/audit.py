@@ -244,7 +244,7 @@ def read_printed(folder: Path, cohorts) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Tables 1 and 3 of the paper, their columns of AUCs named by cohort (d1+d2 is auc_d12)."""
     columns = {f"auc_{cohort.replace('+d', '')}": cohort for cohort in cohorts}
     names = ("table1_auc.csv", "table3_sigma.csv")
-    return tuple(pd.read_csv(folder / name).rename(columns=columns) for name in names)
+    return tuple(read_csv(folder / name).rename(columns=columns) for name in names)
 
 
 def verdict(rows: pd.DataFrame) -> str:

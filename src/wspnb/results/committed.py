@@ -7,6 +7,7 @@
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -47,16 +48,15 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
         used = tables.effective_positives(run)
         facts |= {} if np.isnan(used) else {"effective_positives": used}
         kept[run["folder"].name] = facts
-        scores = pd.read_csv(run["folder"] / "scores.csv", dtype=str)  # as written, digit by digit
+        scores = read_csv(run["folder"] / "scores.csv", text=True)  # as written, digit by digit
         parts.append(scores.assign(run=run["folder"].name))
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in kept.items())
     write_csv(target / "scores.csv.gz", pd.concat(parts))
     if readings is not None:
         write_csv(target / "readings.csv.gz", readings)
     if deals:
-        write_csv(
-            target / "deals.csv.gz", pd.concat([pd.read_csv(file, dtype=str) for file in deals])
-        )
+        again = [read_csv(file, text=True) for file in deals]
+        write_csv(target / "deals.csv.gz", pd.concat(again))
     population.pack(runs, target)
     text = f'{{"suffix": {json.dumps(suffix)}, "runs": {{\n{lines}\n}}}}\n'
     json.loads(text)
@@ -119,8 +119,9 @@ def _finished(run_dir: Path) -> tuple[list[dict], pd.DataFrame | None, list[Path
     """Runs of a folder, the readings of a phantom's radiologist, and the files of the deals."""
     runs, readings = tables.read_runs(run_dir), None
     slices, columns = run_dir / "cohort" / "slices.csv", ["cohort", "patient", "label", "reading"]
-    if slices.exists() and set(columns) <= set(pd.read_csv(slices, nrows=0)):
-        known = read_csv(slices, usecols=columns)[columns]
+    known = read_csv(slices) if slices.exists() else pd.DataFrame()
+    if set(columns) <= set(known):
+        known = known[columns]
         cohorts = cohorts_of(runs[0]["results"])
         readings = known[known.cohort.isin(cohorts)].drop_duplicates()
     return runs, readings, sorted((run_dir / "figures").glob("audit_deals*.csv"))
@@ -152,8 +153,11 @@ def difference(table: pd.DataFrame, file: Path) -> str:
     """What differs between a table and a committed file by more than the last digit, or "equal"."""
     if not file.exists():
         return "is not committed"
-    kept = pd.read_csv(file)
-    again = pd.read_csv(pd.io.common.StringIO(table.to_csv(index=False)))
+    kept = read_csv(file)
+    with tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8") as copy:
+        copy.write(table.to_csv(index=False))
+        copy.flush()
+        again = read_csv(copy.name)
     if list(kept) != list(again) or len(kept) != len(again):
         return f"{len(kept)} rows of {list(kept)}, now {len(again)} of {list(again)}"
     for name in kept:

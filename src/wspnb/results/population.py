@@ -29,7 +29,7 @@ def pack(runs: list[dict], target: Path) -> None:
     """
     for name in PARTS:
         files = [run["folder"] / f"{name}.csv" for run in runs]
-        parts = [pd.read_csv(f, dtype=str).assign(run=f.parent.name) for f in files if f.exists()]
+        parts = [read_csv(f, text=True).assign(run=f.parent.name) for f in files if f.exists()]
         if parts:
             write_csv(target / f"{name}.csv.gz", pd.concat(parts))
 

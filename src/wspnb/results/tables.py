@@ -203,7 +203,7 @@ def effective_positives(run: dict) -> float:
     log = run["folder"].parents[1] / "pretrain" / run["folder"].name / "log.csv"
     if not log.exists():
         return run.get("effective_positives", np.nan)
-    return float(pd.read_csv(log).get("effective_positives", pd.Series(dtype=float)).mean())
+    return float(read_csv(log).get("effective_positives", pd.Series(dtype=float)).mean())
 
 
 def sigma_table(runs: list[dict], backbone: str = "tiny") -> pd.DataFrame:

@@ -15,6 +15,11 @@ DAMAGED = (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, zlib.error, 
 DAMAGED += (EOFError, RuntimeError, FileExistsError, NotADirectoryError)  # a name that comes twice
 
 
+def is_archive(path: Path) -> bool:
+    """By its name; what a Mac keeps beside each file (._NAME.zip) is none."""
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+
+
 def unpack(
     archive: str | Path,
     target: str | Path,

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from wspnb.files import write_csv
-from wspnb.sources.archives import unpack
+from wspnb.files import read_csv, write_csv
+from wspnb.sources.archives import is_archive, unpack
 from wspnb.sources.downloads import fetch_record, read_json
 
 API = "https://api.osf.io/v2/nodes/cuk24/files/osfstorage/?page[size]=100"
@@ -78,8 +78,8 @@ def make_cirrmri(
             return list_osf(address, wanted, known)
 
         files = fetch_record("cuk24", folder, api, progress=progress, lister=listed)
-    found = [path for path in files if path.suffix != ".zip"]
-    for archive in [path for path in files if path.suffix == ".zip"]:
+    found = [path for path in files if not is_archive(path)]
+    for archive in [path for path in files if is_archive(path)]:
         content = unpack(archive, folder / "unpacked" / archive.stem)
         found += sorted(path for path in content.rglob("*") if path.is_file())
     inventory = list_scans(found, kinds, "healthy" in take)
@@ -198,10 +198,11 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
     for name in [TABLES[kind] for kind in kinds]:
         if name not in files:
             raise ValueError(f"{name} is missing: it comes with Metadata.zip, put it beside")
-        table = pd.read_csv(files[name], encoding="utf-8-sig", dtype=str).rename(columns=columns)
+        table = read_csv(files[name], text=True).rename(columns=columns)
         table = table.rename(columns=str.lower)
         if missing := {"patient", "stage", "age", "gender"} - set(table):
             raise ValueError(f"{files[name]}: columns {sorted(missing)} are missing")
+        table = table[table.stage.str.strip() != ""]  # is set aside as "no stage"
         if not (sound := table.stage.isin([str(stage) for stage in STAGES])).all():
             who = table.patient[~sound].tolist()[:5]
             raise ValueError(f"{files[name]}: stage of patients {who} is none of 1, 2, 3")
@@ -209,7 +210,7 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
     both = pd.concat(parts).drop_duplicates()
     if twice := both.patient[both.patient.duplicated()].tolist():
         raise ValueError(f"patients {twice[:5]} have two stages, ages or genders: correct a table")
-    return both.set_index("patient").astype(int)
+    return both.set_index("patient").apply(pd.to_numeric)
 
 
 def divide(used: pd.DataFrame, fold: str = "") -> np.ndarray:

@@ -16,7 +16,7 @@ import pooch
 
 from wspnb.data.cohort import EMPTY
 from wspnb.files import read_csv, write_csv
-from wspnb.sources.archives import SUFFIXES, unpack
+from wspnb.sources.archives import SUFFIXES, is_archive, unpack
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
 RECORD = "8199165"
@@ -72,7 +72,7 @@ def make_lihc(
     else:
         files = fetch_record(RECORD, local or folder, api, accept_changed, progress)
     found = set(files) | set((folder / "masks").glob("*"))
-    for archive in [path for path in files if path.name.lower().endswith(SUFFIXES)]:
+    for archive in [path for path in files if is_archive(path)]:
         digest = pooch.file_hash(str(archive), alg="md5")[:8]
         content = unpack(archive, folder / "unpacked" / f"{archive.name}-{digest}")
         found |= {path for path in content.rglob("*") if path.is_file()}
@@ -134,11 +134,7 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table of labels")
-    try:
-        raw = read_csv(path, text=True, skip_blank_lines=False)  # lines count
-    except ValueError as error:
-        reason = str(error).strip()
-        raise ValueError(f"{path}: not a CSV table ({reason}): save it as CSV UTF-8") from error
+    raw = read_csv(path, text=True, skip_blank_lines=False)  # lines count
     raw.columns = raw.columns.str.strip()
     by = next((name for name in ("subject", "patient") if name in raw), None)
     if by is None or not {"score", "class", "label"} & set(raw.columns):

@@ -6,6 +6,7 @@ name is the scan, 0 to 48. What is wrong with a table is refused, and repaired o
 """
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ import pandas as pd
 from PIL import Image
 
 from wspnb.data.bscans import BIOMARKERS, NO_SCAN, prepare_bscan, write_bscans
+from wspnb.data.cohort import EMPTY
+from wspnb.files import read_csv
 
 N_SCANS = 49  # B-scans of a visit
+WHO = ("Patient_ID", "Eye_ID")  # numbers without gaps
+GREY = ("L", "RGB", "RGBA", "P", "1")  # modes of eight bits at most
 
 
 def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
@@ -34,7 +39,7 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
             paths, swapped headers, biomarkers that are not 0 or 1, two patients in one visit.
     """
     csv = Path(csv)
-    raw = pd.read_csv(csv)
+    raw = read_csv(csv)
     column = next((c for c in raw if c.startswith(("Path", "File_Path"))), None)
     missing = [c for c in ("BCVA", "CST", "Patient_ID") if c not in raw]
     if column is None or missing:
@@ -58,18 +63,26 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     if raw[column].duplicated().any():
         row = int(raw[column].duplicated().idxmax())
         raise ValueError(f"{csv}, line {row + 2}: {raw[column][row]} a second time")
+    numbers = {}
+    for name in [name for name in ("BCVA", "CST", *WHO) if name in raw]:
+        found = numbers[name] = pd.to_numeric(raw[name], errors="coerce")
+        known = raw[name].notna() & ~raw[name].astype(str).str.lower().isin(EMPTY)
+        wrong = found.isna() & (known | (name in WHO)) | (found % 1 > 0) & (name in WHO)
+        if wrong.any():
+            row = int(wrong.idxmax())
+            raise ValueError(f"{csv}, line {row + 2}: {name} {raw[name][row]!r} is no number")
     scan = parts[3].astype(int) + 1
     table = pd.DataFrame(
         {
             "image": raw[column].str.lstrip("/"),
-            "patient": raw.Patient_ID.astype(int).astype(str),
-            "eye": raw.get("Eye_ID", raw.Patient_ID).astype(int),
+            "patient": numbers["Patient_ID"].astype(int).astype(str),
+            "eye": numbers.get("Eye_ID", numbers["Patient_ID"]).astype(int),
             "side": parts[2],
             "visit": parts[1],
             "scan": scan,
             "position": (scan - 1) / (N_SCANS - 1),
-            "bcva": raw.BCVA.astype(float),
-            "cst": raw.CST.astype(float),
+            "bcva": numbers["BCVA"].astype(float),
+            "cst": numbers["CST"].astype(float),
             "volume": parts[0] + "/" + parts[1] + "/" + parts[2],
         }
     )
@@ -132,7 +145,8 @@ def check_split(
 
 
 def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Leave out missing files and byte-identical copies (SHA-256 of the file).
+    """Leave out files that are missing, damaged or not of eight bits, and byte-identical copies
+    (SHA-256 of the file).
 
     The first copy stays where all copies belong to one patient; else none does, as nobody knows
     whose it is (*paper silent*).
@@ -142,11 +156,17 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     """
     reasons, groups = {}, {}
     for row in table.itertuples():
-        file = images / row.image
-        if file.is_file():
-            groups.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), []).append(row)
-        else:
+        try:
+            content = (images / row.image).read_bytes()
+            with Image.open(io.BytesIO(content)) as picture:
+                picture.load()
+            if picture.mode not in GREY:
+                raise ValueError(f"mode {picture.mode}, not 8 bits of grey")
+            groups.setdefault(hashlib.sha256(content).hexdigest(), []).append(row)
+        except FileNotFoundError:
             reasons[row.Index] = f"{row.image}: no such file"
+        except Exception as error:  # whatever Pillow meets in a damaged file
+            reasons[row.Index] = f"{row.image}: cannot be used ({error})"
     for rows in groups.values():
         alone = len({row.patient for row in rows}) == 1
         others = "" if alone else ", of other patients too: none kept"
@@ -217,7 +237,9 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
     """
     rows, tables, eyes = [], {}, None
     for csv in sorted(Path(folder).glob("*.csv")):
-        raw, name = pd.read_csv(csv), csv.stem
+        raw, name = read_csv(csv), csv.stem
+        if csv.name.startswith(".") or not {"BCVA", "CST", "Patient_ID"} <= set(raw):
+            continue  # somebody else's
         rows.append((name, "rows", len(raw)))
         rows.append((name, "headers BCVA and Snellen swapped", headers_swapped(raw)))
         if "File_Path" in raw and raw.File_Path.str.endswith(".npy").all():

@@ -1,6 +1,5 @@
 """Clinical values as weak labels (Kokilepersaud et al. 2023), and how biomarkers are judged."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wspnb.data.bscans import BIOMARKERS
+from wspnb.files import read_csv, read_json
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head
@@ -107,19 +107,16 @@ def finished(folder: Path, settings: Settings) -> bool:
     """Whether a folder holds the encoder of these very settings."""
     if not (folder / "encoder.safetensors").exists():
         return False
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "config.json")
     return all(found.get(name) == value for name, value in asdict(settings).items())
 
 
 def collapsed(folder: Path) -> bool:
     """Whether a finished training ended at embeddings without spread, see
     :func:`wspnb.pretrain.verdict`; the untrained and the supervised network train no head: no."""
-    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["method"] in (
-        "random",
-        "supervised",
-    ):
+    if read_json(folder / "config.json")["method"] in ("random", "supervised"):
         return False
-    log = pd.read_csv(folder / "log.csv").to_dict("records")
+    log = read_csv(folder / "log.csv").to_dict("records")
     return verdict("byol", log, 0) == "COLLAPSED"  # by the spread alone
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from wspnb import plots
 from wspnb.data.bscans import BIOMARKERS
+from wspnb.files import read_csv
 from wspnb.kernels import effective_positives
 from wspnb.studies import oct
 
@@ -78,7 +79,7 @@ def curves(jobs) -> Figure:
     for folder, settings in jobs:
         if settings.method == "random":
             continue
-        log, colour = pd.read_csv(folder / "log.csv"), oct.COLOURS[settings.method]
+        log, colour = read_csv(folder / "log.csv"), oct.COLOURS[settings.method]
         smooth = log.rolling(max(1, len(log) // 20), min_periods=1).mean()
         left.plot(log.step, smooth.loss, color=colour, label=oct.ROWS[settings.method])
         right.plot(log.step, smooth.embedding_sd, color=colour)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t as student
 
-from wspnb.files import write_csv
+from wspnb.files import read_csv, write_csv
 from wspnb.pretrain import UNTRAINED
 from wspnb.results.tables import ROWS
 from wspnb.studies.position import LEVELS, Settings, build_cohort, run
@@ -122,7 +122,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """The rows of finished runs; empty if there is no table yet."""
     if not path.exists():
         return pd.DataFrame(columns=[*KEYS, "definition", "step"])
-    return pd.read_csv(path, dtype={"definition": str})
+    return read_csv(path, dtype={"definition": str})
 
 
 def is_done(table: pd.DataFrame, key: dict, definition: str, path: Path) -> bool:
