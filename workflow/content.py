@@ -21,8 +21,9 @@ def digest_of_file(path: str) -> str:
     """Hash of a file's bytes, of the names and sizes in a folder, or "" where nothing is."""
     path = Path(path).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return digest([(str(p.relative_to(path)), p.stat().st_size) for p in files])
+        files = [(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if p.is_file()]
+        own = [f for f in files if not f[1].name.startswith((".", "Thumbs.db"))]  # a look adds them
+        return digest([(str(name), p.stat().st_size) for p, name in own])
     if not path.is_file():
         return ""
     with path.open("rb") as file:

@@ -334,6 +334,23 @@ def test_a_scout_beside_a_ct_asks_nothing_and_an_odd_end_slice_is_dropped_by_nam
     assert main(command) == 1 and "no file nothing.dcm to drop" in capsys.readouterr().err
 
 
+def test_a_spreadsheet_makes_7_of_007_and_the_choice_stays(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    uids = [write_series(dicom / "007" / str(n), volume(n), n) for n in (1, 2)]
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):  # of no patient
+        (dicom / name).mkdir()
+    command = [str(dicom), str(nifti)]
+    assert main(command) == 1 and "__MACOSX" not in capsys.readouterr().err
+    table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
+    table["patient"] = "7"
+    table["take"] = [" " if uid == uids[0] else "X" for uid in table.series]
+    table.to_csv(nifti / "series.csv", index=False, encoding="utf-8-sig")
+    assert main(command) == 0
+    np.testing.assert_array_equal(load_hu(nifti / "007.nii.gz")[0], volume(2)[::-1, ::-1])
+    again = pd.read_csv(nifti / "series.csv", dtype=str)
+    assert again.patient.tolist() == ["007", "007"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [

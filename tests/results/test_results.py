@@ -1,5 +1,6 @@
 """The tables hold what the runs say; runs that do not belong together are refused."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,11 @@ def test_switches_are_those_of_the_parameter_files():
     for name, (_, changed) in tables.SWITCHES.items():
         given = yaml.safe_load((ROOT / "params" / f"{name}.yaml").read_text(encoding="utf-8"))
         assert set(given) - {"method", "name"} == changed, name
+
+
+def test_a_renamed_copy_of_a_run_is_no_second_run(tmp_path):
+    folder = save(tmp_path, "wsp")
+    for name in ("backup-tiny-seed0", "wsp-tiny-seed1", "wsp-tiny-seed0 (copy)"):
+        shutil.copytree(folder, folder.with_name(name))
+    (folder.with_name("Thumbs.db")).touch()
+    assert [run["folder"].name for run in tables.read_runs(tmp_path)] == ["wsp-tiny-seed0"]

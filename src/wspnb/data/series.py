@@ -31,6 +31,7 @@ COLUMNS += (
     "converted",
     "content",
 )
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of no patient
 
 
 def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
@@ -83,7 +84,7 @@ def choose(rows: pd.DataFrame) -> str:
     Raises:
         ValueError: if several are taken, or several could be.
     """
-    taken = rows[rows["take"] != ""]
+    taken = rows[rows["take"].str.strip() != ""]
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
     able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
@@ -109,7 +110,7 @@ def convert_patient(
     Args:
         patient: folder.
         out: folder of the volumes.
-        known: rows of the table from an earlier call.
+        known: the table of an earlier call.
         series: UIDs that go before what is taken there.
 
     Returns:
@@ -120,6 +121,8 @@ def convert_patient(
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
     rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
     rows = pd.DataFrame(rows, columns=list(COLUMNS)).set_index("series", drop=False)
+    own = known[known.patient == name]  # a spreadsheet makes 7 of 007
+    known = own if len(own) else known[known.series.isin(rows.index)].drop_duplicates("series")
     for column in ("take", "drop", "converted", "content"):
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := [uid for uid in rows.index if uid in series]:
@@ -177,7 +180,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if not asked.folder.is_dir():
         parser.error(f"{asked.folder}: no such folder")
-    patients = sorted(p for p in asked.folder.iterdir() if p.is_dir())
+    folders = sorted(p for p in asked.folder.iterdir() if p.is_dir())
+    patients = [p for p in folders if p.name[0] != "." and p.name not in SYSTEM]
     problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
     loose = [p for p in sorted(asked.folder.iterdir()) if not p.is_dir() and p.name[:1] != "."]
     if loose := [p for p in loose if p.is_symlink() or index_file(str(p)).tags]:
@@ -192,11 +196,11 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
     found = []
     for patient in patients:
-        own = known[known.patient == printable(patient.name)]
-        rows, problem = convert_patient(patient, asked.out, own, tuple(asked.series))
+        rows, problem = convert_patient(patient, asked.out, known, tuple(asked.series))
         found.append(rows)
         problems += [problem] if problem else []
-        rest = known[~known.patient.isin([p for t in found for p in t.patient])]
-        write_csv(table, pd.concat([*found, rest])[list(COLUMNS)])
+        done = pd.concat(found)
+        rest = known[~known.patient.isin(done.patient) & ~known.series.isin(done.series)]
+        write_csv(table, pd.concat([done, rest])[list(COLUMNS)])
     print(*problems, sep="\n", file=sys.stderr)
     return 1 if problems else 0

@@ -10,7 +10,7 @@ import pandas as pd
 from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import read_csv
 from wspnb.methods import parse, split_name
-from wspnb.pretrain import is_run_name
+from wspnb.pretrain import is_run_name, run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval
 
@@ -97,7 +97,8 @@ def _finished(run_dir: Path):
             raise ValueError(
                 f"{file.parent}: not a readable probe ({error}); run 03 again"
             ) from None
-        yield file.parent, run, scores
+        if file.parent.name == run_name(run["name"], run["backbone"], run["seed"]):  # else a copy
+            yield file.parent, run, scores
 
 
 def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
