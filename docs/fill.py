@@ -447,13 +447,15 @@ def pairs() -> str:
     return grid(["method, on D1+2", "all pairs", "within a data set", "across"], lines)
 
 
-def adrenal() -> str:
+def adrenal(suffix: str = "") -> str:
     """Adrenal page: order of the methods, and WSP minus each."""
-    rows, other = own_rows("table1_adrenal"), gaps("audit_differences_adrenal").set_index("method")
+    if table(f"table1_adrenal{suffix}") is None:
+        return missing(f"table1_adrenal{suffix}")
+    other = gaps(f"audit_differences_adrenal{suffix}").set_index("method")
     lines = [
         [r.method, r.n_seeds, cell(r, "probe"),
          amount(other.loc[r.method]) if r.method in other.index else ""]
-        for _, r in rows.iterrows()
+        for _, r in own_rows(f"table1_adrenal{suffix}").iterrows()
     ]  # fmt: skip
     return grid(["method", "seeds", "AUC", "WSP minus it"], lines)
 
@@ -475,16 +477,45 @@ def adrenal_variants() -> str:
 
 
 def adrenal_clean() -> str:
-    if table("table1_adrenal_clean") is None:
-        return missing("table1_adrenal_clean")
-    rows = own_rows("table1_adrenal_clean")
-    other = gaps("audit_differences_adrenal_clean").set_index("method")
-    lines = [
-        [r.method, r.n_seeds, cell(r, "probe"),
-         amount(other.loc[r.method]) if r.method in other.index else ""]
-        for _, r in rows.iterrows()
-    ]  # fmt: skip
-    return grid(["method", "seeds", "AUC", "WSP minus it"], lines)
+    return adrenal("_clean")
+
+
+def _kernel_seeds() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs of notebook 08 on the seeds that chose (all methods) and on those that judged."""
+    runs = table("kernels_help")
+    many = runs.groupby("seed").method.transform("nunique") == runs.method.nunique()
+    return runs[many], runs[~many]
+
+
+def kernels_choice() -> str:
+    from wspnb.studies import position_runs
+
+    if table("kernels_help") is None:
+        return missing("kernels_help")
+    first, fresh = _kernel_seeds()
+    found = position_runs.compare_rows(fresh, position_runs.choose_rows(first))
+    return bullets(position_runs.recommend(fresh, found))
+
+
+def kernels() -> str:
+    from wspnb.studies import position_runs
+
+    if table("kernels_help") is None:
+        return missing("kernels_help")
+    first, fresh = _kernel_seeds()
+    auc, depth = (position_runs.over_points(first, v) for v in ("auc_population", "depth_r2"))
+    judged, images = position_runs.over_points(fresh).mean(), table("reference_population")
+    images, lines = images.set_index("name").auc, []
+    for name in auc.mean().sort_values(ascending=False).index:
+        own = [
+            f"{number(auc[name].mean())} ± {number(auc[name].std())}",
+            number(depth[name].mean()),
+        ]
+        more = [number(column.get(name, float("nan"))) for column in (images, judged)]
+        lines.append([f"`{name}`", tables.row_label(name), *own, *more])
+    seeds = [f"{part.seed.nunique()} seeds" for part in (first, fresh)]
+    head = ["name", "", f"AUC, {seeds[0]}", "R2 of depth", "images", f"judged, {seeds[1]}"]
+    return grid(head, lines)
 
 
 def position() -> str:
@@ -494,18 +525,13 @@ def position() -> str:
     runs = table("position_help")
     if runs is None:
         return missing("position_help")
-    parts = []
-    for level, words in (("minimal", "Vectors"), ("images", "Images of 64 px")):
-        lines = position_runs.findings(runs, level)
-        parts += [f"**{words}**", bullets(lines)] if lines else []
-    return "\n\n".join(parts)
+    return bullets(position_runs.findings(runs))
 
 
 def position_base() -> str:
     from wspnb.studies import position_runs
 
-    rows = position_runs.differences(table("position_help"))
-    rows, lines = rows[rows.level == "minimal"], []
+    rows, lines = position_runs.differences(table("position_help")), []
     for point, part in rows.groupby("point", sort=False):
         part = part.set_index("other")
         cells = [amount(part.loc[m]) for m in ("supcon", "depth_aware", "simclr")]
@@ -560,8 +586,8 @@ BLOCKS = {
     f.__name__: f
     for f in (found, results, summary, table1, population, population_differences, studies,
               differences, claims, correlations, accuracy, widths, variants, folds, pairs, adrenal,
-              adrenal_summary, adrenal_variants, adrenal_clean, position, position_base, oct_table,
-              oct_long, oct_summary, oct_audit, choices, ledger)
+              adrenal_summary, adrenal_variants, adrenal_clean, kernels, kernels_choice, position,
+              position_base, oct_table, oct_long, oct_summary, oct_audit, choices, ledger)
 }  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The loop learns, the table of runs survives a stop, and differences are what they say."""
 
-import functools
 import math
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def easy():
 def ends(easy):
     settings = position.Settings(n_steps=150, warmup_steps=15)
     methods = ("random", "supcon", "depth_aware")
-    return {m: position.run(easy, "minimal", m, 0, settings)[-1] for m in methods}
+    return {m: position.run(easy, m, 0, settings)[-1] for m in methods}
 
 
 def test_the_label_is_learnt_where_it_is_easy(ends):
@@ -42,7 +41,7 @@ def test_depth_is_learnt_where_it_is_asked_for(ends):
 
 def test_a_learning_rate_of_almost_nothing_stays_untrained(easy):
     settings = position.Settings(n_steps=2, warmup_steps=0, learning_rate=1e-12)
-    encoder, head = position.build_networks("minimal", 0)
+    encoder, head = position.build_networks(0)
     before = [p.clone() for p in encoder.parameters()]
     position.train("wsp", easy, encoder, head, settings)
     for old, new in zip(before, encoder.parameters(), strict=True):
@@ -50,7 +49,7 @@ def test_a_learning_rate_of_almost_nothing_stays_untrained(easy):
 
 
 def test_same_seed_same_run_and_batches_are_shared_by_methods(easy):
-    runs = [position.run(easy, "minimal", "wsp", seed, SHORT) for seed in (1, 1, 2)]
+    runs = [position.run(easy, "wsp", seed, SHORT) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
     batches = {}
     for method in ("wsp", "simclr"):
@@ -60,7 +59,7 @@ def test_same_seed_same_run_and_batches_are_shared_by_methods(easy):
             seen.append(inputs.clone())
             return easy.views(inputs, generator)
 
-        encoder, head = position.build_networks("minimal", 0)
+        encoder, head = position.build_networks(0)
         position.train(method, easy._replace(views=views), encoder, head, SHORT, seed=7)
         batches[method] = torch.stack(seen)
     assert torch.equal(batches["wsp"], batches["simclr"])
@@ -74,20 +73,34 @@ def test_only_the_pretraining_cohort_is_trained_on(easy):
         assert {tuple(row) for row in inputs[:, :3].tolist()} <= allowed
         return easy.views(inputs, generator)
 
-    encoder, head = position.build_networks("minimal", 0)
+    encoder, head = position.build_networks(0)
     log = position.train("wsp", easy._replace(views=views), encoder, head, SHORT)
     assert [row["step"] for row in log] == list(range(5)) and "alignment" in log[-1]
 
 
 def test_watched_steps_are_judged_and_the_first_is_the_untrained_encoder(easy):
-    rows = position.run(easy, "minimal", "wsp", 0, SHORT, watched=(0, 2))
-    untrained = position.run(easy, "minimal", "random", 0, SHORT)[0]
+    rows = position.run(easy, "wsp", 0, SHORT, watched=(0, 2))
+    untrained = position.run(easy, "random", 0, SHORT)[0]
     assert [row["step"] for row in rows] == [0, 2, 5]
     assert rows[0]["auc_d1"] == untrained["auc_d1"] and rows[0]["depth_r2"] == untrained["depth_r2"]
 
 
+def test_a_method_of_the_table_and_a_changed_setting_train(easy):
+    wide = position.Settings(batch_size=16, n_steps=5, warmup_steps=1, sigma=0.3)
+    named = position.run(easy, "wsp_sigma0.3", 0, SHORT)
+    assert named == position.run(easy, "wsp", 0, wide) != position.run(easy, "wsp", 0, SHORT)
+    own = position.run(easy, "wsp_own", 0, SHORT)[-1]
+    assert own["loss"] != named[-1]["loss"] and own["collapsed"] is False  # it has no line
+
+
+def test_the_population_is_like_d1_and_ten_times_as_large(easy):
+    people = easy.table.drop_duplicates("patient").groupby("cohort").label.agg(["size", "mean"])
+    assert people["size"]["population"] == 1060 == 10 * people["size"]["d1"]
+    assert people["mean"]["population"] == people["mean"]["d1"]
+
+
 def jobs_of(points, seeds=(0,), methods=("random", "simclr", "wsp"), **more):
-    return position_runs.plan("minimal", points, seeds, methods, base=CHEAP, **more)
+    return position_runs.plan(points, seeds, methods, base=CHEAP, **more)
 
 
 def test_the_plan_leaves_out_what_cannot_differ():
@@ -111,21 +124,21 @@ def weights(_, encoder):
 def test_resume_skips_what_is_done_and_gives_the_same_table(tmp_path, monkeypatch):
     jobs = jobs_of({"base": {}, "shift=2": {"shift": 2.0}})
     monkeypatch.setattr(position, "judge", weights)
-    whole = position_runs.run_missing(tmp_path / "whole.csv", jobs, SHORT, tmp_path)
+    whole = position_runs.run_missing(tmp_path / "whole.csv", jobs, SHORT)
     path, real, done = tmp_path / "part.csv", position_runs.run, []
 
-    def stops(cohort, level, method, *rest):
+    def stops(cohort, method, *rest):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(method)
-        return real(cohort, level, method, *rest)
+        return real(cohort, method, *rest)
 
     monkeypatch.setattr(position_runs, "run", stops)
     with pytest.raises(KeyboardInterrupt):
-        position_runs.run_missing(path, jobs, SHORT, tmp_path)
+        position_runs.run_missing(path, jobs, SHORT)
     assert len(position_runs.read_table(path)) == 3
-    monkeypatch.setattr(position_runs, "run", lambda *a: done.append(a[2]) or real(*a))
-    position_runs.run_missing(path, jobs, SHORT, tmp_path)
+    monkeypatch.setattr(position_runs, "run", lambda *a: done.append(a[1]) or real(*a))
+    position_runs.run_missing(path, jobs, SHORT)
     assert len(done) == len(jobs) == 6
     assert path.read_text() == (tmp_path / "whole.csv").read_text()
     assert len(whole) == 6
@@ -134,33 +147,31 @@ def test_resume_skips_what_is_done_and_gives_the_same_table(tmp_path, monkeypatc
         raise AssertionError("a finished run was done again")
 
     monkeypatch.setattr(position_runs, "run", never)
-    position_runs.run_missing(path, jobs, SHORT, tmp_path)
+    position_runs.run_missing(path, jobs, SHORT)
 
 
 def test_another_definition_is_refused(tmp_path):
     jobs, path = jobs_of({"base": {}}, methods=("random",)), tmp_path / "runs.csv"
-    position_runs.run_missing(path, jobs, SHORT, tmp_path)
+    position_runs.run_missing(path, jobs, SHORT)
     with pytest.raises(ValueError, match="choose another run_dir"):
-        position_runs.run_missing(path, jobs, position.Settings(n_steps=6), tmp_path)
+        position_runs.run_missing(path, jobs, position.Settings(n_steps=6))
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="depth_dependance"):
-        position_runs.define("minimal", {"depth_dependance": 0.0}, SHORT)
-    with pytest.raises(ValueError, match="level='volumes'"):
-        position_runs.define("volumes", {}, SHORT)
-    changes, settings, _ = position_runs.define("minimal", {"shift": 2.0, "sigma": 0.3}, SHORT)
+        position_runs.define({"depth_dependance": 0.0}, SHORT)
+    changes, settings, _ = position_runs.define({"shift": 2.0, "sigma": 0.3}, SHORT)
     assert changes == {"shift": 2.0} and settings.sigma == 0.3 and settings.n_steps == 5
 
 
 def test_an_interrupted_write_leaves_the_old_table(tmp_path, monkeypatch):
     path = tmp_path / "runs.csv"
-    row = {"level": "minimal", "point": "base", "seed": 0, "method": "wsp", "definition": "1"}
+    row = {"point": "base", "seed": 0, "method": "wsp", "definition": "1"}
     table = position_runs.append_rows(path, position_runs.read_table(path), [row])
     before = path.read_text()
 
     def half(self, text, **_):
-        self.write_bytes(b"level,poi")
+        self.write_bytes(b"point,se")
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "write_text", half)
@@ -190,7 +201,7 @@ def test_differences_are_paired_and_a_point_without_a_method_takes_the_base():
             ("sigma=0.4", "wsp", 0.8),
             ("sigma=0.4", "depth_aware", 0.5),
         ):
-            key = {"level": "minimal", "point": point, "seed": seed, "method": method}
+            key = {"point": point, "seed": seed, "method": method}
             bad = method == "supcon" and seed == 1
             rows.append(key | {"step": 3, "auc_d1": 0.0, "collapsed": bad})
             rows.append(key | {"step": 5, "auc_d1": auc + shift, "collapsed": bad})
@@ -212,22 +223,11 @@ def test_points_are_named_by_what_differs():
 
 
 @pytest.mark.slow
-def test_the_loop_runs_on_images_too(tmp_path, monkeypatch):
-    few = functools.partial(position.make_phantom, scale=0.01, scale_histology=0.1)
-    monkeypatch.setattr(position, "make_phantom", few)
-    cohort = position.build_cohort("images", {"image_size": 32, "spacing_mm": 20.0}, 0, tmp_path)
-    assert cohort.inputs.shape[1:] == (1, 32, 32) and cohort.inputs.dtype == torch.uint8
-    assert set(cohort.table.weak_label[cohort.table.cohort == "radio"]) == {0, 1, 2, 3}
-    row = position.run(cohort, "images", "wsp", 0, SHORT)[-1]
-    assert row["step"] == 5 and 0 <= row["auc_d1"] <= 1 and math.isfinite(row["loss"])
-
-
-@pytest.mark.slow
 def test_the_notebook_trains_a_tiny_study_and_publishes_it(tmp_path):
     from wspnb.run import main
 
     notebook = Path(__file__).parents[2] / "notebooks" / "06b_when_position_helps.ipynb"
-    tiny = {"recompute": "true", "levels": "[minimal]", "study_seeds": "[0, 1]", "sizes": "[0.2]"}
+    tiny = {"recompute": "true", "study_seeds": "[0, 1]", "sizes": "[0.2]"}
     tiny |= {"accuracies": "[0.6, 0.97]", "dependences": "[0.0, 1.0]", "shifts": "[0.0]"}
     tiny |= {"sigmas": "[0.4]", "lengths": "[3, 6]", "watched_steps": "[0, 2]", "study_steps": "4"}
     tiny |= {"live_seeds": "[0]", "run_dir": str(tmp_path), "publish_dir": str(tmp_path / "figs")}
@@ -245,7 +245,7 @@ def test_findings_name_the_points_whose_interval_leaves_out_zero():
         for seed in range(3):
             for method in ("random", "simclr", "supcon", "depth_aware", "wsp"):
                 auc = 0.7 + 0.01 * seed + (gain + 0.001 * seed) * (method == "wsp")
-                row = {"level": "minimal", "point": point, "seed": seed, "method": method}
+                row = {"point": point, "seed": seed, "method": method}
                 marked = method == "supcon" and point != "base"
                 rows.append(row | {"step": 300, "auc_d1": auc, "collapsed": marked})
     lines = position_runs.findings(pd.DataFrame(rows))
@@ -257,4 +257,48 @@ def test_findings_name_the_points_whose_interval_leaves_out_zero():
         "SupCon is marked in 3 of 6 runs; their mean AUC on D1 is 0.71, that of untrained "
         "encoders 0.71."
     )
-    assert position_runs.findings(pd.DataFrame(rows), "images") == []
+
+
+def table_of_rows(seeds, gain):
+    rows = []
+    for seed in seeds:
+        for method, auc, depth in (
+            ("wsp", 0.80, 0.97),
+            ("supcon", 0.82, 0.90),
+            ("random", 0.70, 0.95),
+            ("wsp_own", 0.90, 0.93),  # the best class, but it cannot read depth
+            ("wsp_floor", 0.81 + gain, 0.965),
+            ("wsp_near", 0.805, 0.98),
+            ("wsp_exp", 0.78, 0.99),
+        ):
+            for point in ("base", "n_steps=9"):
+                if method == "random" and point != "base":
+                    continue
+                auc_here = auc + 0.01 * seed + 0.001 * seed * (method == "wsp_floor")
+                auc_here += 0.02 * (point != "base")
+                row = {"point": point, "seed": seed, "method": method, "step": 3}
+                rows.append(row | {"auc_population": auc_here, "depth_r2": depth})
+    return pd.DataFrame(rows)
+
+
+def test_rows_are_chosen_by_class_among_those_that_read_depth():
+    table = table_of_rows((0, 1), 0.0)
+    assert position_runs.over_points(table).loc[1, "wsp"] == pytest.approx(0.82)
+    assert position_runs.over_points(table).loc[1, "random"] == pytest.approx(0.71)
+    assert position_runs.choose_rows(table) == ["wsp_floor", "wsp_near"]
+
+
+def test_a_row_is_recommended_only_above_wsp_and_supcon():
+    seeds = (3, 4, 5)
+    near = position_runs.compare_rows(table_of_rows(seeds, 0.0), ["wsp_floor", "wsp_near"])
+    assert near["mean"].to_numpy() == pytest.approx([0.014, -0.006, 0.005, -0.015])
+    lines = position_runs.recommend(table_of_rows(seeds, 0.0), near)
+    assert lines[1].startswith("WSP, only a similar depth repels: above WSP (+0.005")
+    assert "below SupCon (-0.015" in lines[1] and lines[-1].endswith("nothing is recommended.")
+    far = table_of_rows(seeds, 0.1)
+    lines = position_runs.recommend(far, position_runs.compare_rows(far, ["wsp_floor"]))
+    assert lines == [
+        "WSP, floor 0.2: above WSP (+0.114 [+0.112, +0.116]), above SupCon (+0.094 [+0.092, "
+        "+0.096]); R2 of depth 0.96.",
+        "Recommended where position and class both count: WSP, floor 0.2.",
+    ]

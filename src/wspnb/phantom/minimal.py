@@ -65,20 +65,20 @@ class Minimal:
 
 
 class Cohort(NamedTuple):
-    """Slices of D_radio, D1 and D2, and the two ways to show them to a network."""
+    """Slices of D_radio, D1, D2 and the population, and the two ways to show them to a network."""
 
     table: pd.DataFrame  # a row per slice: patient, cohort, weak_label, label, position, true_*
-    inputs: Tensor  # (n, 94) float64, the causes of each slice, see PARTS (images: n, 1, h, w)
+    inputs: Tensor  # (n, 94) float64, the causes of each slice, see PARTS
     plain: Callable[[Tensor], Tensor]  # (b, 94) -> (b, 64), the slices as recorded
     views: Callable[[Tensor, torch.Generator], Tensor]  # the same with pose and noise drawn anew
 
 
 def draw_cohort(minimal: Minimal) -> Cohort:
-    """Draw D_radio, D1 and D2 of one definition; nothing depends on anything but ``minimal``.
+    """Draw D_radio, D1, D2 and a population like D1; nothing depends on anything but ``minimal``.
 
     Float64, so that trainings on two machines differ by less than the last printed digit.
     """
-    parts = [_draw_slices(minimal, cohort) for cohort in ("radio", "d1", "d2")]
+    parts = [_draw_slices(minimal, cohort) for cohort in ("radio", "d1", "d2", "population")]
     table = pd.concat([part[0] for part in parts], ignore_index=True)
     causes = torch.from_numpy(np.concatenate([part[1] for part in parts]))
     render = _draw_map(minimal.seed)
@@ -105,7 +105,7 @@ def draw_patients(minimal: Minimal, cohort: str, scale: float = 1.0) -> pd.DataF
 
     Args:
         minimal: reader_accuracy and seed matter.
-        cohort: radio, d1 or d2.
+        cohort: radio, d1, d2 or population.
         scale: factor on the paper's number of patients.
 
     Returns:
@@ -178,15 +178,15 @@ def _draw_slices(minimal: Minimal, cohort: str) -> tuple[pd.DataFrame, np.ndarra
 
 
 def _draw_scanners(minimal: Minimal, cohort: str, n: int, rng):
-    """Scanner ``(n, 3)`` and SD of the noise ``(n,)`` of patients: radio has five scanners, d1 one,
-    d2 five of another make; at shift 0 all three cohorts have radio's.
+    """Scanner ``(n, 3)`` and SD of the noise ``(n,)`` of patients: radio has five scanners, d1 and
+    the population one, d2 five of another make; at shift 0 all three cohorts have radio's.
     """
     makes = np.random.default_rng([minimal.seed, 98])
     radio, single, other = makes.standard_normal((5, 3)), *makes.standard_normal((2, 3))
     which, phase = rng.integers(5, size=n), rng.standard_normal(n).clip(-2, 2)
     scanner = 0.6 * radio[which] + 0.4 * phase[:, None]
     noise = np.array([0.75, 0.9, 1.0, 1.15, 1.3])[which] * (1 + 0.12 * rng.standard_normal(n))
-    if cohort == "d1":
+    if cohort in ("d1", "population"):
         keep = max(0.0, 1 - 0.8 * minimal.shift)  # of the variety of scanners
         scanner = keep * scanner + minimal.shift * 0.8 * single
         noise = keep * noise + (1 - keep) * 0.95

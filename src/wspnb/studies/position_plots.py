@@ -8,29 +8,25 @@ from wspnb.plots import PALETTE
 from wspnb.studies.position_runs import paired_difference, point_name
 
 
-def difference_panel(
-    axis: Axes, gaps: pd.DataFrame, ticks: dict[str, tuple[str, str]], joined: bool = True
-) -> None:
+def difference_panel(axis: Axes, gaps: pd.DataFrame, ticks: dict[str, str]) -> None:
     """Differences with their intervals; a ring marks pairs with a collapsed run, grey the base.
 
     Args:
         axis: where to draw.
         gaps: of :func:`~wspnb.studies.position_runs.differences`.
-        ticks: level and point by the text under it, from left to right.
-        joined: connect the points.
+        ticks: point by the text under it, from left to right.
     """
     others = list(dict.fromkeys(gaps.other))
-    rows = gaps.set_index(["level", "point", "other"])
+    rows = gaps.set_index(["point", "other"])
     for number, other in enumerate(others):
-        own = rows.loc[[(*key, other) for key in ticks.values()]].reset_index()
+        own = rows.loc[[(point, other) for point in ticks.values()]].reset_index()
         x = own.index.to_numpy() + 0.16 * (number - (len(others) - 1) / 2)
         error = [own["mean"] - own.low, own.high - own["mean"]]
         look = {"color": PALETTE[other], "capsize": 2, "marker": "o", "ms": 4}
-        line = "-" if joined else ""
-        axis.errorbar(x, own["mean"], error, ls=line, label=f"WSP minus {other}", **look)
+        axis.errorbar(x, own["mean"], error, label=f"WSP minus {other}", **look)
         bad = own.collapsed.to_numpy() > 0
         axis.plot(x[bad], own["mean"][bad], "o", ms=11, mfc="none", color="black")
-    for number, (_, point) in enumerate(ticks.values()):
+    for number, point in enumerate(ticks.values()):
         if point == "base":
             axis.axvspan(number - 0.4, number + 0.4, color="0.92", zorder=0)
     axis.axhline(0, color="black", lw=0.8)
@@ -40,7 +36,7 @@ def difference_panel(
 def difference_map(
     axis: Axes, gaps: pd.DataFrame, other: str, factors: dict[str, list], base: dict, top: float
 ):
-    """Differences over two factors of the minimal level, with half the interval in each cell.
+    """Differences over two factors, with half the interval in each cell.
 
     Args:
         axis: where to draw.
@@ -53,7 +49,7 @@ def difference_map(
     Returns:
         The image, for a colour bar.
     """
-    rows = gaps[(gaps.level == "minimal") & (gaps.other == other)].set_index("point")
+    rows = gaps[gaps.other == other].set_index("point")
     (up, right), (ups, rights) = factors.keys(), factors.values()
     pairs = [[{up: a, right: b} for b in rights] for a in ups]
     names = [[point_name({k: v for k, v in p.items() if v != base[k]}) for p in r] for r in pairs]

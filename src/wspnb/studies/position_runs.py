@@ -10,30 +10,29 @@ import pandas as pd
 from scipy.stats import t as student
 
 from wspnb.files import read_csv, write_csv
+from wspnb.phantom.minimal import Minimal, draw_cohort
 from wspnb.pretrain import UNTRAINED
-from wspnb.results.tables import ROWS
-from wspnb.studies.position import LEVELS, Settings, build_cohort, run
+from wspnb.results.tables import ROWS, row_label
+from wspnb.studies.position import Settings, run
 
-KEYS = ["level", "point", "seed", "method"]  # the name of a run in the table
+KEYS = ["point", "seed", "method"]  # the name of a run in the table
 TRAINING = {field.name for field in fields(Settings)}
 WITH_SIGMA = ("wsp", "depth_aware")
 
 
 def plan(
-    level: str,
     points: dict[str, dict],
     seeds: Sequence[int],
     methods: Sequence[str],
     base: dict | None = None,
     watched: dict[str, Sequence[int]] | None = None,
 ) -> list[dict]:
-    """All runs of a level, seed by seed, so that a stopped study has whole seeds.
+    """All runs of a study, seed by seed, so that a stopped study has whole seeds.
 
     A run that could not differ from the base is left out: sigma concerns WSP and depth-Aware only,
     and the untrained encoder knows no training.
 
     Args:
-        level: minimal or images.
         points: what differs from the base, by the point's name; {} is the base itself.
         seeds: of cohort, weights, batches and views.
         methods: to train; random is the untrained encoder.
@@ -48,7 +47,7 @@ def plan(
                     continue
                 if changes and set(changes) <= TRAINING and method in UNTRAINED:
                     continue
-                job = {"level": level, "point": point, "seed": seed, "method": method}
+                job = {"point": point, "seed": seed, "method": method}
                 steps = tuple((watched or {}).get(point, ()))
                 jobs.append(job | {"changes": (base or {}) | changes, "watched": steps})
     return jobs
@@ -63,7 +62,6 @@ def run_missing(
     path: Path,
     jobs: Sequence[dict],
     settings: Settings,
-    folder: Path,
     progress: Callable | None = None,
 ) -> pd.DataFrame:
     """Do the runs of ``jobs`` that the table at ``path`` lacks, adding each as it ends.
@@ -72,7 +70,6 @@ def run_missing(
         path: CSV, made if missing.
         jobs: from :func:`plan`.
         settings: of the base point.
-        folder: for cohorts of images.
         progress: wraps the jobs (``tqdm``), or None.
 
     Returns:
@@ -84,13 +81,13 @@ def run_missing(
     table, drawn, cohort = read_table(path), None, None
     for job in progress(jobs) if progress else jobs:
         key = {name: job[name] for name in KEYS}
-        changes, own, definition = define(job["level"], job["changes"], settings)
+        changes, own, definition = define(job["changes"], settings)
         if is_done(table, key, definition, path):
             continue
-        if drawn != (job["level"], changes, job["seed"]):
-            drawn = (job["level"], changes, job["seed"])
-            cohort = build_cohort(*drawn, folder)
-        rows = run(cohort, job["level"], job["method"], job["seed"], own, job["watched"])
+        if drawn != (changes, job["seed"]):
+            drawn = (changes, job["seed"])
+            cohort = draw_cohort(Minimal(**changes, seed=job["seed"]))
+        rows = run(cohort, job["method"], job["seed"], own, job["watched"])
         table = append_rows(path, table, [{**key, "definition": definition, **r} for r in rows])
     return table
 
@@ -101,21 +98,18 @@ def digest(*definition) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def define(level: str, point: dict, settings: Settings) -> tuple[dict, Settings, str]:
+def define(point: dict, settings: Settings) -> tuple[dict, Settings, str]:
     """Split a point's changes into those of the cohort and of the training; and its digest.
 
     Raises:
-        ValueError: if a name belongs to neither, or the level is unknown.
+        ValueError: if a name belongs to neither.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level={level!r}: choose one of {', '.join(LEVELS)}")
     training = {name: value for name, value in point.items() if name in TRAINING}
     changes = {name: value for name, value in point.items() if name not in TRAINING}
-    unknown = set(changes) - set(LEVELS[level].__dataclass_fields__)
-    if unknown:
-        raise ValueError(f"point {point}: {sorted(unknown)} is no parameter of level {level!r}")
+    if unknown := set(changes) - set(Minimal.__dataclass_fields__):
+        raise ValueError(f"point {point}: {sorted(unknown)} is no parameter of a study")
     settings = replace(settings, **training)
-    return changes, settings, digest(LEVELS[level](**changes), settings)
+    return changes, settings, digest(Minimal(**changes), settings)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -182,38 +176,32 @@ def differences(
     reached yet is left out.
 
     Returns:
-        A row per level, point and other method: mean, low, high, n (see :func:`paired_difference`)
+        A row per point and other method: mean, low, high, n (see :func:`paired_difference`)
         and collapsed, the number of pairs in which either run has collapsed.
     """
-    runs = last_rows(table).set_index(["level", "point", "method", "seed"]).sort_index()
+    runs = last_rows(table).set_index(["point", "method", "seed"]).sort_index()
     rows = []
     have = set(runs.index.droplevel("seed"))
-    for level, point in dict.fromkeys(zip(table.level, table.point, strict=True)):
-        if (level, point, first) not in have or (level, "base", first) not in have:
+    for point in table.point.unique():
+        if (point, first) not in have or ("base", first) not in have:
             continue  # a study that was stopped
         for other in others:
             alone = point.startswith("sigma=") and other not in WITH_SIGMA
-            pair = [
-                runs.loc[level, point, first],
-                runs.loc[level, "base" if alone else point, other],
-            ]
-            found = paired_difference(pair[0][value], pair[1][value])
-            joined = pair[0].merge(
-                pair[1], left_index=True, right_index=True, suffixes=("", "_other")
-            )
+            own, theirs = runs.loc[point, first], runs.loc["base" if alone else point, other]
+            found = paired_difference(own[value], theirs[value])
+            joined = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
             bad = int((joined.collapsed.astype(bool) | joined.collapsed_other.astype(bool)).sum())
-            rows.append({"level": level, "point": point, "other": other, **found, "collapsed": bad})
+            rows.append({"point": point, "other": other, **found, "collapsed": bad})
     return pd.DataFrame(rows)
 
 
-def findings(table: pd.DataFrame, level: str = "minimal") -> list[str]:
+def findings(table: pd.DataFrame) -> list[str]:
     """What the differences of a table say, in words: one sentence for each other method.
 
     A point is named where its interval leaves out zero; the last sentence is about the runs whose
-    loss ended at the line of equal embeddings. Empty if nothing of the level is there.
+    loss ended at the line of equal embeddings.
     """
-    gaps = differences(table)
-    gaps, ends, lines = gaps[gaps.level == level], last_rows(table[table.level == level]), []
+    gaps, ends, lines = differences(table), last_rows(table), []
     for other, rows in gaps.groupby("other", sort=False):
         base = rows[rows.point == "base"].iloc[0]
         text = f"WSP minus {ROWS[other]}: {base['mean']:+.2f} [{base.low:+.2f}, {base.high:+.2f}]"
@@ -227,9 +215,64 @@ def findings(table: pd.DataFrame, level: str = "minimal") -> list[str]:
             named += len(part)
         lines.append(f"{text}; not told at {len(rows) - named} of {len(rows)} points.")
     for method, rows in ends[ends.collapsed.astype(bool)].groupby("method", sort=False):
-        total, before = (ends.method == method).sum(), ends.auc_d1[ends.method == "random"].mean()
+        total = (ends.method == method).sum()
+        before = ends.auc_d1[ends.method == "random"].mean()
         lines.append(
             f"{ROWS[method]} is marked in {len(rows)} of {total} runs; their mean AUC on D1 is "
             f"{rows.auc_d1.mean():.2f}, that of untrained encoders {before:.2f}."
         )
     return lines
+
+
+def over_points(table: pd.DataFrame, value: str = "auc_population") -> pd.DataFrame:
+    """Mean of a judged value over the points at the end of training, ``(seeds, methods)``; what no
+    training changes is that of the base."""
+    ends = last_rows(table)
+    trained, untrained = (ends[ends.method.isin(UNTRAINED) == known] for known in (False, True))
+    untrained = untrained[untrained.point == "base"]
+    parts = [part.groupby(["seed", "method"])[value].mean() for part in (trained, untrained)]
+    return pd.concat(parts).unstack()
+
+
+def choose_rows(table: pd.DataFrame, n: int = 2, besides=("wsp", "supcon", "depth_aware")) -> list:
+    """The rule of notebook 08: of the methods that read depth as well as WSP, less .01, those with
+    the highest mean AUC on the population (*paper silent*).
+
+    Args:
+        table: of runs on the seeds that choose, and on no other.
+        n: how many.
+        besides: methods that are judged in any case.
+    """
+    auc, depth = over_points(table).mean(), over_points(table, "depth_r2").mean()
+    able = depth.index[depth >= depth["wsp"] - 0.01].difference([*besides, *UNTRAINED])
+    return auc[able].nlargest(n).index.tolist()
+
+
+def compare_rows(table: pd.DataFrame, chosen, others=("wsp", "supcon")) -> pd.DataFrame:
+    """Each chosen method minus the others over the seeds of a table, paired: row, minus, mean, low,
+    high, n."""
+    auc = over_points(table)
+    pairs = [(name, other) for name in chosen for other in others]
+    found = [paired_difference(auc[name], auc[other]) for name, other in pairs]
+    return pd.DataFrame(pairs, columns=["row", "minus"]).join(pd.DataFrame(found))
+
+
+def recommend(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """What the seeds that judge say of the chosen rows, in words, and which is recommended.
+
+    Args:
+        table: of runs on these seeds.
+        found: of :func:`compare_rows` on them.
+    """
+    depth, lines, best = over_points(table, "depth_r2").mean(), [], []
+    for name, own in found.groupby("row", sort=False):
+        words = []
+        for gap in own.itertuples():
+            side = "above" if gap.low > 0 else "below" if gap.high < 0 else "not told from"
+            interval = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+            words.append(f"{side} {row_label(gap.minus)} ({interval})")
+        lines.append(f"{row_label(name)}: {', '.join(words)}; R2 of depth {depth[name]:.2f}.")
+        best += [name] if (own.low > 0).all() else []
+    if best:
+        return [*lines, f"Recommended where position and class both count: {row_label(best[0])}."]
+    return [*lines, "None of them is above WSP and SupCon both: nothing is recommended."]
