@@ -227,12 +227,8 @@ def log_progress(path: str) -> None:
 
 
 def run(notebook: Path, out: Path, parameters: dict) -> float:
-    """Execute a notebook in its own folder; ``out`` appears only on success.
-
-    On failure the notebook so far is kept beside it as ``NAME.failed.ipynb``.
-
-    Returns:
-        Seconds taken.
+    """Execute a notebook in its own folder, and say the seconds taken; ``out`` appears only on
+    success. On failure the notebook so far is kept beside it as ``NAME.failed.ipynb``.
     """
     import papermill
     from traitlets.config import Config
@@ -253,7 +249,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             own = os.name == "posix" and len(os.fsencode(folder)) < 90
             sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if own else {}
             _own_kernel(Path(folder))
-            papermill.execute_notebook(
+            done = papermill.execute_notebook(
                 str(notebook),
                 str(temporary),
                 parameters,
@@ -264,6 +260,9 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
                 config=Config(KernelManager=sockets | {"shutdown_wait_time": 20.0}),
                 extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={begin}"],
             )
+        code = [c.metadata["papermill"] for c in done.cells if c.cell_type == "code"]
+        if not all(mark.get("start_time") for mark in code):
+            raise RuntimeError("sys.exit ended the notebook: the cells below did not run")
     except BaseException:
         if temporary.exists():
             temporary.replace(failed)
@@ -358,7 +357,9 @@ def main(arguments: list[str] | None = None) -> int:
     arguments, pairs = _pairs(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
     options.parameter += pairs
-    if rank := int(os.environ.get("RANK", 0)):  # one of torchrun's further processes
+    if options.out.resolve() == options.notebook.resolve():
+        parser.error(f"{options.out} is the notebook itself: give the executed one another name")
+    if rank := int(os.environ.get("RANK") or 0):  # one of torchrun's further processes
         options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:
         parameters = gather(options.notebook, options.file, options.parameter)

@@ -306,6 +306,21 @@ def test_a_killed_kernel_is_one_line_with_its_cell(tmp_path):
     assert "batch_size" in found.stderr and "o.failed.ipynb" in found.stderr
 
 
+@pytest.mark.slow
+def test_a_notebook_that_exits_early_has_not_ended_well(tmp_path):
+    found = start(simple(tmp_path, "1 + 1", "import sys; sys.exit(0)", "2 + 2"))
+    assert found.returncode == 1 and "FAILED in cell 2" in found.stderr
+    assert "the cells below did not run" in found.stderr and not (tmp_path / "o.ipynb").exists()
+
+
+def test_the_source_is_not_overwritten(notebook, capfd, monkeypatch):
+    before = notebook.read_bytes()
+    monkeypatch.setenv("RANK", "")
+    with pytest.raises(SystemExit):
+        run.main([str(notebook), str(notebook.parent / ".." / "notebooks" / notebook.name)])
+    assert "is the notebook itself" in capfd.readouterr().err and notebook.read_bytes() == before
+
+
 def test_other_failures_are_one_line_as_well(tmp_path):
     full = OSError(28, "No space left on device")
     assert run.explain(full, Path("o.ipynb"), None) == (
