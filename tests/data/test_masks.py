@@ -247,7 +247,8 @@ def test_empty_small_and_huge_predictions_are_refused(tmp_path, monkeypatch):
 
 def test_claim_refuses_other_settings_and_begins_afresh_on_demand(tmp_path):
     masks.claim(tmp_path, {"mask_steps": 3})
-    for name in ("fold-0.safetensors", "predicted/00000-ct.nii.gz", "notes.txt"):
+    names = ("notes.txt", "predicted/mine.nii.gz", "fold-notes.csv")  # other people's
+    for name in ("fold-0.safetensors", "predicted/00000-ct.nii.gz", *names):
         (tmp_path / name).write_text("x")
     masks.claim(tmp_path, {"mask_steps": 3})
     assert (tmp_path / "fold-0.safetensors").exists()
@@ -255,7 +256,7 @@ def test_claim_refuses_other_settings_and_begins_afresh_on_demand(tmp_path):
         masks.claim(tmp_path, {"mask_steps": 4})
     masks.claim(tmp_path, {"mask_steps": 4}, resume=False)
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["notes.txt", "settings.json"]  # other people's files stay
+    assert left == sorted([*names, "settings.json"])
     assert json.loads((tmp_path / "settings.json").read_text()) == {"mask_steps": 4}
     masks.claim(tmp_path, {"source": "0123"}, resume=False)
     with pytest.raises(ValueError, match="masks or patients of source_dir changed"):

@@ -17,12 +17,10 @@ from wspnb.files import write_csv, write_text
 
 OTHERS = ((1, 2), (0, 2), (0, 1))  # axes to look along for the ends of x, y and z
 OURS = ("settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors")
+OURS += ("unet-loss.csv", "fold-[0-9]*-loss.csv", "fold-[0-9]*-dice.csv")
 OURS += (
-    "unet-loss.csv",
-    "fold-*.csv",
-    "fold-*.safetensors",
-    "predicted/*.nii.gz",
-    "given/*.nii.gz",
+    "fold-[0-9]*.safetensors",
+    *(f"{f}/{5 * '[0-9]'}-*.nii.gz" for f in ("predicted", "given")),
 )
 
 
