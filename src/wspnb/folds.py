@@ -2,7 +2,6 @@
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
 
 
 def sides(group: str) -> tuple[list[str], list[str]]:
@@ -113,6 +112,8 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
         ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
             patients than folds (at least two).
     """
+    from sklearn.model_selection import StratifiedKFold  # takes seconds, and 01 deals no folds
+
     _, labels, patients = checked(None, labels, patients)
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: at least two folds")
