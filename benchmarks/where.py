@@ -1,20 +1,19 @@
 """Where the time of a run went: ``python benchmarks/where.py RUN_DIR [RUN_DIR ...]`` prints, for
 each notebook, its seconds in all and how often it ran, a column per run."""
 
-import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 
+from wspnb.results.report import seconds_of
+
 
 def seconds(run: Path) -> pd.Series:
     """Seconds of the executed notebooks by step, and their number."""
     spent = {}
-    for file in sorted((run / "notebooks").glob("*.ipynb")):
-        told = json.loads(file.read_text(encoding="utf-8"))["metadata"].get("papermill", {})
-        if told.get("duration"):  # not one that still runs
-            spent.setdefault(file.stem.split("-")[0], []).append(told["duration"])
+    for name, each in seconds_of(run / "notebooks").items():
+        spent.setdefault(name.split("-")[0], []).append(each)
     if not spent:
         sys.exit(f"{run}: no executed notebook in its folder notebooks")
     named = {step: f"{sum(each):.0f} ({len(each)})" for step, each in sorted(spent.items())}

@@ -349,6 +349,12 @@ def test_a_spreadsheet_makes_7_of_007_and_the_choice_stays(tmp_path, capsys):
     np.testing.assert_array_equal(load_hu(nifti / "007.nii.gz")[0], volume(2)[::-1, ::-1])
     again = pd.read_csv(nifti / "series.csv", dtype=str)
     assert again.patient.tolist() == ["007", "007"]
+    assert main([*command, "--series", uids[0], "1.2.3"]) == 1
+    assert "no series 1.2.3 (--series) below" in capsys.readouterr().err
+    table.to_csv(nifti / "series.csv", index=False, encoding="utf-16")
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "series.csv: not a CSV table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The sentences and tables of the report, against numbers worked by hand."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -90,3 +91,14 @@ def test_the_encoder_is_named_where_there_are_several_and_nan_is_not_printed():
     assert words["D1"][0].startswith("0.90 [") and "nan" not in "".join(words["D1"])
     (axis,) = report.auc_figure(table, runs, None).axes
     assert [t.get_text() for t in axis.get_yticklabels()] == ["WSP  TinyNet", "WSP  ResNet-18"]
+
+
+def test_seconds_of_notebooks_beside_what_others_leave_there(tmp_path):
+    ran = json.dumps({"metadata": {"papermill": {"duration": 12.5}}, "cells": []})
+    runs = {"01_preprocess": ran, "02_pretrain.failed": ran, "01_preprocess-Copy1": ran}
+    runs |= {"Untitled": '{"metadata": {}}', "empty": "", "._01_preprocess": "\0", ".x": ran}
+    runs |= {"03_linear_probe": ran.replace("12.5", "null")}  # is still running
+    for name, content in runs.items():
+        (tmp_path / f"{name}.ipynb").write_text(content, encoding="utf-8")
+    (tmp_path / "folder.ipynb").mkdir()
+    assert report.seconds_of(tmp_path) == {"01_preprocess": 12.5}

@@ -191,7 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
     table, known = asked.out / "series.csv", pd.DataFrame(columns=list(COLUMNS))
     if table.exists():
-        known = read_csv(table, text=True)
+        try:
+            known = read_csv(table, text=True)
+        except ValueError as error:
+            parser.error(str(error))
         if missing := [name for name in COLUMNS if name not in known]:
             parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
     found = []
@@ -202,5 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         done = pd.concat(found)
         rest = known[~known.patient.isin(done.patient) & ~known.series.isin(done.series)]
         write_csv(table, pd.concat([done, rest])[list(COLUMNS)])
+    for uid in sorted({*asked.series} - {uid for rows in found for uid in rows.index}):
+        problems.append(f"{asked.folder}: no series {uid} (--series) below")
     print(*problems, sep="\n", file=sys.stderr)
     return 1 if problems else 0

@@ -1,11 +1,16 @@
 """What the report says in words, and its figure: names and units of people, not of columns."""
 
+import contextlib
+import re
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from wspnb import plots
+from wspnb.files import read_json
 from wspnb.results import statistics, tables
 
 NAMES = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2"}  # as the paper prints them
@@ -172,3 +177,15 @@ def accuracy_words(accuracy: pd.DataFrame, paper: pd.Series | None) -> pd.DataFr
     if paper is not None:
         words["Paper"] = accuracy.method.map(paper).map("{:.2f}".format).replace("nan", "–")
     return words
+
+
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Seconds of each executed notebook of a folder by its name; others that lie there, failed
+    ones, copies and those that still run are passed over."""
+    spent = {}
+    for file in sorted(folder.glob("[!.]*.ipynb")):
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            took = read_json(file)["metadata"]["papermill"]["duration"]
+            if took and not re.search(r"\.failed$|-Copy\d*$", file.stem):
+                spent[file.stem] = took
+    return spent
