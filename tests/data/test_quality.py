@@ -1,5 +1,6 @@
 """What became of each patient: numbers by hand."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -66,3 +67,17 @@ def test_what_became_of_each_volume(tmp_path):
     assert steps["left out"].tolist()[:3] == ["", "e: no liver found", "d: v3: damaged"]
     assert quality.caption(found.iloc[1]) == "b, 900 ml, 90 mm\ncut: top, drawn"
     assert quality.caption(found.iloc[0]) == "a, 1500 ml, 160 mm\nwhole, given"
+    (tmp_path / "failed_masks.csv").write_text("volume;patient\n/v9;e\n")
+    with pytest.raises(ValueError, match=r"failed_masks.csv: columns .*'cohort'.* are missing"):
+        quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
+
+
+def test_a_store_without_sound_pictures_is_read_all_the_same(tmp_path):
+    pictures = np.ones((2, quality.PICTURE, quality.PICTURE, 3), np.uint8)
+    np.save(tmp_path / "pictures.npy", pictures)
+    assert (quality.read_pictures(tmp_path) == pictures).all()
+    (tmp_path / "pictures.npy").write_bytes((tmp_path / "pictures.npy").read_bytes()[:100])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="no pictures of volumes"):
+            assert len(quality.read_pictures(tmp_path)) == 0
+        (tmp_path / "pictures.npy").unlink(missing_ok=True)

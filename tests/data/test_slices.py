@@ -173,6 +173,15 @@ def test_interrupted_and_resumed_is_the_same_store(tmp_path, monkeypatch, after)
     assert contents(write(csv, folder)) == whole and len(counted) == 6 - after
 
 
+@pytest.mark.parametrize("line", [b"hello\n", b'{"settings": {\n', b"[]\n", b"\0\0\n"])
+def test_a_journal_that_is_damaged_from_the_start_is_begun_anew(tmp_path, line):
+    csv = make_cohort(tmp_path, 2)
+    whole = contents(write(csv, tmp_path / "whole"))
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "journal.jsonl").write_bytes(line)
+    assert contents(write(csv, tmp_path / "store")) == whole
+
+
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -54,10 +54,14 @@ def resume(
     head = {"settings": settings, "n_volumes": len(stamps)}
     journal.seek(0)
     lines = [line for line in journal.readlines() if line.endswith(b"\n")]
-    if lines and overwrite and json.loads(lines[0])["settings"] != settings:
+    try:
+        begun = json.loads(lines[0])["settings"] if lines else settings
+    except (ValueError, KeyError, TypeError):  # damaged
+        lines = []
+    if lines and overwrite and begun != settings:
         lines = []
     if lines:
-        check_same(folder, json.loads(lines[0])["settings"], settings)
+        check_same(folder, begun, settings)
     else:
         journal.truncate(0)
         images.truncate(0)

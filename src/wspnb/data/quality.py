@@ -1,5 +1,6 @@
 """What became of each patient and volume of a cohort, to be read before any result."""
 
+import warnings
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -72,6 +73,17 @@ def unpack(text: str) -> np.ndarray:
     return np.frombuffer(bytes_, np.uint8).reshape(PICTURE, PICTURE, 3)
 
 
+def read_pictures(folder: Path) -> np.ndarray:
+    """Pictures of a store's volumes, ``(n, PICTURE, PICTURE, 3)``; none, with a warning, where an
+    earlier version has written the store or the file is damaged."""
+    try:
+        return np.load(folder / "pictures.npy")
+    except (OSError, ValueError, EOFError) as error:
+        advice = "the store is sound without; overwrite=True draws them again"
+        warnings.warn(f"{folder}: no pictures of volumes ({error}): {advice}", stacklevel=2)
+        return np.zeros((0, PICTURE, PICTURE, 3), np.uint8)
+
+
 def fates(
     inventory: pd.DataFrame, cohort: pd.DataFrame, evaluate: list[str], train_cohort: str, source=""
 ) -> pd.DataFrame:
@@ -102,7 +114,9 @@ def fates(
     table["fate"] = np.select(kinds, ["set aside", "judged", "pretraining"], "not used")
     lost = Path(source) / "failed_masks.csv"
     if source and lost.exists():
-        lost = read_csv(lost, text=True)
+        file, lost = lost, read_csv(lost, text=True)
+        if missing := {"volume", "patient", "reason", "cohort"} - set(lost):
+            raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
         lost = lost[~lost.volume.isin(cohort.volume)].assign(fate="no liver mask", kept=0)
         table = pd.concat([table, lost], ignore_index=True)
     return table.assign(cohort=table.cohort.fillna(""))
