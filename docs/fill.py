@@ -505,7 +505,7 @@ def kernels() -> str:
     first, fresh = _kernel_seeds()
     auc, depth = (position_runs.over_points(first, v) for v in ("auc_population", "depth_r2"))
     judged, images = position_runs.over_points(fresh).mean(), table("reference_population")
-    images, lines = images.set_index("name").auc, []
+    images, lines = images.set_index("name").auc.rename({"wsp_floor0.2": "wsp_floor"}), []
     for name in auc.mean().sort_values(ascending=False).index:
         own = [
             f"{number(auc[name].mean())} ± {number(auc[name].std())}",

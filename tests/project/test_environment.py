@@ -35,7 +35,7 @@ def test_no_network_but_loopback():
 def test_notebooks_are_there():
     """The series is complete; notebooks beside it carry a letter, as in 00b."""
     names = {path.stem.split("_")[0] for path in NOTEBOOKS}
-    assert {"00", "00b", "01", "02", "03", "03b", "04", "05", "06", "06b", "07"} <= names
+    assert {"00", "00b", "01", "02", "03", "03b", "04", "05", "06", "06b", "07", "08"} <= names
     assert len(names) == len(NOTEBOOKS), "two notebooks of one number"
     for name in names:
         assert re.fullmatch(r"\d\d[b-z]?", name) and name[:2] in names, name

@@ -92,7 +92,7 @@ ALL = {
     *("02_pretrain-wsp-tiny_padded-seed0", "03_linear_probe-wsp-tiny_padded-seed0"),
     *("03_linear_probe-random-tiny_padded-seed0", "04_representations-all-tiny_padded-seed0"),
     *("05b_population", "06_audit-all-tiny_padded-seed0"),
-    *("06b_when_position_helps", "07_oct_biomarkers"),
+    *("06b_when_position_helps", "07_oct_biomarkers", "08_kernels"),
 }
 
 
@@ -115,7 +115,8 @@ def test_content_decides_not_dates(project):
     project.edit("src/wspnb/losses.py", '"""', '"""Another word. ')
     project.edit("src/wspnb/plots.py", "def save_figure", "A_COLOUR = 'red'\n\n\ndef save_figure")
     project.run()
-    drawn = {name for name in ALL if name[:3] in ("00_", "00b", "04_", "05_", "05b", "06_", "06b")}
+    pictures = ("00_", "00b", "04_", "05_", "05b", "06_", "06b", "08_")
+    drawn = {name for name in ALL if name[:3] in pictures}
     assert project.ran() == drawn  # pictures are what these give
     project.run()
     assert project.ran() == set()

@@ -291,14 +291,20 @@ def test_rows_are_chosen_by_class_among_those_that_read_depth():
 def test_a_row_is_recommended_only_above_wsp_and_supcon():
     seeds = (3, 4, 5)
     near = position_runs.compare_rows(table_of_rows(seeds, 0.0), ["wsp_floor", "wsp_near"])
-    assert near["mean"].to_numpy() == pytest.approx([0.014, -0.006, 0.005, -0.015])
+    assert near["mean"].to_numpy() == pytest.approx([0.014, -0.006, 0.005, -0.015, -0.02])
+    assert near.row.iloc[-1] == "wsp" and near.minus.iloc[-1] == "supcon"
     lines = position_runs.recommend(table_of_rows(seeds, 0.0), near)
     assert lines[1].startswith("WSP, only a similar depth repels: above WSP (+0.005")
-    assert "below SupCon (-0.015" in lines[1] and lines[-1].endswith("nothing is recommended.")
+    assert "below SupCon (-0.015" in lines[1] and lines[-1].endswith("none is recommended.")
     far = table_of_rows(seeds, 0.1)
     lines = position_runs.recommend(far, position_runs.compare_rows(far, ["wsp_floor"]))
     assert lines == [
         "WSP, floor 0.2: above WSP (+0.114 [+0.112, +0.116]), above SupCon (+0.094 [+0.092, "
         "+0.096]); R2 of depth 0.96.",
+        "WSP: below SupCon (-0.020 [-0.020, -0.020]); R2 of depth 0.97.",
         "Recommended where position and class both count: WSP, floor 0.2.",
     ]
+    ahead = table_of_rows(seeds, 0.0)
+    ahead.loc[ahead.method == "supcon", "auc_population"] -= 0.1
+    lines = position_runs.recommend(ahead, position_runs.compare_rows(ahead, ["wsp_exp"]))
+    assert lines[-1].endswith("both count: WSP, as none is told to be above it.")

@@ -249,10 +249,10 @@ def choose_rows(table: pd.DataFrame, n: int = 2, besides=("wsp", "supcon", "dept
 
 
 def compare_rows(table: pd.DataFrame, chosen, others=("wsp", "supcon")) -> pd.DataFrame:
-    """Each chosen method minus the others over the seeds of a table, paired: row, minus, mean, low,
-    high, n."""
+    """Each chosen method, and WSP, minus the others over the seeds of a table, paired: row, minus,
+    mean, low, high, n."""
     auc = over_points(table)
-    pairs = [(name, other) for name in chosen for other in others]
+    pairs = [(name, other) for name in (*chosen, "wsp") for other in others if name != other]
     found = [paired_difference(auc[name], auc[other]) for name, other in pairs]
     return pd.DataFrame(pairs, columns=["row", "minus"]).join(pd.DataFrame(found))
 
@@ -273,6 +273,8 @@ def recommend(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
             words.append(f"{side} {row_label(gap.minus)} ({interval})")
         lines.append(f"{row_label(name)}: {', '.join(words)}; R2 of depth {depth[name]:.2f}.")
         best += [name] if (own.low > 0).all() else []
-    if best:
-        return [*lines, f"Recommended where position and class both count: {row_label(best[0])}."]
-    return [*lines, "None of them is above WSP and SupCon both: nothing is recommended."]
+    if not best:
+        return [*lines, "None of them is above WSP and SupCon: none is recommended."]
+    first = [name for name in best if name != "wsp"]
+    words = row_label(first[0]) if first else "WSP, as none is told to be above it"
+    return [*lines, f"Recommended where position and class both count: {words}."]
