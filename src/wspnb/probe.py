@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from wspnb.augment import to_unit
-from wspnb.files import read_json, whole, write_csv, write_text
+from wspnb.files import read_csv, read_json, whole, write_csv, write_text
 from wspnb.folds import checked, cohorts_of, deal, patient_folds
 from wspnb.models import build_encoder
 from wspnb.pretrain import UNTRAINED
@@ -339,8 +339,6 @@ def plane_quality(
     """What the eye can read from a plane, as numbers: depth and class predicted from neighbours of
     other patients.
 
-    Folds keep patients apart, so that a patient's own cluster does not answer for it.
-
     Args:
         plane: coordinates ``(n, 2)``.
         positions: height of each slice in [0, 1], ``(n,)``.
@@ -386,11 +384,7 @@ def _fold_auc(people: pd.DataFrame) -> np.ndarray:
 
 def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, slices=None) -> None:
     """Write ``features.npy`` and ``slices.csv`` (row-aligned, if given), ``scores.csv`` and, last,
-    ``results.json``.
-
-    Each file appears whole; a folder with ``results.json`` is complete: an earlier one goes first.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    ``results.json``: a folder that holds it is complete, so an earlier one goes first."""
     (folder / "results.json").unlink(missing_ok=True)
     if features is not None:
         with whole(folder / "features.npy") as file:
@@ -398,3 +392,8 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
         write_csv(folder / "slices.csv", slices)
     write_csv(folder / "scores.csv", scores)
     write_text(folder / "results.json", json.dumps(run, indent=1))
+
+
+def read_slices(folder: Path) -> pd.DataFrame:
+    """The slice of each row of a probe's ``features.npy``; names are text, 007 is not 7."""
+    return read_csv(folder / "slices.csv")
