@@ -70,8 +70,7 @@ gpu: $(STAMP)  ## with a card: its tests, its speed and the runs of the referenc
 	$(BIN)/python benchmarks/gpu.py --plans reference,variants,kernels,small --size 64
 
 browser: $(STAMP)  ## JupyterLab and the pages of the smoke run in Chromium (after make smoke): screenshots in runs/browser/
-	$(BIN)/python docs/book.py runs/smoke runs/smoke/book
-	$(BIN)/python -m pytest -m browser --durations 8 tests/project/test_browser.py
+	$(BIN)/python -m pytest -v -x -m browser --durations 8 tests/project/test_browser.py
 
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py

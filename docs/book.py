@@ -49,7 +49,7 @@ def contents(caption: str, pages: list[str]) -> str:
 def lay_out(notebooks: dict[str, Path], source: Path) -> None:
     """Fill the folder that Sphinx reads."""
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "_static", "page")
-    for name in ["docs", "figures", "params", "src", "workflow", "benchmarks", "tests"]:
+    for name in ["docs", "figures", "params", "src", "workflow", "benchmarks", "tests", "binder"]:
         shutil.copytree(ROOT / name, source / name, ignore=skipped)
     (source / "data").mkdir()
     shutil.copy(ROOT / "data" / "README.md", source / "data")  # not the volumes beside it

@@ -3,11 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from papermill.inspection import inspect_notebook
 
 from wspnb.run import declared
@@ -15,71 +21,63 @@ from wspnb.workers import count_cores
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# What Colab's runtime has of what the package uses, with all that these need.
-COLAB = "numpy pandas torch scikit-learn matplotlib ipywidgets ipython tqdm requests pyyaml"
-COLAB += " safetensors nibabel accelerate"
-# Runs the code cells of a notebook where nothing else can be found.
-RUNNER = """
-import importlib.metadata as metadata, json, re, sys
-import matplotlib
-from importlib.util import find_spec
-from packaging.requirements import Requirement
+# What Colab's runtime has, with all that these need; the cell of binder/README.md brings the rest.
+COLAB = "numpy torch matplotlib scikit-learn pandas ipywidgets ipykernel"
 
-def plain(name):
-    return re.sub("[-_.]+", "-", name).lower()
 
-there, todo = {"wspnb"}, sys.argv[2].split()
-while todo:
-    name = plain(todo.pop())
-    if name in there:
-        continue
-    there.add(name)
-    needs = [Requirement(text) for text in metadata.requires(name) or []]
-    todo += [r.name for r in needs if r.marker is None or r.marker.evaluate({"extra": ""})]
-tops = metadata.packages_distributions()
-absent = {top for top, names in tops.items() if not there & {plain(n) for n in names}} - {"wspnb"}
-
-class Hiding:  # a finder that does not find what is absent, as Python's own do not
-    def __init__(self, finder):
-        self.finder = finder
-
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-    def find_spec(self, name, path=None, target=None):
-        hidden = name.split(".")[0] in absent
-        return None if hidden else self.finder.find_spec(name, path, target)
-
-sys.meta_path[:] = map(Hiding, sys.meta_path)
-for name in ("umap", "papermill", "pooch", "jupyterlab"):
-    assert name in absent and find_spec(name) is None, name
-matplotlib.use("Agg")
-space = {"__name__": "__main__"}
-for number, cell in enumerate(json.load(open(sys.argv[1]))["cells"]):
-    if cell["cell_type"] == "code":
-        source = "".join(cell["source"])
-        if "parameters" in cell["metadata"].get("tags", []):
-            source += "\\n" + sys.argv[3]
-        exec(compile(source, f"cell {number}", "exec"), space)
-"""
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """Name of a kernel in an environment of its own that holds what Colab has, and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    there, todo, lent = set(), COLAB.split(), tmp_path / "lent"
+    lent.mkdir()
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name in there:
+            continue
+        there.add(name)
+        needs = map(Requirement, metadata.requires(name) or [])
+        todo += [r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (lent / top).exists():
+                (lent / top).symlink_to(distribution.locate_file(top))
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages / "lent.pth").write_text(f"{lent}\n")
+    start = [str(tmp_path / "venv/bin/python"), "-m", "ipykernel_launcher", "-f"]
+    spec = {"argv": [*start, "{connection_file}"], "display_name": "Colab", "language": "python"}
+    (tmp_path / "kernels" / "colab").mkdir(parents=True)
+    (tmp_path / "kernels" / "colab" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    return "colab"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["00_the_loss", "06b_when_position_helps"])
-def test_colab_cell_brings_what_is_missing(name, tmp_path):
-    """The libraries that the cell installs, and what Colab has, are all that these two need."""
-    cell = (ROOT / "binder" / "README.md").read_text(encoding="utf-8")
-    installed = re.search(r"%pip install -q --no-deps git\+\S+ (.+)", cell)[1]
-    few = f"run_dir = {str(tmp_path)!r}; toy_steps = 10; toy_seeds = 2; toy_held_out = 60"
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, f"{name}.ipynb", f"{COLAB} {installed}", few],
-        cwd=ROOT / "notebooks",
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert list((tmp_path / "figures").glob("*.png"))
+def test_colab_cell_installs_what_00_and_06b_need(colab, tmp_path):
+    """The cell itself, with a copy of this checkout for the address, then both notebooks."""
+    repository, git = tmp_path / "repository", ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    asked = ["git", "ls-files", "-co", "--exclude-standard"]
+    files = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(lambda name: (ROOT / name).is_file(), files.splitlines()):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, repository / name)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "copy"]):
+        subprocess.run([*git, *words], cwd=repository, check=True)
+    text = (ROOT / "binder" / "README.md").read_text(encoding="utf-8")
+    cell = "\n".join(re.findall("^    (.+)$", text, re.MULTILINE))
+    assert cell.count("https://github.com/OWNER/REPOSITORY") == 1
+    cell = cell.replace("https://github.com/OWNER/REPOSITORY", repository.as_uri())
+    look = "from importlib.util import find_spec\n"
+    look += "[name for name in ('wspnb', 'kornia', 'umap', 'papermill') if find_spec(name)]"
+    lines = [look, cell, "%run 00_the_loss.ipynb", "%run 06b_when_position_helps.ipynb", look]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
+    here = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(book, kernel_name=colab, timeout=600, resources=here).execute()
+    before, after = (book.cells[k].outputs[-1].data["text/plain"] for k in (0, -1))
+    assert (before, after) == ("[]", "['wspnb', 'kornia']")
+    figures = {path.name for path in tmp_path.glob("wspnb/runs/laptop/figures/*.png")}
+    assert {"loss_limits.png", "position_help.png"} <= figures
 
 
 def test_binder_builds_from_the_lock():
