@@ -48,8 +48,7 @@ lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table
 
 cirrmri: $(STAMP)  ## CirrMRI600+, public MRI with stages (about 5.5 GB, or CIRRMRI=folder; T1 takes less): pretrained, judged -> runs/cirrmri
 	@test -n "$$CIRRMRI" || echo "CirrMRI600+, CC BY-NC 4.0: the T1 part of about 5.5 GB is downloaded unless it is there (CIRRMRI=folder of a copy)"
-	$(FLOW) report --config profile=cirrmri cirrmri="$$CIRRMRI" public_encoders="$$ENCODERS"
-	$(BIN)/python -m wspnb.results.stages runs/cirrmri
+	$(FLOW) report --config profile=cirrmri methods=random,depth_aware,supcon,wsp,finetuned_wsp cirrmri="$$CIRRMRI" public_encoders="$$ENCODERS"
 
 smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3

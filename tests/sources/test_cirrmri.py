@@ -3,10 +3,16 @@
 The archive itself was never seen: the stand-in has the layout that public readers of it show.
 """
 
+import contextlib
 import hashlib
 import io
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from transformers import Dinov2Config, Dinov2Model
 from zenodo_server import Zenodo
 
@@ -22,9 +29,8 @@ from wspnb.data.cohort import read_cohort
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.files import read_csv
 from wspnb.results.stages import MEASURES
-from wspnb.results.stages import main as stages
-from wspnb.results.tables import auc_table, read_runs, row_label
-from wspnb.sources.cirrmri import TABLES, divide, make_cirrmri, read_stages
+from wspnb.results.tables import auc_table, read_runs
+from wspnb.sources.cirrmri import API, SHA256, TABLES, divide, make_cirrmri, read_stages
 from wspnb.sources.downloads import BLOCK
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "cirrmri" / "metadata"
@@ -241,52 +247,117 @@ def test_real_tables_and_official_splits():
     assert (table.groupby("patient").cohort.nunique() == 1).all()
 
 
+SMALL = {"image_size": 32, "backbone": "tiny_padded", "n_folds": 2, "n_steps": 200, "batch_size": 8}
+SMALL |= {"warmup_steps": 1, "supervised_steps": 2, "log_every": 1, "save_every": 0.2}
+SMALL |= {"toy_steps": 20, "toy_seeds": 2, "toy_held_out": 60, "live_seeds": [0]}
+
+
+class Copy:
+    """A copy of the project, small, that asks the stand-in for the files and their checksums."""
+
+    def __init__(self, folder: Path, server: Osf):
+        root, self.folder = Path(__file__).parents[2], folder
+        for name in ("notebooks", "params", "workflow", "src", "docs", "figures"):
+            shutil.copytree(root / name, folder / name)
+        for name in ("Makefile", "pyproject.toml", "requirements.lock"):
+            shutil.copy2(root / name, folder / name)
+        (folder / ".venv").mkdir()
+        for name in (
+            "bin",
+            "lib",
+            "share",
+            "etc",
+            "pyvenv.cfg",
+        ):  # this environment, not set up again
+            if (there := Path(sys.prefix) / name).exists():
+                (folder / ".venv" / name).symlink_to(there)
+        (folder / ".venv" / ".ready").touch()
+        source = folder / "src" / "wspnb" / "sources" / "cirrmri.py"
+        text = source.read_text(encoding="utf-8")
+        for old, new in {API: server.start, **{SHA256[n]: KNOWN[n] for n in SHA256}}.items():
+            assert old in text
+            text = text.replace(old, new)
+        source.write_text(text, encoding="utf-8")
+        file = folder / "params" / "cirrmri.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | SMALL))
+
+    def start(self) -> subprocess.Popen:
+        """``make cirrmri``, with an encoder of others."""
+        own = {"PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1", "MARK": self.mark}
+        command = ["make", "cirrmri", "CORES=2", f"ENCODERS=dinov2={self.folder / 'dinov2'}"]
+        said = (self.folder / "said.txt").open("w")
+        options = {"cwd": self.folder, "env": os.environ | own, "stdout": said}
+        return subprocess.Popen(command, stderr=subprocess.STDOUT, **options)
+
+    @property
+    def mark(self) -> str:
+        return f"make cirrmri in {self.folder}"
+
+    def kill_when(self, ready) -> None:
+        """Start, and end all processes of this start at once when it has come so far."""
+        running = self.start()
+        while not ready():
+            assert running.poll() is None, (self.folder / "said.txt").read_text()
+            time.sleep(0.05)
+        while found := [file for file in Path("/proc").glob("[0-9]*/environ") if self.ours(file)]:
+            for file in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(file.parent.name), signal.SIGKILL)
+        running.wait()
+
+    def ours(self, file: Path) -> bool:
+        try:
+            return f"MARK={self.mark}".encode() in file.read_bytes().split(b"\0")
+        except OSError:  # ended meanwhile
+            return False
+
+    def finish(self) -> str:
+        code = self.start().wait()
+        said = (self.folder / "said.txt").read_text()
+        assert code == 0, said
+        return said
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_whole_flow_from_archives_to_the_table_of_stages(tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("Cirrhosis_T1_3D.zip", "Metadata.zip"):
-        (copy / name).write_bytes(FILES[name])
-    places = {f"{name}_dir": str(tmp_path / name) for name in ("source", "cohort", "run")}
-    small = {"image_size": 32, "backbone": "tiny_padded", "n_folds": 2, "n_steps": 6}
-    small |= {"warmup_steps": 1, "batch_size": 8, "log_every": 1, "evaluate": ["train>judged"]}
-    own = tmp_path / "own.yaml"
-    text = {**places, **small, "local_file": str(copy), "title": "drawn MRI"}
-    own.write_text("\n".join(f"{name}: {value}" for name, value in text.items()))
-    root = Path(__file__).parents[2]
-    files = ["-f", str(root / "params" / "cirrmri.yaml"), "-f", str(own)]
-    more = ["-p", "start_from", "wsp", "-p", "supervised_steps", "2"]  # fine-tuned
+def test_make_cirrmri_killed_and_resumed(tmp_path, osf):
     torch.manual_seed(0)  # an encoder of others, tiny
     kind = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     Dinov2Model(kind).save_pretrained(tmp_path / "dinov2")
-    other = ["-p", "public_encoders", f"dinov2={tmp_path / 'dinov2'}"]
-    steps = {
-        "01_preprocess": [],
-        "02_pretrain": [],
-        "03_linear_probe": other,
-        "03b_supervised": more,
-    }
-    for step, options in steps.items():
-        out = tmp_path / f"{step}.ipynb"
-        run = [
-            sys.executable,
-            "-m",
-            "wspnb.run",
-            str(root / "notebooks" / f"{step}.ipynb"),
-            str(out),
-        ]
-        subprocess.run([*run, *files, *options], check=True, cwd=root)
-    assert stages([str(tmp_path / "run")]) == 0
-    found = read_runs(tmp_path / "run")
-    runs = {run["name"]: run for run in found}
+    project, run = Copy(tmp_path, osf), tmp_path / "runs" / "cirrmri"
+    size = len(FILES["Cirrhosis_T1_3D.zip"])
+
+    def asked():
+        return [(span, n) for path, span, _, n in osf.asked if "T1_3D" in path]
+
+    osf.pause = 0.1  # killed in the download, then in a pretraining
+    project.kill_when(lambda: sum(n for _, n in asked()) > size / 2)
+    osf.pause, first = 0.0, len(asked())
+    checkpoint = run / "pretrain" / "wsp-tiny_padded-seed0" / "checkpoint.pt"
+    project.kill_when(checkpoint.exists)
+    begin = int(asked()[first][0].removeprefix("bytes=").split("-")[0])
+    assert begin > 0 and len(asked()) == first + 1  # went on within the file, once
+    step, done = torch.load(checkpoint)["step"], run / "notebooks" / ".done" / "01_preprocess"
+    written = done.stat().st_mtime_ns
+    project.finish()
+    assert done.stat().st_mtime_ns == written and len(asked()) == first + 1
+    book = (run / "notebooks" / "02_pretrain-wsp-tiny_padded-seed0.ipynb").read_text()
+    went_on = int(re.search(r"going on at step (\d+) of 200", book)[1])
+    assert 0 < went_on and step <= went_on + 1
+    found = read_runs(run)
     rows = auc_table(found).set_index(["backbone", "method"])
-    assert rows.loc[("ViT", "DINOv2"), "auc_train_on_judged"] >= 0
-    assert row_label("finetuned_wsp") == "WSP, fine-tuned" and set(runs) >= {"wsp", "finetuned_wsp"}
-    tuned, frozen = (runs[name]["scores"] for name in ("finetuned_wsp", "wsp"))
+    ours = {"None (random)", "depth-Aware", "SupCon", "WSP", "WSP, fine-tuned"}
+    assert set(rows.index) == {("TinyNet (padded)", name) for name in ours} | {("ViT", "DINOv2")}
+    assert rows.auc_train_on_judged.between(0, 1).all() and rows.auc_judged.between(0, 1).all()
+    tuned, frozen = (r["scores"] for r in found if r["name"] in ("finetuned_wsp", "wsp"))
     assert sorted(tuned.patient) == sorted(frozen.patient)  # the same patients are judged
-    table = pd.read_csv(tmp_path / "run" / "figures" / "stages.csv")
-    assert table.name.tolist() == ["dinov2", "random", "wsp"] and set(table.n) == {7}
-    assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(None)
-    curve = pd.read_csv(tmp_path / "run" / "figures" / "stages_curve.csv")
-    assert curve.groupby(["name", "share"]).size().tolist() == [5, 5, 5, 1] * 3
+    table = pd.read_csv(run / "figures" / "stages.csv")
+    names = ["depth_aware", "dinov2", "random", "supcon", "wsp"]
+    assert table.name.tolist() == names and set(table.n) == {7}
+    assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(axis=None)
+    curve = pd.read_csv(run / "figures" / "stages_curve.csv")
+    assert curve.groupby(["name", "share"]).size().tolist() == [5, 5, 5, 1] * 5
+    report = (run / "report.html").read_text(encoding="utf-8")
+    words = ("CirrMRI600+ (stage by MRI, no histology)", "WSP, fine-tuned", "DINOv2")
+    for text in (*words, "Quadratic kappa", "Three stages, and few labels", "25%"):
+        assert text in report, text
+    assert "Nothing to be done" in project.finish()

@@ -1,6 +1,6 @@
 """Three stages read from frozen features, and from how few labels: for cohorts with ``stage``.
 
-    python -m wspnb.results.stages RUN_DIR      after notebook 03, for instance runs/cirrmri
+    python -m wspnb.results.stages RUN_DIR      after notebook 03; notebook 05 does it too
 
 Fitted on the patients of one cohort ("train"), judged on those of another ("judged"). The stage is
 whatever the table calls so; in CirrMRI600+ it is a radiologist's look at the MRI, no histology.
@@ -21,6 +21,7 @@ from wspnb.results import tables
 
 SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5  # of the training patients; draws of a share below 1
 MEASURES = ("severe_auc", "mild_auc", "kappa", "bacc")
+NAMES = ("AUC severe", "AUC mild", "Quadratic kappa", "Balanced accuracy")
 
 
 def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFrame:
@@ -160,22 +161,44 @@ def draw_curve(curve: pd.DataFrame) -> plt.Figure:
     for axis, measure in zip(axes, MEASURES, strict=True):
         for name, own in curve.groupby("name"):
             mean = own.groupby("share")[[measure, "patients"]].mean()
-            axis.plot(mean.patients, mean[measure], "o-", label=name)
+            axis.plot(mean.patients, mean[measure], "o-", label=tables.row_label(name))
         axis.set(title=measure.replace("_", " "), xlabel="training patients", xscale="log")
     axes[0].legend(fontsize="small")
     return fig
 
 
+def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write ``stages.csv``, ``stages_curve.csv`` and the curve's picture to ``figures/``; the two
+    tables of :func:`summarise` to read: measures with their intervals, and by share of labels."""
+    table, curve = summarise(run_dir)
+    folder = run_dir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(folder / "stages.csv", table.round(4))
+    write_csv(folder / "stages_curve.csv", curve.round(4))
+    fig = draw_curve(curve)
+    save_figure(fig, folder, "stages_curve")
+    plt.close(fig)
+    rows = [
+        {"Encoder": tables.BACKBONES[run["backbone"]], "Method": tables.row_label(run["name"])}
+        | {"Seed": run["seed"], "Fitted on": run["trained"], "Judged": run["n"]}
+        | {
+            name: f"{run[m]:.2f} [{run[f'{m}_low']:.2f}, {run[f'{m}_high']:.2f}]"
+            for name, m in zip(NAMES, MEASURES, strict=True)
+        }
+        for run in table.to_dict("records")
+    ]
+    few = curve.assign(Method=curve.name.map(tables.row_label), share=curve.share.map("{:.0%}".format))
+    few = few.rename(columns=dict(zip(MEASURES, NAMES, strict=True)))
+    few = few.groupby(["Method", "share", "patients"], sort=False)[list(NAMES)].mean()
+    few = few.reset_index().rename(columns={"share": "Labels", "patients": "Patients"})
+    return pd.DataFrame(rows), few
+
+
 def main(arguments: list[str]) -> int:
-    """Write ``stages.csv``, ``stages_curve.csv`` and the curve's picture to ``figures/``."""
+    """See :func:`write`."""
     for run_dir in map(Path, arguments):
-        table, curve = summarise(run_dir)
-        folder = run_dir / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_csv(folder / "stages.csv", table.round(4))
-        write_csv(folder / "stages_curve.csv", curve.round(4))
-        save_figure(draw_curve(curve), folder, "stages_curve")
-        print(table[["name", "backbone", "seed", "n", *MEASURES]].round(3).to_string(index=False))
+        for table in write(run_dir):
+            print(table.round(3).to_string(index=False))
     return 0
 
 

@@ -295,7 +295,7 @@ def _but_changed(run: dict, settings: dict) -> dict:
     if run["name"] in SWITCHES:
         changed = SWITCHES[run["name"]][1]
     else:
-        changed = {key for key in settings if f"_{key}" in run["name"]}
+        changed = {key for key in settings if f"_{key}" in run["name"]} | {"start_from"}
     return {key: value for key, value in settings.items() if key not in changed}
 
 

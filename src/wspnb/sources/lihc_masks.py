@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     for status, own in table.groupby("status"):
         print(f"{status}: {len(own)} ({', '.join(own.patient)})")
-    print(f"{asked.folder / 'masks.csv'} has a row for each; now give `make lihc` again")
+    print(f"{asked.folder / 'masks.csv'} has a row for each; how to go on: docs/data.md")
     return 0
 
 
