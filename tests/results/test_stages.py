@@ -4,7 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wspnb.results.stages import MEASURES, label_efficiency, measures, read_stages, with_intervals
+from wspnb.results.stages import (
+    MEASURES,
+    label_efficiency,
+    measures,
+    over_folds,
+    read_stages,
+    with_intervals,
+)
 
 
 def drawn(signal, seed=0, n=90, n_judged=60, slices=4):
@@ -64,3 +71,17 @@ def test_a_patient_on_both_sides_is_refused():
     train[-1] = True
     with pytest.raises(ValueError, match="patients on both sides: \\['p149'\\]"):
         read_stages(features, rows.stage, rows.patient, train)
+
+
+def test_mean_over_folds_by_hand():
+    who = {"backbone": ["tiny", "vit"], "name": ["wsp", "dinov2"], "seed": [0, 0]}
+    folds = [
+        pd.DataFrame(who | {name: [0.1 * k, 0.5] for name in MEASURES}) for k in (1, 2, 3, 4, 5)
+    ]
+    table = over_folds(folds).set_index("name")
+    assert table.folds.tolist() == [5, 5] and table.index.tolist() == ["wsp", "dinov2"]
+    np.testing.assert_allclose(table.loc["wsp", list(MEASURES)].astype(float), 0.3)
+    np.testing.assert_allclose(table.kappa_sd, [0.1 * np.sqrt(2.5), 0], atol=1e-12)
+    folds[1] = folds[1][:1]
+    with pytest.raises(ValueError, match=r"dinov2.*in 4 of 5 runs"):
+        over_folds(folds)

@@ -1,6 +1,6 @@
 """Three stages read from frozen features, and from how few labels: for cohorts with ``stage``.
 
-    python -m wspnb.results.stages RUN_DIR      after notebook 03; notebook 05 does it too
+    python -m wspnb.results.stages RUN_DIR ...  after notebook 03; notebook 05 does it too
 
 Fitted on the patients of one cohort ("train"), judged on those of another ("judged"). The stage is
 whatever the table calls so; in CirrMRI600+ it is a radiologist's look at the MRI, no histology.
@@ -187,18 +187,43 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
         for run in table.to_dict("records")
     ]
-    few = curve.assign(Method=curve.name.map(tables.row_label), share=curve.share.map("{:.0%}".format))
+    few = curve.assign(Method=curve.name.map(tables.row_label))
+    few["Encoder"] = few.backbone.map(tables.BACKBONES)
+    few["share"] = few.share.map("{:.0%}".format)
     few = few.rename(columns=dict(zip(MEASURES, NAMES, strict=True)))
-    few = few.groupby(["Method", "share", "patients"], sort=False)[list(NAMES)].mean()
+    few = few.groupby(["Encoder", "Method", "share", "patients"], sort=False)[list(NAMES)].mean()
     few = few.reset_index().rename(columns={"share": "Labels", "patients": "Patients"})
     return pd.DataFrame(rows), few
 
 
+def over_folds(found: list[pd.DataFrame]) -> pd.DataFrame:
+    """Mean and SD of each measure over folds that are runs of their own, one row per encoder.
+
+    Args:
+        found: ``stages.csv`` of each fold.
+
+    Raises:
+        ValueError: if an encoder is missing in a fold.
+    """
+    rows = pd.concat(found).groupby(["backbone", "name", "seed"], sort=False)[list(MEASURES)]
+    if (rows.size() != len(found)).any():
+        counts = rows.size()[lambda n: n != len(found)]
+        raise ValueError(f"{counts.index[0]}: in {counts.iloc[0]} of {len(found)} runs, not in all")
+    mean, sd = rows.mean(), rows.std()
+    return mean.join(sd.add_suffix("_sd")).assign(folds=len(found)).reset_index()
+
+
 def main(arguments: list[str]) -> int:
-    """See :func:`write`."""
-    for run_dir in map(Path, arguments):
+    """See :func:`write`; of several folders, folds of one cohort, also :func:`over_folds`, which is
+    written to ``figures/stages_folds.csv`` of the first."""
+    folders = [Path(argument) for argument in arguments]
+    for run_dir in folders:
         for table in write(run_dir):
             print(table.round(3).to_string(index=False))
+    if len(folders) > 1:
+        table = over_folds([read_csv(folder / "figures" / "stages.csv") for folder in folders])
+        write_csv(folders[0] / "figures" / "stages_folds.csv", table.round(4))
+        print(table.round(3).to_string(index=False))
     return 0
 
 
