@@ -4,13 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wspnb.probe import save_probe
 from wspnb.results.stages import (
     MEASURES,
+    NAMES,
     label_efficiency,
     measures,
     over_folds,
     read_stages,
     with_intervals,
+    write,
 )
 
 
@@ -85,3 +88,23 @@ def test_mean_over_folds_by_hand():
     folds[1] = folds[1][:1]
     with pytest.raises(ValueError, match=r"dinov2.*in 4 of 5 runs"):
         over_folds(folds)
+
+
+def test_tables_to_read_of_a_run(tmp_path):
+    for name, backbone, signal in (("wsp", "tiny", 3), ("dinov2", "vit", 0)):
+        features, rows = drawn(signal)
+        run = {"name": name, "backbone": backbone, "seed": 0, "results": [], "C": 0.01}
+        scores = rows.groupby("patient").first().reset_index()
+        save_probe(tmp_path / "probe" / f"{name}-{backbone}-seed0", scores, run, features, rows)
+    table, few = write(tmp_path)
+    assert table.Method.tolist() == ["WSP", "DINOv2"] and table.Encoder.tolist()[1] == "ViT"
+    assert table.Judged.tolist() == [60, 60] and table["Fitted on"].tolist() == [90, 90]
+    assert [*table.columns[-4:]] == [*NAMES] and table["AUC severe"][0].startswith(
+        ("1.00 [", "0.9")
+    )
+    assert few.Labels.tolist() == ["10%", "25%", "50%", "100%"] * 2
+    assert few.Patients.tolist() == [9, 24, 45, 90] * 2
+    curve = pd.read_csv(tmp_path / "figures" / "stages_curve.csv")
+    mean = curve[(curve.name == "wsp") & (curve.share == 0.25)].kappa.mean()
+    assert few["Quadratic kappa"][1] == pytest.approx(mean, abs=1e-4)
+    assert (tmp_path / "figures" / "stages_curve.png").exists()
