@@ -349,7 +349,7 @@ def test_make_cirrmri_killed_and_resumed(tmp_path, osf):
     tuned, frozen = (r["scores"] for r in found if r["name"] in ("finetuned_wsp", "wsp"))
     assert sorted(tuned.patient) == sorted(frozen.patient)  # the same patients are judged
     table = pd.read_csv(run / "figures" / "stages.csv")
-    names = ["random", "depth_aware", "supcon", "wsp", "dinov2"]
+    names = ["random", "supcon", "depth_aware", "wsp", "dinov2"]
     assert table.name.tolist() == names and set(table.n) == {7}
     assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(axis=None)
     curve = pd.read_csv(run / "figures" / "stages_curve.csv")
