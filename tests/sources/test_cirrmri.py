@@ -317,7 +317,7 @@ class Copy:
         return said
 
 
-@pytest.mark.slow
+@pytest.mark.trust
 def test_make_cirrmri_killed_and_resumed(tmp_path, osf):
     torch.manual_seed(0)  # an encoder of others, tiny
     kind = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
