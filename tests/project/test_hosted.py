@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -22,26 +23,52 @@ from wspnb.workers import count_cores
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What Colab's runtime has, with all that these need; the cell of binder/README.md brings the rest.
-COLAB = "numpy torch matplotlib scikit-learn pandas ipywidgets ipykernel"
+COLAB = "numpy torch matplotlib scikit-learn pandas ipywidgets ipykernel nbformat"
+CELL = "\n".join(
+    re.findall("^    (.+)$", (ROOT / "binder" / "README.md").read_text("utf-8"), re.MULTILINE)
+)
+
+
+def needed(names: str) -> set[str]:
+    """Packages with all that they need, as installed here."""
+    found, todo = set(), names.split()
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name not in found:
+            found.add(name)
+            needs = map(Requirement, metadata.requires(name) or [])
+            todo += [r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def wheel(name: str, folder: Path) -> None:
+    """Pack an installed package as pip wants it, since tests have no network."""
+    package = metadata.distribution(name)
+    tag = re.search(r"^Tag: (\S+)", package.read_text("WHEEL"), re.MULTILINE)[1]
+    file = folder / f"{name.replace('-', '_')}-{package.version}-{tag}.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        for part in package.files:
+            if ".." not in part.parts and "__pycache__" not in part.parts:
+                archive.write(part.locate(), str(part))
 
 
 @pytest.fixture
 def colab(tmp_path, monkeypatch):
     """Name of a kernel in an environment of its own that holds what Colab has, and nothing else."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    there, todo, lent = set(), COLAB.split(), tmp_path / "lent"
+    lent, wheels = tmp_path / "lent", tmp_path / "wheels"
     lent.mkdir()
-    while todo:
-        name = canonicalize_name(todo.pop())
-        if name in there:
-            continue
-        there.add(name)
-        needs = map(Requirement, metadata.requires(name) or [])
-        todo += [r.name for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
-        distribution = metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+    wheels.mkdir()
+    for name in needed(COLAB):
+        package = metadata.distribution(name)
+        for top in {file.parts[0] for file in package.files} - {"..", "__pycache__"}:
             if not (lent / top).exists():
-                (lent / top).symlink_to(distribution.locate_file(top))
+                (lent / top).symlink_to(package.locate_file(top))
+    (brought,) = re.findall(r"%pip install -q (?!-)(.+)", CELL)
+    for name in needed(brought) - needed(COLAB) | {"setuptools"}:
+        wheel(name, wheels)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     (packages / "lent.pth").write_text(f"{lent}\n")
     start = [str(tmp_path / "venv/bin/python"), "-m", "ipykernel_launcher", "-f"]
@@ -64,10 +91,8 @@ def test_colab_cell_installs_what_00_and_06b_need(colab, tmp_path):
         shutil.copy(ROOT / name, repository / name)
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "copy"]):
         subprocess.run([*git, *words], cwd=repository, check=True)
-    text = (ROOT / "binder" / "README.md").read_text(encoding="utf-8")
-    cell = "\n".join(re.findall("^    (.+)$", text, re.MULTILINE))
-    assert cell.count("https://github.com/OWNER/REPOSITORY") == 1
-    cell = cell.replace("https://github.com/OWNER/REPOSITORY", repository.as_uri())
+    assert CELL.count("https://github.com/OWNER/REPOSITORY") == 1
+    cell = CELL.replace("https://github.com/OWNER/REPOSITORY", repository.as_uri())
     look = "from importlib.util import find_spec\n"
     look += "[name for name in ('wspnb', 'kornia', 'umap', 'papermill') if find_spec(name)]"
     lines = [look, cell, "%run 00_the_loss.ipynb", "%run 06b_when_position_helps.ipynb", look]

@@ -33,7 +33,7 @@ def plan(target: str, *config: str) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_notebook_07_runs_in_the_smoke_run_only():
-    assert plan("report", "profile=smoke")["alone"] == plan("report")["alone"] + 1 == 5
+    assert plan("report", "profile=smoke")["alone"] == plan("report")["alone"] + 1 == 6
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_plan_of_the_default_run():
     jobs = plan("report")
     assert (jobs["preprocess"], jobs["pretrain"], jobs["linear_probe"]) == (1, 3, 4)
     assert (jobs["representations"], jobs["results"], jobs["html_report"]) == (1, 1, 1)
-    assert (jobs["audit"], jobs["alone"]) == (1, 4)
+    assert (jobs["audit"], jobs["alone"]) == (1, 5)
     assert "supervised" not in jobs and "masks" not in jobs
 
 
