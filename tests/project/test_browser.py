@@ -24,7 +24,7 @@ pytestmark = pytest.mark.browser
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "runs" / "browser"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
+FLAGS += " --disable-component-update --disable-sync --disable-dev-shm-usage"
 WIDTHS = {"desktop": (1400, 1000), "phone": (420, 900)}
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -36,7 +36,7 @@ SITE = SITE if (ROOT / "runs" / "smoke" / "book").exists() else []
 # A cell that waits or runs has a star where its number will be.
 RUNNING = "[...document.querySelectorAll('.jp-InputPrompt')].some(p => p.innerText.includes('*'))"
 PATIENCE = 240  # seconds for one thing on a busy machine; a free one needs 30 at most
-N_STEPS = 400  # of pretraining, some 10 s: enough to be interrupted
+N_STEPS = 200  # of pretraining, 5 to 30 s: enough to be interrupted
 FEWER = {"n_steps": N_STEPS, "log_every": 20, "workers": 1, "scale": 0.005, "population": 0.01}
 
 
@@ -93,7 +93,8 @@ def lab(browser, tmp_path_factory):
     environment = dict(os.environ, JUPYTERLAB_SETTINGS_DIR=str(home / "lab"))
     environment |= {f"JUPYTER_{k}_DIR": str(home / k) for k in ("CONFIG", "RUNTIME")}
     environment |= {"JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces")}
-    environment["PYTHONPATH"] = str(ROOT / "src")
+    # One thread: two wait for each other where something else computes.
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     options = f"--no-browser --ServerApp.port={port} --IdentityProvider.token={token}"
     with (home / "lab.log").open("w") as log:
         server = subprocess.Popen(
@@ -103,6 +104,7 @@ def lab(browser, tmp_path_factory):
     address = f"http://127.0.0.1:{port}"
     context = browser.new_context(viewport={"width": 1400, "height": 1000})
     context.set_default_timeout(PATIENCE * 1000)
+    context.new_page()  # stays open: without any page the browser may end
 
     def ask(what: str, method: str = "GET"):
         request = urllib.request.Request(f"{address}/api/{what}?token={token}", method=method)
