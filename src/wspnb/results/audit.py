@@ -11,7 +11,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from wspnb import plots
 from wspnb.files import read_csv
 from wspnb.folds import sides
-from wspnb.probe import cross_validate
+from wspnb.probe import cross_validate, read_slices
 from wspnb.results import statistics, tables
 
 # Positive and negative patients of each cohort (paper, section 3).
@@ -235,7 +235,7 @@ def repeat_folds(
 
 def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Cached features ``(n_slices, d)`` of a cohort and the row-aligned slices."""
-    slices = read_csv(folder / "slices.csv")
+    slices = read_slices(folder)
     keep = slices.cohort.isin(sides(cohort)[1]).to_numpy()
     return np.load(folder / "features.npy")[keep], slices[keep]
 

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_
 
 from wspnb.files import read_csv, write_csv
 from wspnb.plots import save_figure
-from wspnb.probe import classifier
+from wspnb.probe import classifier, read_slices
 from wspnb.results import tables
 
 SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5  # of the training patients; draws of a share below 1
@@ -136,7 +136,7 @@ def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     for run in tables.read_runs(run_dir):
         if not (file := run["folder"] / "features.npy").exists():
             continue
-        slices = read_csv(file.parent / "slices.csv")
+        slices = read_slices(file.parent)
         if "stage" not in slices or not {"train", "judged"} <= set(slices.cohort):
             continue
         keep = slices.cohort.isin(["train", "judged"]).to_numpy()
