@@ -14,16 +14,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STUB = """#!{python}
-import json, os, pathlib, sys, time
-if sys.argv[1] == "docs/pages.py":
-    out = pathlib.Path(sys.argv[3])
-    sys.exit(out.mkdir() if sys.argv[2] == "html" else out.touch())
-notebook, out = map(pathlib.Path, sys.argv[3:5])
-with open("calls.jsonl", "a") as file:
-    print(json.dumps(sys.argv[3:]), file=file)
-time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
-out.write_text(json.dumps({{"metadata": {{"papermill": {{"duration": 1}}}}}}))
+PAGES = """import pathlib, sys
+out = pathlib.Path(sys.argv[2])
+out.mkdir() if sys.argv[1] == "html" else out.touch()
+"""
+STUB = """if __name__ == "__main__":
+    import json, os, pathlib, sys, time
+    notebook, out = map(pathlib.Path, sys.argv[1:3])
+    with open("calls.jsonl", "a") as file:
+        print(json.dumps(sys.argv[1:]), file=file)
+    time.sleep(float(os.environ.get("STUB_SECONDS", 0)))
+    out.write_text(json.dumps({"metadata": {"papermill": {"duration": 1}}}))
+    sys.exit()
 """
 pytestmark = pytest.mark.slow
 
@@ -35,8 +37,11 @@ class Project:
         self.folder = folder
         for name in ("notebooks", "params", "workflow", "src", "docs"):
             shutil.copytree(ROOT / name, folder / name)
+        (folder / "docs" / "pages.py").write_text(PAGES)
+        runner = folder / "src" / "wspnb" / "run.py"
+        runner.write_text(STUB + runner.read_text(encoding="utf-8"), encoding="utf-8")
         (folder / "bin").mkdir()
-        (folder / "bin" / "python").write_text(STUB.format(python=sys.executable))
+        (folder / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")  # the shell's: not ours
         (folder / "bin" / "python").chmod(0o755)
 
     def start(self, *config: str, seconds: float = 0.0) -> subprocess.Popen:
