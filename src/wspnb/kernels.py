@@ -24,7 +24,7 @@ def same_label(labels: Tensor, rows: Tensor | None = None) -> Tensor:
         ``(m, n)`` float32 of 0 and 1; all rows are symmetric, 1 on the diagonal.
 
     Raises:
-        ValueError: if ``labels`` is not one-dimensional.
+        ValueError: if ``labels`` is not one-dimensional, or words.
     """
     labels = _one_per_slice(labels, "labels")
     known = (labels == labels) & (labels != -1)
@@ -227,6 +227,10 @@ def effective_positives(kernel: Tensor) -> Tensor:
 
 
 def _one_per_slice(values: Tensor, name: str) -> Tensor:
+    try:
+        values = torch.as_tensor(values)  # a loader's list or array, too
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} are no numbers ({error}): number the classes 0, 1, ...") from None
     if values.ndim != 1:
         raise ValueError(f"{name} of shape {tuple(values.shape)}: expected (n,), one per slice")
     return values

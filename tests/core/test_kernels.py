@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -170,6 +171,15 @@ def test_other_kernels_by_hand_and_their_limits():
     assert torch.equal(soft_graph(graph, math.inf), torch.ones(3, 3).double())
     with pytest.raises(ValueError, match="temperature=0 of the graph"):
         soft_graph(graph, 0)
+
+
+def test_lists_and_arrays_of_a_loader_are_taken_and_words_are_not():
+    heights, classes = [0.0, 0.1, 0.3], np.array([0, 0, 1])
+    assert torch.equal(same_label(classes), same_label(torch.tensor([0, 0, 1])))
+    assert torch.equal(gaussian(heights, 0.1), gaussian(torch.tensor(heights), 0.1))
+    for words in (["mild", "severe"], np.array(["mild", "severe"]), np.array([1, None])):
+        with pytest.raises(ValueError, match=r"labels are no numbers .*number the classes 0, 1"):
+            same_label(words)
 
 
 def test_half_precision_positions_are_compared_in_float32():
