@@ -66,7 +66,7 @@ def main() -> None:
                 "--size",
                 str(size),
             )
-    from wspnb.studies.reference import folder_name, plan, publish, run_all
+    from wspnb.studies.reference import plan, publish, run_all
 
     runs = [run for which in asked.plans.split(",") for run in plan(which)]
     run_all(
@@ -80,7 +80,7 @@ def main() -> None:
         say,
     )
     if asked.publish:
-        say("tables:", *publish(asked.out / folder_name((), asked.size), asked.publish))
+        say("tables:", *publish(asked.out, asked.size, asked.publish))
 
 
 if __name__ == "__main__":

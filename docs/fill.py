@@ -161,10 +161,33 @@ def few_patients() -> str:
     parts = []
     for row in rows:
         share = float(row.first.removeprefix("wsp_patients"))
-        gap = {"mean": row.difference, "low": row.low, "high": row.high}
-        seeds = f"{row.n_seeds} seed{'s' if row.n_seeds > 1 else ''}"
-        parts.append(f"{amount(gap)} with {share:.0%} of them ({seeds})")
+        gap = row._asdict() | {"mean": row.difference}
+        alone = " (1 seed)" if row.n_seeds == 1 else ""
+        parts.append(f"{amount(gap)} with {share:.0%} of them{alone}")
     return f" Pretrained on fewer patients, WSP minus SupCon is {listed(parts)}." if parts else ""
+
+
+def judged() -> str:
+    """What became of WSP and of the kernels chosen on the tables' phantom, on other phantoms."""
+    full = table("reference_differences_judged")
+    if full is None:
+        return missing("reference_differences_judged")
+    rows = full.set_index(["first", "second"])
+
+    def says(first: str, second: str) -> str:
+        row = rows.loc[first, second]
+        ends = f"{row.difference:+.3f} [{row.low_both:+.3f}, {row.high_both:+.3f}]"
+        return ends.replace("0.", ".")
+
+    text = f"On {full.n_seeds.max()} further phantoms, where nothing was chosen, WSP is "
+    text += f"{side(rows.loc['wsp', 'supcon'])} SupCon ({says('wsp', 'supcon')}), with 10% of the "
+    few = ("wsp_patients0.1", "supcon_patients0.1")
+    text += f"patients {side(rows.loc[few])} it ({says(*few)}). "
+    before = table("reference_population").set_index("name").auc
+    best = before[list(rows.loc[:, "wsp", :].index)].idxmax()
+    text += f"The kernel that was best before, {tables.row_label(best)}, is there "
+    text += f"{side(rows.loc[best, 'wsp'])} WSP ({says(best, 'wsp')}) and "
+    return text + f"{side(rows.loc[best, 'supcon'])} SupCon ({says(best, 'supcon')})."
 
 
 def training() -> str:
@@ -245,7 +268,7 @@ def found() -> str:
     first = "**Synthetic patients, not livers.** All images here are drawn; they show how the "
     first += f"methods behave, and are no evidence about livers. TinyNet, {how()}."
     second = f"**The order.** {order()} {told_apart()}"
-    third = f"**Position.** {position_and_label()}"
+    third = f"**Position.** {position_and_label()} {judged()}"
     fourth = f"**What can be told.** {settled()} {glands()}"
     return bullets([first, second, third, fourth])
 
@@ -286,10 +309,10 @@ def table1() -> str:
     return "\n\n".join(parts)
 
 
-def population() -> str:
-    full = table("reference_population")
+def population(name: str = "reference_population") -> str:
+    full = table(name)
     if full is None:
-        return missing("reference_population")
+        return missing(name)
     lines = []
     for _, row in full.iterrows():
         ends = f"[{number(row.low)}, {number(row.high)}]"
@@ -301,10 +324,18 @@ def population() -> str:
     return grid([*head, "loss at the end", "training"], lines)
 
 
-def population_differences() -> str:
-    full = table("reference_differences")
+def judged_population() -> str:
+    return population("reference_population_judged")
+
+
+def judged_differences() -> str:
+    return population_differences("reference_differences_judged")
+
+
+def population_differences(name: str = "reference_differences") -> str:
+    full = table(name)
     if full is None:
-        return missing("reference_differences")
+        return missing(name)
     lines = []
     for _, row in full.rename(columns={"difference": "mean"}).iterrows():
         names = [tables.row_label(row[k]) for k in ("first", "second")]
@@ -327,7 +358,7 @@ def studies() -> str:
 
 def summary() -> str:
     """Phantom page: order, position, verdicts in words."""
-    return bullets([order(), told_apart(), position_and_label(), training(), settled()])
+    return bullets([order(), told_apart(), position_and_label(), judged(), training(), settled()])
 
 
 def differences() -> str:
@@ -584,7 +615,8 @@ def oct_audit() -> str:
 
 BLOCKS = {
     f.__name__: f
-    for f in (found, results, summary, table1, population, population_differences, studies,
+    for f in (found, results, summary, table1, population, population_differences,
+              judged_population, judged_differences, studies,
               differences, claims, correlations, accuracy, widths, variants, folds, pairs, adrenal,
               adrenal_summary, adrenal_variants, adrenal_clean, kernels, kernels_choice, position,
               position_base, oct_table, oct_long, oct_summary, oct_audit, choices, ledger)

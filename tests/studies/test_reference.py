@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from wspnb import probe
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.phantom.patients import Phantom
 from wspnb.phantom.scans import make_phantom
 from wspnb.phantom.store import make_store
-from wspnb.results import tables
+from wspnb.results import committed, tables
 from wspnb.studies import judge, reference
 from wspnb.studies.reference import Run, do, plan, run_all
 
@@ -134,3 +135,20 @@ def test_every_kind_of_loss_trains(root, name):
     folder = root / f"{SIZE}px" / "pretrain" / f"{name}-tiny_padded-seed0"
     log = pd.read_csv(folder / "log.csv")
     assert len(log) == STEPS and log.loss.nunique() == STEPS
+
+
+def test_runs_on_other_phantoms_are_published_apart(root, tmp_path):
+    for seed in (1, 2):
+        do(Run("random", seed, (("seed", seed),), draws=1), root, SIZE, STEPS, CPU, SHARE)
+    names = reference.publish(root, SIZE, tmp_path)
+    assert {"table1", "reference_population", "reference_population_judged"} <= set(names)
+    assert "table1_judged" not in names  # its patients are not the same in all runs
+    table = pd.read_csv(tmp_path / "reference_population_judged.csv")
+    assert table.n_seeds.tolist() == [2] and table.name.tolist() == ["random"]
+    each = [
+        pd.read_csv(next((root / f"{SIZE}px-seed{s}").glob("probe/*/population.csv")))
+        for s in (1, 2)
+    ]
+    aucs = [roc_auc_score(run.label, run.score) for run in each]
+    assert table.auc[0] == pytest.approx(np.mean(aucs), abs=1e-4)
+    assert set(committed.verify(tmp_path).found) == {"equal"}

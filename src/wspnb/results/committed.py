@@ -64,12 +64,14 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
 
 
 def recompute(folder: Path) -> dict[str, pd.DataFrame]:
-    """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`."""
+    """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`; for
+    runs on several phantoms those of the population alone."""
     runs = tables.read_runs(folder)
     suffix = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["suffix"]
     names = ("readings.csv.gz", "deals.csv.gz")
     extra = {n: read_csv(folder / n) for n in names if (folder / n).exists()}
-    found = tables_of(runs, suffix, *(extra.get(name) for name in names))
+    several = any("phantom" in run for run in runs)
+    found = {} if several else tables_of(runs, suffix, *(extra.get(name) for name in names))
     if (folder / "population.csv.gz").exists():
         own = population.all_tables(population.read(folder))
         found |= {name + suffix: table for name, table in own.items()}

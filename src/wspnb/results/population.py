@@ -36,7 +36,7 @@ def pack(runs: list[dict], target: Path) -> None:
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
     """The parts of :func:`pack` by name, with each run's name, method and seed; and ``runs``, one
-    row per run with ceiling, depth_r2, loss, verdict, patients, device.
+    row per run with ceiling, depth_r2, loss, verdict and, where it is not the default, phantom.
 
     Raises:
         FileNotFoundError: if the folder holds no reference runs.
@@ -46,7 +46,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     facts = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["runs"]
     runs = pd.DataFrame.from_dict(facts, orient="index").rename_axis("run").reset_index()
     names = ["run", "name", "method", "seed"]
-    found = {"runs": runs.reindex(columns=[*names, "ceiling", "depth_r2", "loss", "verdict"])}
+    columns = [*names, "ceiling", "depth_r2", "loss", "verdict", "phantom"]
+    found = {"runs": runs.reindex(columns=columns)}
     for part in PARTS:
         table = read_csv(folder / f"{part}.csv.gz")
         found[part] = runs[names].merge(table, on="run")
@@ -71,8 +72,8 @@ def population_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     facts, rows = found["runs"].set_index(["name", "seed"]), []
     for name, runs in scores_by_name(found).items():
         aucs = [auc(run) for run in runs.values()]
-        coin = [run.assign(score=0.0) for run in runs.values()]  # an AUC of .5 without error
-        reach = NORMAL * statistics.delong(list(runs.values()), coin)[0]
+        coin = {seed: run.assign(score=0.0) for seed, run in runs.items()}  # .5 without error
+        reach = _reach(found, runs, coin)
         own = facts.loc[name]
         row = {"name": name, "method": tables.row_label(name), "n_seeds": len(runs)}
         row |= {"auc": np.mean(aucs), "auc_sd": np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan}
@@ -89,16 +90,18 @@ def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]
 
     Returns:
         A row per pair: mean, 95 % interval over patients (DeLong's), and over patients and seeds
-        together (squares of both reaches added, the seeds' by Student's t; NaN for one seed).
+        together (squares of both reaches added, the seeds' by Student's t; NaN for one seed). Where
+        each seed has a phantom of its own, the spread over seeds holds that of patients already,
+        and the second interval is the wider for it.
     """
     scores, rows = scores_by_name(found), []
     for first, second in pairs:
         seeds = sorted(set(scores.get(first, ())) & set(scores.get(second, ())))
         if not seeds:
             continue
-        one, two = ([scores[name][seed] for seed in seeds] for name in (first, second))
-        each = np.array([auc(a) - auc(b) for a, b in zip(one, two, strict=True)])
-        reach, mean = NORMAL * statistics.delong(one, two)[0], each.mean()
+        one, two = ({seed: scores[name][seed] for seed in seeds} for name in (first, second))
+        each = np.array([auc(one[seed]) - auc(two[seed]) for seed in seeds])
+        reach, mean = _reach(found, one, two), each.mean()
         row = {"first": first, "second": second, "n_seeds": len(seeds), "difference": mean}
         row |= {"low": mean - reach, "high": mean + reach}
         own = student.ppf(0.975, max(len(each) - 1, 1)) * pd.Series(each).sem()
@@ -155,6 +158,17 @@ def all_tables(found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 def auc(run: pd.DataFrame) -> float:
     """AUC of one run's scores of the population."""
     return float(roc_auc_score(run.label, run.score))
+
+
+def _reach(found: dict, one: dict[int, pd.DataFrame], two: dict[int, pd.DataFrame]) -> float:
+    """Reach of 95 % over patients of the mean difference of runs by seed. Patients of one phantom
+    are the same in all its runs, those of two phantoms have nothing in common."""
+    phantoms = found["runs"].drop_duplicates("seed").set_index("seed").phantom.map(str)
+    squares = 0.0
+    for _, group in phantoms[list(one)].groupby(phantoms):
+        runs = [[side[seed] for seed in group.index] for side in (one, two)]
+        squares += (len(group) / len(one) * statistics.delong(*runs)[0]) ** 2
+    return NORMAL * float(np.sqrt(squares))
 
 
 def _place(name: str) -> tuple:

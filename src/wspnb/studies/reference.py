@@ -207,6 +207,7 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     result = {"name": run.name, "method": (base or [run.method])[0], "backbone": config.backbone}
     result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
     result |= {"fold_seed": FOLD_SEED, "data": config.data}
+    result |= {"phantom": dict(run.phantom)} if run.phantom else {}
     if run.method == "supervised":
         steps = min(SUPERVISED_STEPS, n_steps)
         people, population = supervised(store, config, device, steps)
@@ -335,18 +336,24 @@ def run_all(
         say(results.get())
 
 
-def publish(folder: Path, figures: Path) -> list[str]:
-    """Keep the scores of all finished runs of a folder under ``figures/runs/reference`` and write
-    every table that follows from them; names of the tables.
+def publish(root: Path, size: int, figures: Path) -> list[str]:
+    """Keep the scores of all finished runs under ``figures/runs`` and write every table that
+    follows from them: ``reference`` for phantom seed 0, ``judged`` for the others; names of the
+    tables.
 
     Args:
-        folder: of one phantom's runs, see :func:`folder_name`.
+        root: folder of all phantoms' runs.
+        size: pixels of a slice.
         figures: where tables and scores are kept.
     """
     drawn = [describe_patient(Phantom(), c, n) for c, n in list_patients(Phantom()) if c != "radio"]
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
-    target = figures / "runs" / "reference"
-    return committed.publish_runs(tables.read_runs(folder), target, "", readings)
+    own, kept = tables.read_runs(root / folder_name((), size)), figures / "runs"
+    names = committed.publish_runs(own, kept / "reference", "", readings)
+    others = sorted(root.glob(folder_name((), size) + "-*"))
+    if runs := [run for folder in others for run in tables.read_runs(folder)]:
+        names += committed.publish_runs(runs, kept / "judged", "_judged")
+    return names
 
 
 def _work(queue, results, root, size, n_steps, share, last) -> None:

@@ -1,0 +1,46 @@
+"""Differences on a population: patients of one phantom are shared, those of two are not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from wspnb.results import population, statistics
+
+
+def found(phantoms):
+    """Runs ``a`` and ``b`` of one seed per entry; patients of a phantom are the same."""
+    runs, parts = [], []
+    for seed, phantom in enumerate(phantoms):
+        drawn = phantom["seed"] if isinstance(phantom, dict) else 9
+        people = np.random.default_rng(drawn)
+        labels, base = people.integers(0, 2, 80), people.normal(size=80)
+        for name, noise in (("a", 1.0), ("b", 2.0)):
+            own = np.random.default_rng(seed).normal(size=80) * noise
+            run = {"run": f"{name}{seed}", "name": name, "seed": seed}
+            runs.append(run | {"phantom": phantom})
+            score = {"patient": np.arange(80).astype(str), "label": labels}
+            parts.append(pd.DataFrame(score | run | {"score": labels + base + own}))
+    return {"runs": pd.DataFrame(runs), "population": pd.concat(parts)}
+
+
+def reach(table):
+    return (table.high - table.low).iloc[0] / 2
+
+
+def test_patients_of_two_phantoms_are_independent():
+    one, two = ({"seed": 1}, {"seed": 2})
+    pair, alone = [("a", "b")], []
+    everything = population.difference_table(found([one, two]), pair)
+    for seed in range(2):
+        part = {k: t[t.seed == seed] for k, t in found([one, two]).items()}
+        alone.append(population.difference_table(part, pair))
+    assert reach(everything) == pytest.approx(np.hypot(*map(reach, alone)) / 2)
+    means = [table.difference.iloc[0] for table in alone]
+    assert everything.difference.iloc[0] == pytest.approx(np.mean(means))
+
+
+def test_runs_on_one_phantom_share_their_patients():
+    given = found([np.nan, np.nan, np.nan])
+    scores = population.scores_by_name(given)
+    error = statistics.delong(*(list(scores[name].values()) for name in "ab"))[0]
+    assert reach(population.difference_table(given, [("a", "b")])) == pytest.approx(1.96 * error)
