@@ -6,8 +6,8 @@
 First the tests of tests/core/test_gpu.py and step.py (TinyNet and ResNet-18, 160 and 512 px); then
 runs of the reference experiment, a process each, as many as the time holds; finished ones are
 kept. Needs no network and no Jupyter; PYTHONPATH=src is enough where nothing is installed. The
-folder then holds gpu.txt (what was printed) and the runs. Without a card it runs on the CPU, and
-the tests are skipped.
+folder then holds gpu.txt (what was printed), card.csv (the steps) and the runs. Without a card it
+runs on the CPU, and the tests are skipped.
 """
 
 import argparse
@@ -65,6 +65,8 @@ def main() -> None:
                 backbone,
                 "--size",
                 str(size),
+                "--table",
+                str(asked.out / "card.csv"),
             )
     from wspnb.studies.reference import plan, publish, run_all
 

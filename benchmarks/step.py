@@ -1,6 +1,7 @@
 """Where a training step goes, and how near it is to what the device can do.
 
     python benchmarks/step.py [--backbone tiny] [--size 512] [--slices 64] [--steps 20] [--largest]
+        [--table FILE]
 
 (without a GPU 4 slices and 3 steps where nothing else is asked).
 
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--slices", type=at_least_one, default=64 if gpu else 4)
     parser.add_argument("--steps", type=at_least_one, default=20 if gpu else 3)
     parser.add_argument("--largest", action="store_true")
+    parser.add_argument("--table", type=Path, help="CSV that gets a row")
     asked = parser.parse_args()
     if asked.largest and not gpu:
         parser.error("--largest needs a GPU")
@@ -110,7 +113,8 @@ def main() -> None:
     for name, seconds in parts.items():
         print(f"  {name:16s} {seconds:9.5f} s  {seconds / sum(parts.values()):4.0%}")
     print(f"  {'whole step':16s} {whole:9.5f} s, {2 * asked.slices / whole:.0f} views/s")
-    print(f"  {'utilisation':16s} {utilisation(step, asked.steps):9.0%}")
+    busy = utilisation(step, asked.steps)
+    print(f"  {'utilisation':16s} {busy:9.0%}")
     memory = torch.cuda.max_memory_allocated() if gpu else 0
     (flops, moved), (peak, bandwidth) = count(step), limits()
     print(
@@ -123,6 +127,13 @@ def main() -> None:
     )
     print(f"{moved / whole / bandwidth:.0%} of the measured {bandwidth / 1e9:.3g}")
     print(f"{PAPER_STEPS} steps: {PAPER_STEPS * whole / 60:.1f} min")
+    if asked.table:
+        row = {"machine": machine(), "backbone": asked.backbone, "size": asked.size}
+        row |= {"slices": asked.slices, "step_s": whole, "utilisation": busy}
+        row |= {"tflops": flops / whole / 1e12, "peak_tflops": peak / 1e12}
+        row |= {"gb_per_s": moved / whole / 1e9, "peak_gb_per_s": bandwidth / 1e9}
+        table = pd.DataFrame([row | {"memory_gib": memory / 2**30}]).round(5)
+        table.to_csv(asked.table, mode="a", header=not asked.table.exists(), index=False)
     if gpu:
         print(f"peak memory {memory / 2**30:.1f} GiB")
     if asked.largest:

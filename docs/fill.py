@@ -613,13 +613,29 @@ def oct_audit() -> str:
     return bullets(lines)
 
 
+def card() -> str:
+    """Speed of a step on a card, from the rows of benchmarks/step.py."""
+    rows = pd.read_csv(ROOT / "benchmarks" / "card.csv")
+    lines = [
+        [r.backbone, r.size, f"{1000 * r.step_s:.1f}", f"{2 * r.slices / r.step_s:,.0f}",
+         f"{r.utilisation:.0%}", f"{r.tflops:.0f} of {r.peak_tflops:.0f}", f"{r.memory_gib:.1f}",
+         f"{6240 * r.step_s / 60:.1f}"]
+        for r in rows.itertuples()
+    ]  # fmt: skip
+    head = ["network", "px", "ms a step", "views a second", "card at work", "TFLOP/s of measured"]
+    table = grid([*head, "GiB", "6,240 steps, min"], lines)
+    return (
+        f"{listed(list(dict.fromkeys(rows.machine)))}; {rows.slices[0]} slices a step.\n\n{table}"
+    )
+
+
 BLOCKS = {
     f.__name__: f
     for f in (found, results, summary, table1, population, population_differences,
               judged_population, judged_differences, studies,
               differences, claims, correlations, accuracy, widths, variants, folds, pairs, adrenal,
               adrenal_summary, adrenal_variants, adrenal_clean, kernels, kernels_choice, position,
-              position_base, oct_table, oct_long, oct_summary, oct_audit, choices, ledger)
+              position_base, oct_table, oct_long, oct_summary, oct_audit, choices, ledger, card)
 }  # fmt: skip
 
 

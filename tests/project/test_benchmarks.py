@@ -47,13 +47,16 @@ def test_unknown_topic_is_named():
 
 
 @pytest.mark.slow
-def test_parts_of_a_step():
+def test_parts_of_a_step(tmp_path):
     words = "--backbone tiny --size 160 --slices 2 --steps 1".split()
+    words += ["--table", str(tmp_path / "card.csv")]
     script = [sys.executable, str(BENCH.with_name("step.py")), *words]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for what in ("backward", "utilisation", "GFLOP a step", "of the measured", "6240 steps"):
         assert what in done.stdout, what
+    row, kept = pd.read_csv(tmp_path / "card.csv"), pd.read_csv(BENCH.with_name("card.csv"))
+    assert list(row) == list(kept) and row.step_s[0] > 0 and 0 < row.tflops[0] < row.peak_tflops[0]
 
 
 @pytest.mark.slow
