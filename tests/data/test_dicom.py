@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from wspnb.data.dicom import account, convert_series, find_series, index, main
-from wspnb.data.inventory import load_hu
+from wspnb.data.inventory import open_hu
 
 pydicom = pytest.importorskip("pydicom", reason="the extra 'dicom' is not installed")
 pytest.importorskip("SimpleITK", reason="the extra 'dicom' is not installed")
@@ -81,7 +81,8 @@ def test_hu_and_place_survive(tmp_path):
     out = convert_series(tmp_path / "p", tmp_path / "nifti" / "p.nii.gz")
     image = nib.load(out)
     np.testing.assert_allclose(image.affine[:3, 3], [100, 120, -40], atol=1e-4)
-    read, spacing, row = load_hu(out)
+    hu_read = open_hu(out)
+    read, spacing, row = hu_read[...], hu_read.spacing, hu_read.row
     np.testing.assert_array_equal(read, as_read(hu))
     np.testing.assert_allclose(spacing, [0.7, 0.8, 2.5], rtol=1e-6)
     assert row["coding"] == "HU" and row["axes"] == "LPS" and row["dtype"] == "int16"
@@ -100,7 +101,7 @@ def test_several_series_are_listed_and_chosen(tmp_path):
         assert f"{uid}  6 images, CT, phase {number}" in str(error.value)
     assert "--series UID" in str(error.value) and not (tmp_path / "p.nii.gz").exists()
     convert_series(tmp_path / "p", tmp_path / "p.nii.gz", ("other", uids[1]))
-    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], as_read(volume(2)))
+    np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume(2)))
     uses = account(index(tmp_path / "p"), uids[1]).groupby("use").size().to_dict()
     assert uses == {"image, not converted": 6, "used": 6}
 
@@ -179,7 +180,7 @@ def test_rounded_places_and_jitter_of_the_axes_are_no_gaps(tmp_path):
             with pytest.raises(ValueError, match=r"gaps of 0\.60 to 0\.70 mm"):
                 convert_series(folder, tmp_path / "no.nii.gz")
             continue
-        _, spacing, _ = load_hu(convert_series(folder, tmp_path / f"{decimals}.nii.gz"))
+        spacing = open_hu(convert_series(folder, tmp_path / f"{decimals}.nii.gz")).spacing
         assert spacing[2] == pytest.approx(0.625, rel=2e-3)
 
 
@@ -193,7 +194,7 @@ def test_two_phases_half_a_slice_apart_are_not_woven_into_one(tmp_path, tag):
     blocks = lambda k: {tag: values[k // 4]}  # noqa: E731
     write_series(tmp_path / "q", volume(depth=8), change=blocks)  # one slab after the other
     convert_series(tmp_path / "q", tmp_path / "q.nii.gz")
-    np.testing.assert_array_equal(load_hu(tmp_path / "q.nii.gz")[0], as_read(volume(depth=8)))
+    np.testing.assert_array_equal(open_hu(tmp_path / "q.nii.gz")[...], as_read(volume(depth=8)))
 
 
 def broken(file, how):
@@ -227,7 +228,7 @@ def test_names_with_a_dot_copies_and_files_of_other_kinds(tmp_path):
     (tmp_path / "p" / "notes.txt").write_text("seen by Dr A")
     (tmp_path / "p" / "up").symlink_to(tmp_path / "p")  # a link in a circle
     convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
-    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], as_read(volume()))
+    np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume()))
     listing = account(index(tmp_path / "p"), f"{ROOT}.1").set_index("file").use
     assert len(listing) == 13 and listing[str(tmp_path / "p" / "notes.txt")] == "no DICOM"
     other = next((tmp_path / "p" / "b").iterdir())
@@ -244,7 +245,7 @@ def test_a_series_in_two_folders_is_one(tmp_path):
     for file in sorted((tmp_path / "p" / "DISC1").iterdir())[::2]:
         file.rename(tmp_path / "p" / "DISC2" / file.name)
     convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
-    np.testing.assert_array_equal(load_hu(tmp_path / "p.nii.gz")[0], as_read(volume()))
+    np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume()))
 
 
 def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
@@ -277,7 +278,7 @@ def test_names_that_are_not_utf8(tmp_path):
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 0, done.stderr
     for name in ("Müller", "Z"):
-        read, _, _ = load_hu(tmp_path / "nifti" / f"{name}.nii.gz")
+        read = open_hu(tmp_path / "nifti" / f"{name}.nii.gz")[...]
         np.testing.assert_array_equal(read, as_read(volume()))
 
 
@@ -300,7 +301,7 @@ def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_p
         table["take"] = ["x" if uid == one else "" for one in table.index]
         table.reset_index().to_csv(nifti / "series.csv", index=False)
         assert main(command) == 0
-        np.testing.assert_array_equal(load_hu(nifti / "P.nii.gz")[0], hu[::-1, ::-1])
+        np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], hu[::-1, ::-1])
         table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
         table = table.set_index("series")
         assert table.converted[uid] == "yes" and (table.converted == "yes").sum() == 1
@@ -325,7 +326,7 @@ def test_a_scout_beside_a_ct_asks_nothing_and_an_odd_end_slice_is_dropped_by_nam
     table.loc[table.series == uid, "drop"] = last
     table.to_csv(nifti / "series.csv", index=False)
     assert main(command) == 0 and f"(without {last})" in capsys.readouterr().out
-    hu = load_hu(nifti / "P.nii.gz")[0]
+    hu = open_hu(nifti / "P.nii.gz")[...]
     np.testing.assert_array_equal(hu, volume()[::-1, ::-1, :5])
     listing = pd.read_csv(nifti / "files" / "P.csv")
     assert (listing.use == "dropped as series.csv says").sum() == 1
@@ -346,7 +347,7 @@ def test_a_spreadsheet_makes_7_of_007_and_the_choice_stays(tmp_path, capsys):
     table["take"] = [" " if uid == uids[0] else "X" for uid in table.series]
     table.to_csv(nifti / "series.csv", index=False, encoding="utf-8-sig")
     assert main(command) == 0
-    np.testing.assert_array_equal(load_hu(nifti / "007.nii.gz")[0], volume(2)[::-1, ::-1])
+    np.testing.assert_array_equal(open_hu(nifti / "007.nii.gz")[...], volume(2)[::-1, ::-1])
     again = pd.read_csv(nifti / "series.csv", dtype=str)
     assert again.patient.tolist() == ["007", "007"]
     assert main([*command, "--series", uids[0], "1.2.3"]) == 1

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from wspnb.data.inventory import CODINGS, decide, decode, describe, duplicates, load_hu
+from wspnb.data.inventory import CODINGS, decide, decode, describe, duplicates, open_hu
 from wspnb.data.slices import open_slices, prepare_volume, write_slices
 from wspnb.data.volumes import load_volume, read_scan, window
 
@@ -146,7 +146,7 @@ def test_slope_and_intercept_come_before_the_decision(tmp_path):
     row = describe(scan)
     assert (row["slope"], row["intercept"], row["coding"]) == (2, -100, "HU")
     assert scan.voxels.dtype == np.uint8  # not expanded in memory
-    hu, _, _ = load_hu(tmp_path / "v.nii")
+    hu = open_hu(tmp_path / "v.nii")[...]
     np.testing.assert_array_equal(hu, load_volume(tmp_path / "v.nii")[0])
     assert hu.max() == 400
 
@@ -169,11 +169,11 @@ def test_the_hash_knows_a_scan_in_any_dress(tmp_path):
 def test_duplicates():
     names = ["a", "b", "c", "d", "e", "f"]
     hashes, owners = ["1", "1", "2", "2", "", ""], ["p", "q", "r", "r", "s", "t"]
-    found = duplicates(hashes, owners, names, [True] * 6)
+    found = duplicates(hashes, owners, names)
     assert sorted(found) == [0, 1, 3]
     assert found[0].startswith("a: the same voxels as b") and "patients p, q" in found[0]
     assert found[3].startswith("d: the same voxels as c of the same patient, which is kept")
-    three = duplicates(["1"] * 3, ["p", "p", "q"], names[:3], [True] * 3)
+    three = duplicates(["1"] * 3, ["p", "p", "q"], names[:3])
     assert sorted(three) == [0, 1, 2]  # nobody knows whose it is
 
 
@@ -211,10 +211,10 @@ def test_decoded_volumes_make_the_same_store_to_one_grey(tmp_path):
 def test_the_owner_may_say_what_the_voxels_do_not(tmp_path):
     path = save(tmp_path / "v.nii.gz", HU + 1024)
     with pytest.raises(ValueError, match=r"intensities unknown: .*HU \+ 1024\?|nothing below 0"):
-        load_hu(path)
-    hu, _, row = load_hu(path, "HU+1024")
-    np.testing.assert_array_equal(hu, HU)
-    assert row["evidence"].startswith("said in the table; the voxels say unknown")
+        open_hu(path)
+    hu = open_hu(path, "HU+1024")
+    np.testing.assert_array_equal(hu[...], HU)
+    assert hu.row["evidence"].startswith("said in the table; the voxels say unknown")
     images, _ = prepare_volume(path, image_size=160, coding="HU+1024")
     expected, _ = prepare_volume(save(tmp_path / "hu.nii.gz", HU), image_size=160)
     np.testing.assert_array_equal(images, expected)

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from wspnb.data.cohort import read_cohort
-from wspnb.data.inventory import describe, load_hu, mr_window
-from wspnb.data.segment import network_images
+from wspnb.data.inventory import describe, mr_window, open_hu, slice_images
 from wspnb.data.slices import open_slices, prepare_volume, write_slices
 from wspnb.data.volumes import load_mask, read_scan, resize, to_image, window
 
@@ -64,15 +63,16 @@ def test_window_is_of_the_body_whatever_the_unit():
 def test_an_mri_is_not_guessed_and_a_ct_is_not_believed_to_be_one(tmp_path):
     volume, _ = pair(tmp_path, 7.0)
     with pytest.raises(ValueError, match="write mr in a column 'modality'"):
-        load_hu(volume)
-    grey, _, row = load_hu(volume, "MR")
+        open_hu(volume)
+    scan = open_hu(volume, "MR")
+    grey, row = scan[...], scan.row
     assert row["coding"] == "MR" and grey.max() == row["maximum"] > 1400
     assert (row["window_low"], row["window_high"]) == mr_window(
         grey[:, :, np.unique(np.linspace(0, 19, 16).astype(int))]
     )
     hu = np.random.default_rng(0).integers(-1000, 300, SHAPE).astype(np.int16)
     with pytest.raises(ValueError, match="said to be MR, but read as HU"):
-        load_hu(saved(tmp_path / "ct.nii.gz", hu), "MR")
+        open_hu(saved(tmp_path / "ct.nii.gz", hu), "MR")
 
 
 def test_bytes_are_the_windowed_voxels_and_do_not_depend_on_the_unit(tmp_path):
@@ -91,7 +91,7 @@ def test_bytes_are_the_windowed_voxels_and_do_not_depend_on_the_unit(tmp_path):
     assert (images[0] == window(resize(plane, SIDE, (5, 5), ends[0]), *ends)).all()
     liver = np.argwhere(images[0] > 200)
     assert liver[:, 1].mean() < SIDE / 2 - 2  # on the left of the picture
-    network = network_images(scan.voxels, scan.spacing, [5], SIDE, *ends)
+    network = slice_images(open_hu(tmp_path / "v.nii.gz", "MR"), [5], SIDE)  # its own window
     assert (network[0] == images[0]).all()
 
 
@@ -170,7 +170,7 @@ def test_real_t1_is_turned_by_its_qform_and_measured():
     area = mask.sum((0, 1))
     assert area[55] < area[45] and area[14] < area[30]
     with pytest.raises(ValueError, match="mr in a column 'modality'"):
-        load_hu(T1)
+        open_hu(T1)
     assert describe(read_scan(T1), "MR")["coding"] == "MR"
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from wspnb.data import quality
+from wspnb.data import part, quality
 from wspnb.data import slices as module
 from wspnb.data.cohort import file_stamp
 from wspnb.data.slices import (
@@ -29,6 +29,7 @@ from wspnb.data.slices import (
     write_slices,
 )
 from wspnb.data.store import main as store_main
+from wspnb.files import alone
 
 FILES = ("slices.npy", "slices.csv", "failed.csv", "inventory.csv", "store.json", "pictures.npy")
 SIZE = 24
@@ -81,7 +82,7 @@ def test_rows_images_and_columns(tmp_path):
     table = store.table
     assert store.images.shape == (5 * 8 + 12, SIZE, SIZE) and store.images.dtype == np.uint8
     assert isinstance(store.images, np.memmap) and not store.images.flags.writeable
-    assert table.columns.tolist() == [*module.OWN_COLUMNS, "age"]
+    assert table.columns.tolist() == [*part.OWN_COLUMNS, "age"]
     assert table.groupby("patient").size().tolist() == [8, 8, 8, 8, 8, 12]
     assert table.weak_label.dtype == table.label.dtype == pd.Int64Dtype()
     assert table.volume.unique().tolist() == [f"v{n}.nii.gz" for n in range(6)]
@@ -360,13 +361,12 @@ def test_bytes_of_no_known_coding_are_set_aside(tmp_path):
 
 
 def test_a_second_writer_is_kept_out(tmp_path):
-    fcntl = pytest.importorskip("fcntl")
+    pytest.importorskip("fcntl")
     csv = make_cohort(tmp_path / "source", 1)
-    (tmp_path / "store").mkdir()
-    with open(tmp_path / "store" / "slices.npy.part", "a+b") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another process"):
+    with alone(tmp_path / "store" / "slices.npy"):
+        with pytest.raises(BlockingIOError, match=f"process {os.getpid()} is at work on it"):
             write(csv, tmp_path / "store")
+    assert len(open_slices(write(csv, tmp_path / "store")).images) == 12
 
 
 def test_a_column_that_would_be_overwritten_is_refused(tmp_path):

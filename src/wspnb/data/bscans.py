@@ -5,16 +5,13 @@ side, visit, scan, position, bcva, cst, cohort (train or test) and a column 0/1 
 empty where nobody read the scan.
 """
 
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from wspnb.data.store import FORMAT, write_settings
+from wspnb.data.store import write_store
 from wspnb.data.volumes import resize
-from wspnb.files import package_version, write_csv
 
 # Column of the store -> header of the authors' label tables.
 BIOMARKERS = {
@@ -26,7 +23,6 @@ BIOMARKERS = {
     "vd": "Vitreous debris",
 }
 COLUMNS = ("patient", "eye", "side", "visit", "scan", "position", "bcva", "cst", "cohort")
-NO_SCAN = pd.DataFrame(columns=["volume", "patient", "reason"])
 
 
 def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
@@ -49,7 +45,7 @@ def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, *more, **settings) -> Path:
-    """:func:`write_store` of B-scans, whose table has :data:`COLUMNS` at least.
+    """:func:`wspnb.data.store.write_store` of B-scans, whose table has :data:`COLUMNS` at least.
 
     Raises:
         ValueError: also if a column is missing; nothing is written.
@@ -57,55 +53,3 @@ def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, *more, **setti
     if missing := [name for name in COLUMNS if name not in table]:
         raise ValueError(f"{folder}: the table has no column {missing}")
     return write_store(folder, blocks, table, *more, **settings)
-
-
-def write_store(
-    folder: str | Path,
-    blocks: Iterable[np.ndarray],
-    table: pd.DataFrame,
-    size: int,
-    failed: pd.DataFrame = NO_SCAN,
-    **settings,
-) -> Path:
-    """Write a store; each file appears whole or not at all, ``slices.npy`` last.
-
-    Args:
-        folder: made if missing; a store there is replaced.
-        blocks: images in the order of the table, ``(k, size, size)`` uint8 each.
-        table: one row per image, in the columns of notebook 01's store.
-        size: pixels a side.
-        failed: volume, patient and reason of what was left out.
-        settings: what the images were made from, kept in ``store.json``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ValueError: if the blocks do not fit the table; nothing is written.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shape, part, done = (len(table), size, size), folder / "slices.npy.part", 0
-    try:
-        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
-        for block in blocks:
-            if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
-                raise ValueError(f"{folder}: images {block.dtype}{block.shape}, expected {shape}")
-            images[done : done + len(block)] = block
-            done += len(block)
-        if done != len(table):
-            raise ValueError(f"{folder}: {done} images for {len(table)} rows")
-        images.flush()
-        del images
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    store = {"format": FORMAT, **settings, "image_size": size, "n_slices": len(table)}
-    store |= {"convention": "k/(n-1)", "n_patients": int(table.patient.nunique())}
-    store |= {"n_failed": len(failed), "versions": {"wspnb": package_version("wspnb")}}
-    (folder / "inventory.csv").unlink(missing_ok=True)  # of a store that was here
-    write_csv(folder / "slices.csv", table)
-    write_csv(folder / "failed.csv", failed)
-    write_settings(folder, part, store)
-    os.replace(part, folder / "slices.npy")
-    return folder

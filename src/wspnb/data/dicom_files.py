@@ -10,25 +10,20 @@ import pandas as pd
 
 DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
 # What must be the same in all slices of a series.
-SAME = ("PatientID", "Modality", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient")
-SAME += ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
-SAME += ("PixelRepresentation", "RescaleSlope", "RescaleIntercept", "RescaleType", "ImageType")
-SAME += ("FrameOfReferenceUID", "ConvolutionKernel", "SliceThickness", "SOPClassUID", "KVP")
-SAME += ("StudyInstanceUID", "PatientPosition")
+SAME = (
+    "PatientID Modality Rows Columns PixelSpacing ImageOrientationPatient SamplesPerPixel"
+    " PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope"
+    " RescaleIntercept RescaleType ImageType FrameOfReferenceUID ConvolutionKernel SliceThickness"
+    " SOPClassUID KVP StudyInstanceUID PatientPosition"
+).split()
 # What may change from one block of slices to the next, but not to and fro.
-BLOCKS = ("AcquisitionNumber", "AcquisitionUID", "TemporalPositionIdentifier", "AcquisitionTime")
-BLOCKS += ("TriggerTime", "NominalPercentageOfCardiacPhase")
-TAGS = (*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber")
-TAGS += ("ImagePositionPatient", "SeriesDescription", "ContrastBolusAgent")
-ARCHIVES = (
-    b"PK\x03\x04",
-    b"\x1f\x8b",
-    b"7z\xbc\xaf",
-    b"Rar!",
-    b"BZh",
-    b"\xfd7zXZ",
-    b"\x28\xb5\x2f\xfd",
-)
+BLOCKS = (
+    "AcquisitionNumber AcquisitionUID TemporalPositionIdentifier AcquisitionTime TriggerTime"
+    " NominalPercentageOfCardiacPhase"
+).split()
+TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
+TAGS += ["ImagePositionPatient", "SeriesDescription", "ContrastBolusAgent"]
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
 
 
@@ -133,7 +128,7 @@ def index_file(path: str) -> File:
                 return File(path, {}, "no DICOM", path.lower().endswith((".dcm", ".ima")))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values that are not used, or refused below
-                header = pydicom.dcmread(stream, True, True, True, list(TAGS))
+                header = pydicom.dcmread(stream, True, True, True, TAGS)
                 tags = {name: _value(header, name) for name in TAGS}
             if not (tags["Rows"] and tags["Columns"]):
                 kind = tags["SOPClassUID"] or header.file_meta.get("MediaStorageSOPClassUID", "")

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from wspnb.data.volumes import Scan, read_scan, scaled
+from wspnb.data.volumes import Scan, read_scan, resize, scaled, to_image, window
 
 # Coding: HU = factor x stored value + offset.
 CODINGS = {
@@ -115,14 +116,29 @@ def open_hu(path: str | Path, coding: str = "") -> Hu:
     return Hu(scan, row)
 
 
-def load_hu(path: str | Path, coding: str = "") -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """As :func:`wspnb.data.volumes.load_volume`, decoded: HU, spacing and the inventory's row.
+def slice_images(
+    hu: Hu, numbers, size: int, low: float = -100.0, high: float = 400.0
+) -> np.ndarray:
+    """Axial slices as bytes: clipped to the window, resized, then rounded (WSP, section 3).
 
-    Raises:
-        FileNotFoundError, ValueError: as :func:`open_hu`, which holds no float.
+    In this order padding and metal do not bleed into their neighbours, and values are rounded once
+    only. Paper silent.
+
+    Args:
+        hu: the volume; planes become float one at a time.
+        numbers: slices along z, ``(n,)``.
+        size: pixels a side.
+        low, high: window, HU; MRI has its own, of :func:`mr_window`.
+
+    Returns:
+        ``(n, size, size)`` uint8, front on top, the patient's right on the left.
     """
-    hu = open_hu(path, coding)
-    return hu[...], hu.spacing, hu.row
+    low, high = window_of(hu.row, low, high)
+    images = np.empty((len(numbers), size, size), np.uint8)
+    for image, z in zip(images, numbers, strict=True):
+        plane = np.clip(to_image(hu[:, :, z]), low, high)  # (h, w)
+        image[:] = window(resize(plane, size, (hu.spacing[1], hu.spacing[0]), low), low, high)
+    return images
 
 
 def refuse(path: str | Path, row: dict[str, Any]) -> None:
@@ -298,35 +314,30 @@ def _padding(sample: np.ndarray) -> float | None:
     return float(values[np.argmax(counts)])
 
 
-def duplicates(
-    hashes: list[str], patients: list[str], names: list[str], usable: list[bool]
-) -> dict[int, str]:
-    """Scans that are in the table twice: row number and reason.
+def duplicates(hashes, patients, names, usable=None, what: str = "voxels") -> dict[int, str]:
+    """Scans or images that are in the table twice: row number and reason.
 
     Args:
-        hashes: of the voxels of each row, empty where unknown.
+        hashes: of each row's content, empty where unknown.
         patients, names: of each row.
-        usable: whether nothing else is wrong with it, such as its mask.
+        usable: whether nothing else is wrong with it, such as its mask; None: nothing is.
+        what: that is the same, for the reason.
 
     Returns:
         Of one patient, all rows but the first usable one; of several patients, every row, as nobody
-        can tell whose scan it is.
+        can tell whose it is (*paper silent*).
     """
-    groups: dict[str, list[int]] = {}
-    for row, voxels in enumerate(hashes):
-        if voxels:
-            groups.setdefault(voxels, []).append(row)
+    table = pd.DataFrame({"hash": list(hashes), "patient": list(patients), "name": list(names)})
+    table["unusable"] = False if usable is None else [not sound for sound in usable]
     found = {}
-    for rows in groups.values():
-        owners = sorted({patients[row] for row in rows})
-        rows = sorted(rows, key=lambda row: not usable[row])
-        for row in rows if len(owners) > 1 else rows[1:]:
-            other = rows[0] if row != rows[0] else rows[1]
-            found[row] = (
-                f"{names[row]}: the same voxels as {names[other]}, but of patients"
-                f" {', '.join(owners)}: find out whose scan it is and delete the other line"
-                if len(owners) > 1
-                else f"{names[row]}: the same voxels as {names[other]} of the same patient, which"
-                " is kept: delete this line"
+    for _, rows in table[table.hash != ""].sort_values("unusable", kind="stable").groupby("hash"):
+        owners = ", ".join(sorted(rows.patient.unique()))
+        several = rows.patient.nunique() > 1
+        for row in rows.index if several else rows.index[1:]:
+            other = table.name[rows.index[0] if row != rows.index[0] else rows.index[1]]
+            found[row] = f"{table.name[row]}: the same {what} as {other}" + (
+                f", but of patients {owners}: find out whose it is and delete the other line"
+                if several
+                else " of the same patient, which is kept: delete this line"
             )
     return found

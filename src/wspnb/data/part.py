@@ -2,6 +2,8 @@
 
 ``slices.npy.part`` grows volume by volume beside ``journal.jsonl``. A kill at any moment loses at
 most the volume that was under way; whoever writes next cuts both back to what is sound.
+
+Images and labels are separate identities: a corrected label changes the tables, not the images.
 """
 
 import json
@@ -9,24 +11,19 @@ import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from wspnb.data.store import npy_header
+import numpy as np
+import pandas as pd
+
+from wspnb.data.store import IMAGE_COLUMNS, TABLES, Slices, finish_store, npy_header
+from wspnb.files import read_csv
 
 LEFT = ("slices.npy.part", "slices.npy.whole", "journal.jsonl")
-
-
-def lock(file: BinaryIO, folder: Path) -> None:
-    """Keep a second writer out as long as the file is open, where the system can."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{folder}: another process writes here: wait, or stop it") from error
-    except (ImportError, OSError):  # Windows; some network file systems
-        pass
+LABELS = ("volume", "cohort", "weak_label", "label")  # joined to the images' columns
+OWN_COLUMNS = (*IMAGE_COLUMNS[:7], *LABELS, *IMAGE_COLUMNS[7:])
 
 
 def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ValueError if what a folder holds was made with other settings than are wanted."""
     words = {"cohort_rows": "the cohort table", "inputs": "the volumes", "format": "the format"}
     changed = [
         f"{words[k]} changed" if k in words else f"{k} {found.get(k)!r} there, {v!r} asked"
@@ -41,37 +38,33 @@ def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
 
 
 def append(journal: BinaryIO, entry: dict[str, Any]) -> None:
+    """One more line."""
     journal.write(json.dumps(entry).encode() + b"\n")
     journal.flush()
 
 
 def resume(
-    folder, images: BinaryIO, journal: BinaryIO, settings, stamps, overwrite: bool = False
+    folder: Path, images: BinaryIO, journal: BinaryIO, settings, stamps, overwrite: bool = False
 ) -> list[dict[str, Any]]:
     """Entries of the volumes that are done and sound; both files are cut back to them. With
     ``overwrite``, what was begun with other settings is thrown away."""
-    size = settings["image_size"]
-    head = {"settings": settings, "n_volumes": len(stamps)}
+    size, done = settings["image_size"], []
+    header = npy_header(0, size)
     journal.seek(0)
     lines = [line for line in journal.readlines() if line.endswith(b"\n")]
     try:
-        begun = json.loads(lines[0])["settings"] if lines else settings
-    except (ValueError, KeyError, TypeError):  # damaged
-        lines = []
-    if lines and overwrite and begun != settings:
-        lines = []
-    if lines:
-        check_same(folder, begun, settings)
-    else:
+        begun = json.loads(lines[0])["settings"]
+    except (ValueError, KeyError, TypeError, IndexError):  # nothing there, or damaged
+        begun = None
+    if begun is None or (overwrite and begun != settings):
         journal.truncate(0)
         images.truncate(0)
-        append(journal, head)
-        images.write(npy_header(0, size))
+        append(journal, {"settings": settings, "n_volumes": len(stamps)})
+        images.write(header)
         images.flush()
-        return []
-    done, position = [], len(lines[0])
-    images.seek(len(npy_header(0, size)))
-    end = images.tell()
+        return done
+    check_same(folder, begun, settings)
+    position, end = len(lines[0]), images.seek(len(header))
     for line, stamp in zip(lines[1:], stamps, strict=False):
         try:
             entry = json.loads(line)
@@ -115,3 +108,38 @@ def remove_left(folder: Path) -> None:
     """What a kill after the last step, or another call's settings, left in a folder."""
     for name in LEFT:
         (folder / name).unlink(missing_ok=True)
+
+
+def slice_table(cohort: pd.DataFrame, used: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per kept slice, in the order of the images."""
+    parts = []
+    for patient, entry in zip(cohort.patient, used, strict=True):
+        if z := entry["z"]:  # slice numbers from the feet in the canonical volume
+            x_mm, y_mm, z_mm = entry["spacing"]  # of the source
+            height = ((np.array(z) - z[0]) * z_mm).round(4)  # above the lowest kept slice
+            own = {"patient": patient, "position": entry["position"], "z": z, "height_mm": height}
+            own |= {"spacing_x": x_mm, "spacing_y": y_mm, "spacing_z": z_mm}
+            parts.append(pd.DataFrame(own | {"selection": entry["selection"], "n_kept": len(z)}))
+    return _labelled(pd.concat(parts, ignore_index=True), cohort, [len(e["z"]) for e in used])
+
+
+def _labelled(images: pd.DataFrame, cohort: pd.DataFrame, counts) -> pd.DataFrame:
+    """Columns of the images, and beside them those that the cohort table says of each slice."""
+    rows = cohort.loc[np.repeat(cohort.index, counts)].reset_index(drop=True)
+    own = images.assign(**{name: rows[name] for name in LABELS})[[*OWN_COLUMNS]]
+    own = own.astype({"weak_label": "Int64", "label": "Int64"})
+    extra = [c for c in rows.columns if c not in (*OWN_COLUMNS, "mask", "path", "mask_path")]
+    return pd.concat([own, rows[extra]], axis=1)
+
+
+def join_labels(folder: Path, store: Slices, cohort: pd.DataFrame) -> None:
+    """Tables of a finished store with what the cohort table says now; images are not touched."""
+    inventory = read_csv(folder / "inventory.csv", text=True)
+    inventory["volume"] = cohort.volume.to_numpy()
+    failed = inventory[inventory.reason != ""][["volume", "patient", "reason"]]
+    images = read_csv(folder / "slices.csv", text=True)
+    table = _labelled(images[[*IMAGE_COLUMNS]], cohort, inventory.n_kept.astype(int))
+    tables = (table, failed, inventory)
+    then = [(folder / name).read_text(encoding="utf-8") for name in TABLES]
+    if [content.to_csv(index=False) for content in tables] != then:
+        finish_store(folder, folder / "slices.npy", store.settings, *tables)

@@ -3,14 +3,14 @@
 import warnings
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion
 
-from wspnb.data.volumes import Scan, resize, to_image, window
+from wspnb.data.inventory import Hu
+from wspnb.data.volumes import resize, to_image, window
 from wspnb.files import read_csv
 from wspnb.folds import cohorts_of
 
@@ -19,18 +19,12 @@ OUTLINE, BAND = (213, 94, 0), (86, 180, 233)  # orange: the mask; blue: ends of 
 
 
 def coronal(
-    plane: Callable[..., np.ndarray],
-    scan: Scan,
-    mask: np.ndarray | None,
-    kept: np.ndarray,
-    low: float = -100.0,
-    high: float = 400.0,
+    hu: Hu, mask: np.ndarray | None, kept: np.ndarray, low: float, high: float
 ) -> np.ndarray:
     """A volume from the front: where the liver is, what is kept of it, what the scan cuts off.
 
     Args:
-        plane: gives the scan's HU at an index.
-        scan: for its shape and spacing.
+        hu: the volume.
         mask: ``(x, y, z)`` bool, or None.
         kept: slice numbers along z; the plane with most mask in their middle is drawn, without a
             mask that through the middle of the scan.
@@ -39,16 +33,16 @@ def coronal(
     Returns:
         ``(PICTURE, PICTURE, 3)`` uint8, head on top, the patient's right on the left.
     """
-    width, depth, height = scan.voxels.shape
+    width, depth, height = hu.shape
     y = depth // 2
     if mask is not None and len(kept):
         y = int(np.argmax(mask[:, :, kept[len(kept) // 2]].sum(0)))
-    pixel = (scan.spacing[2], scan.spacing[0])
+    pixel = (hu.spacing[2], hu.spacing[0])
 
     def square(values, outside):  # (x, z) -> (PICTURE, PICTURE)
         return resize(to_image(np.asarray(values, np.float32)), PICTURE, pixel, outside)
 
-    grey = square(np.clip(plane(slice(None), y), low, high), low)
+    grey = square(np.clip(hu[:, y], low, high), low)
     picture = np.repeat(window(grey, low, high)[:, :, None], 3, axis=2)
     band = np.zeros((width, height))
     band[:, kept] = 1

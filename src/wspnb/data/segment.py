@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
-from wspnb.data.inventory import open_hu, window_of
+from wspnb.data.inventory import open_hu, slice_images
 from wspnb.data.masks import LIVER_ML, largest_component, read_given, write_mask
-from wspnb.data.volumes import padding, resize, to_image, window
+from wspnb.data.volumes import padding, resize, to_image
 from wspnb.files import whole
 
 
@@ -52,29 +52,8 @@ def dice_loss() -> torch.nn.Module:
     return DiceCELoss(sigmoid=True, batch=True)
 
 
-def network_images(hu, spacing, numbers, size=128, low=-100.0, high=400.0) -> np.ndarray:
-    """Axial slices as the network sees them, as in :func:`wspnb.data.slices.prepare_volume`.
-
-    Args:
-        hu: ``(x, y, z)``, canonical, HU; an array or :class:`wspnb.data.inventory.Hu`.
-        spacing: ``(3,)``, mm.
-        numbers: slices along z, ``(n,)``.
-        size: pixels a side.
-        low, high: window, HU; MRI has its own.
-
-    Returns:
-        ``(n, size, size)`` uint8, front on top, the patient's right on the left.
-    """
-    low, high = window_of(getattr(hu, "row", {}), low, high)
-    images = np.empty((len(numbers), size, size), np.uint8)
-    for image, z in zip(images, numbers, strict=True):
-        plane = np.clip(to_image(hu[:, :, z]), low, high)
-        image[:] = window(resize(plane, size, (spacing[1], spacing[0]), low), low, high)
-    return images
-
-
-def network_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
-    """Slices of a mask, as :func:`network_images`: ``(n, size, size)`` uint8, 255 = liver."""
+def slice_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
+    """Slices of a mask, as :func:`wspnb.data.inventory.slice_images`: uint8, 255 = liver."""
     planes = [to_image(mask[:, :, z]).astype(np.float32) for z in numbers]
     inside = [resize(plane, size, (spacing[1], spacing[0]), 0.0) > 0.5 for plane in planes]
     return np.stack(inside) * np.uint8(255)
@@ -86,7 +65,7 @@ def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""
     Args:
         volume: NIfTI file.
         livers: masks ``(x, y, z)``; where all are empty, the slices span the volume.
-        n, size, low, high: see :func:`network_images`.
+        n, size, low, high: see :func:`wspnb.data.inventory.slice_images`.
         coding: see :func:`training_pairs`.
 
     Returns:
@@ -97,12 +76,8 @@ def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""
     inside = np.flatnonzero(np.any(livers, axis=(0, 1, 2)))
     ends = inside[[0, -1]] if len(inside) else (0, hu.shape[2] - 1)
     numbers = np.linspace(*ends, n).round().astype(int)
-    outlines = [network_outlines(liver, hu.spacing, numbers, size) for liver in livers]
-    return (
-        numbers,
-        network_images(hu, hu.spacing, numbers, size, low, high),
-        np.stack(outlines, axis=1),
-    )
+    outlines = [slice_outlines(liver, hu.spacing, numbers, size) for liver in livers]
+    return numbers, slice_images(hu, numbers, size, low, high), np.stack(outlines, axis=1)
 
 
 def training_pairs(
@@ -115,7 +90,7 @@ def training_pairs(
         n_slices: at most so many.
         value: label of the liver in the mask (TotalSegmentator's ``total``: 5), None for all above
             zero.
-        size, low, high: see :func:`network_images`.
+        size, low, high: see :func:`wspnb.data.inventory.slice_images`.
         coding: of the intensities, see :data:`wspnb.data.inventory.CODINGS`; empty to decide by
             evidence.
 
@@ -129,8 +104,8 @@ def training_pairs(
     liver = read_given(mask, volume, value)
     hu = open_hu(volume, coding)
     numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
-    images = network_images(hu, hu.spacing, numbers, size, low, high)
-    return images, network_outlines(liver, hu.spacing, numbers, size)
+    images = slice_images(hu, numbers, size, low, high)
+    return images, slice_outlines(liver, hu.spacing, numbers, size)
 
 
 def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view):
@@ -238,8 +213,7 @@ def predict_mask(
     Args:
         volume: NIfTI file.
         segment: ``(n, size, size)`` uint8 to probabilities, see :func:`segmenter`.
-        size, low, high: see :func:`network_images`.
-        coding: see :func:`training_pairs`.
+        size, low, high, coding: see :func:`training_pairs`.
 
     Returns:
         ``(x, y, z)`` bool, canonical, perhaps empty; and its volume in ml.
@@ -247,7 +221,7 @@ def predict_mask(
     hu = open_hu(volume, coding)
     mask, pixel = np.zeros(hu.shape, bool), (hu.spacing[1], hu.spacing[0])
     for numbers in np.array_split(np.arange(hu.shape[2]), math.ceil(hu.shape[2] / 32)):
-        pictures = segment(network_images(hu, hu.spacing, numbers, size, low, high))
+        pictures = segment(slice_images(hu, numbers, size, low, high))
         for z, picture in zip(numbers, pictures, strict=True):
             shape = (hu.shape[1], hu.shape[0])
             mask[:, :, z] = to_image(back_to_grid(picture, shape, pixel) > 0.5)

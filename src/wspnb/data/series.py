@@ -1,211 +1,238 @@
-"""Which series of a patient becomes a volume: a table to choose in, which is read back.
+"""One DICOM series as NIfTI in Hounsfield units; needs the extra ``dicom``.
 
-``OUT/series.csv`` has a row for every series below the patients' folders. Where one series of a
-patient can be a volume, it is taken; where several can, one is chosen by any sign under ``take``
-(``x``). A changed choice converts again, as do
-files that have changed (``content``). ``drop`` names a file to leave out, such as one odd slice
-at an end; several are parted by semicolons.
+pydicom reads every header, so that each file below a folder is used or named with its reason, and
+slices are compared one by one; SimpleITK decodes the pixels, a file at a time. Nothing is converted
+from a part of a series: a file that cannot be read might belong to it.
 """
 
-import argparse
+import filecmp
 import os
-import sys
+import tempfile
+import warnings
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from wspnb.data.dicom import convert_series
-from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
-from wspnb.data.store import digest_files
-from wspnb.files import read_csv, write_csv
-
-COLUMNS = ("take", "drop", "patient", "folder", "images", "plane", "extent_mm", "thickness_mm")
-COLUMNS += (
-    "kernel",
-    "contrast",
-    "time",
-    "description",
-    "modality",
-    "series",
-    "converted",
-    "content",
+from wspnb.data.dicom_files import (
+    BLOCKS,
+    SAME,
+    File,
+    find_series,
+    index,
+    name_form,
+    need_dicom,
+    printable,
 )
-SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of no patient
+from wspnb.data.volumes import write_image
+
+NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  # how many, needed
+NUMBERS |= {"RescaleIntercept": 1}
+CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
+HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
 
-def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
-    """A row of the table.
-
-    Args:
-        patient: folder of the patient.
-        uid: of the series.
-        files: of the series.
-
-    Returns:
-        ``plane`` (axial, coronal, sagittal, or "" where slices have no place), ``extent_mm`` along
-        the normal from the first to the last slice, and the rest as DICOM says it.
-    """
-    tags = next((file.tags for file in files if not file.damaged), files[0].tags)
-    places = [f.tags["ImagePositionPatient"] for f in files]
-    places = np.array([p for p in places if isinstance(p, tuple) and len(p) == 3])
-    along, plane, extent = tags["ImageOrientationPatient"], "", ""
-    if isinstance(along, tuple) and len(along) == 6 and len(places):
-        normal = np.cross(along[:3], along[3:])
-        plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
-        extent = round(float(np.ptp(places @ normal)), 1)
-    place = os.path.commonpath([os.path.dirname(file.path) for file in files])
-    return {
-        "patient": printable(patient.name),
-        "folder": printable(os.path.relpath(place, patient)),
-        "images": len(files),
-        "plane": plane,
-        "extent_mm": extent,
-        "thickness_mm": tags["SliceThickness"],
-        "kernel": tags["ConvolutionKernel"],
-        "contrast": tags["ContrastBolusAgent"],
-        "time": tags["AcquisitionTime"],
-        "description": tags["SeriesDescription"],
-        "modality": tags["Modality"],
-        "series": uid,
-    }
-
-
-def choose(rows: pd.DataFrame) -> str:
-    """The series that becomes the patient's volume.
+def convert_series(
+    folder: str | Path,
+    out: str | Path,
+    series: tuple[str, ...] = (),
+    files: list[File] | None = None,
+) -> Path:
+    """One CT series as NIfTI: HU (rescale slope and intercept applied), place and axes kept.
 
     Args:
-        rows: of one patient.
+        folder: of one patient, with its files anywhere below.
+        out: the NIfTI file, ``.nii.gz``.
+        series: wanted SeriesInstanceUIDs; may hold those of other patients. Empty where a folder
+            holds one series.
+        files: of :func:`index`, to save a second reading.
 
     Returns:
-        Its SeriesInstanceUID: the one taken; else the only CT of more than one image, so that a
-        scout beside it does not matter; else the only one there is, which may be refused later.
+        The file.
 
     Raises:
-        ValueError: if several are taken, or several could be.
+        ImportError: if the extra ``dicom`` is not installed.
+        ValueError: if there is no series, or not exactly one that is wanted (all are listed); if a
+            file of it is damaged, or one that may be; if slices differ in what must be the same; if
+            they are no CT, not evenly spaced, of acquisitions that overlap, or tilted.
     """
-    taken = rows[rows["take"].str.strip() != ""]
-    if len(taken) > 1:
-        raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
-    able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
-    for found in (taken, able, rows):
-        if len(found) == 1:
-            return found.series.iloc[0]
-    listed = [
-        f"  {r.series}  {r.images} images, {r.modality or 'unknown'}, {r.plane or 'no plane'},"
-        f" {r.extent_mm} mm, {r.description or 'no description'}"
-        for r in rows.itertuples()
+    out, shown = Path(out), printable(folder)
+    files = index(folder) if files is None else files
+    found = find_series(folder, files)
+    wanted = {uid: own for uid, own in found.items() if not series or uid in series}
+    forms = {name_form(file.path) for file in files if file.tags}
+    lost = [
+        file
+        for file in files
+        if not file.tags.get("SeriesInstanceUID")
+        and (file.damaged or (file.reason == "no DICOM" and name_form(file.path) in forms))
     ]
-    raise ValueError(
-        f"{len(rows)} series to choose from, one is needed: write x under take in series.csv, and"
-        " give the command again\n" + "\n".join(listed)
-    )
-
-
-def convert_patient(
-    patient: Path, out: Path, known: pd.DataFrame, series=()
-) -> tuple[pd.DataFrame, str]:
-    """One patient's volume, unless it is there and the choice has not changed.
-
-    Args:
-        patient: folder.
-        out: folder of the volumes.
-        known: the table of an earlier call.
-        series: UIDs that go before what is taken there.
-
-    Returns:
-        The patient's rows, and what is wrong, or "".
-    """
-    name = printable(patient.name)
-    files, file = index(patient), out / f"{name}.nii.gz"
-    rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
-    rows = [dict.fromkeys(COLUMNS, "") | row for row in rows]
-    rows = pd.DataFrame(rows, columns=list(COLUMNS)).set_index("series", drop=False)
-    own = known[known.patient == name]  # a spreadsheet makes 7 of 007
-    known = own if len(own) else known[known.series.isin(rows.index)].drop_duplicates("series")
-    for column in ("take", "drop", "converted", "content"):
-        rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
-    if named := [uid for uid in rows.index if uid in series]:
-        rows["take"] = ["x" if uid in named else "" for uid in rows.index]
-    problem, uid = "", ""
-    try:
-        if not len(rows):
-            convert_series(patient, file, (), files)  # says why there is none
-        uid = choose(rows)
-        drop = rows.loc[uid, "drop"]
-        state = f"yes, without {drop}" if drop else "yes"
-        kept, gone = [], {part.strip() for part in drop.split(";") if part.strip()}
-        for entry in files:
-            names = {printable(os.path.relpath(entry.path, patient)), Path(entry.path).name}
-            kept += [] if names & gone else [entry]
-            gone -= names if names & gone else set()
-        if gone:
-            raise ValueError(f"{printable(patient)}: no file {', '.join(sorted(gone))} to drop")
-        content = digest_files(
-            *(Path(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid)
+    if not found:
+        raise ValueError(f"{shown}: no DICOM series below: correct the folder{_listed(lost)}")
+    if len(wanted) != 1:
+        lines = [f"\n  {uid}  {_words(own)}" for uid, own in found.items()]
+        raise ValueError(
+            f"{shown}: {len(wanted)} series to choose from, one is needed: name it with"
+            f" --series UID{''.join(lines)}"
         )
-        same = (rows.loc[uid, "converted"], rows.loc[uid, "content"]) == (state, content[:16])
-        if file.exists() and (same or not len(known)):
-            print(file, "(there already, not converted again)")
-        else:
-            convert_series(patient, file, (uid,), kept)
-            print(file, f"(without {drop})" if drop else "")
-        rows["converted"] = [state if one == uid else "" for one in rows.index]
-        rows["content"] = [content[:16] if one == uid else "" for one in rows.index]
-    except MemoryError:
-        raise
-    except Exception as error:  # one patient must not end the cohort, whatever is wrong
-        known_kind = isinstance(error, (ValueError, OSError, RuntimeError))
-        problem, uid = str(error) if known_kind else repr(error), ""
-        problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
-        if (rows.converted != "").any():  # of another choice, or of files that have changed since
-            file.unlink(missing_ok=True)
-            rows[["converted", "content"]] = ""
-    listing = account(files, uid)
-    if uid and rows.loc[uid, "drop"]:
-        dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
-        listing.loc[dropped, "use"] = "dropped as series.csv says"
-    write_csv(out / "files" / f"{name}.csv", listing)
-    if left := (listing.use != "used").sum():
-        print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
-    return rows, problem
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Every folder in a folder is a patient; 1 if any could not be converted."""
-    parser = argparse.ArgumentParser(prog="python -m wspnb.data.dicom", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help="one folder per patient")
-    parser.add_argument("out", type=Path, help="gets PATIENT.nii.gz, series.csv, files/PATIENT.csv")
-    parser.add_argument("--series", nargs="*", default=(), help="SeriesInstanceUIDs to take")
-    asked = parser.parse_args(arguments)
-    if not asked.folder.is_dir():
-        parser.error(f"{asked.folder}: no such folder")
-    folders = sorted(p for p in asked.folder.iterdir() if p.is_dir())
-    patients = [p for p in folders if p.name[0] != "." and p.name not in SYSTEM]
-    problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
-    loose = [p for p in sorted(asked.folder.iterdir()) if not p.is_dir() and p.name[:1] != "."]
-    if loose := [p for p in loose if p.is_symlink() or index_file(str(p)).tags]:
-        problems.append(
-            f"{asked.folder}: {len(loose)} images or dead links beside the patients' folders, such"
-            f" as {printable(loose[0])}, which are of no patient: put them into folders"
+    ((uid, own),) = wanted.items()
+    name = f"{shown}: series {uid}"
+    if lost := [file for file in own if file.damaged] + lost:
+        raise ValueError(
+            f"{name}: {len(lost)} files below cannot be read and may be slices of it: copy them"
+            f" again, or delete them if they are not needed{_listed(lost)}"
         )
-    table, known = asked.out / "series.csv", pd.DataFrame(columns=list(COLUMNS))
-    if table.exists():
-        try:
-            known = read_csv(table, text=True)
-        except ValueError as error:
-            parser.error(str(error))
-        if missing := [name for name in COLUMNS if name not in known]:
-            parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
-    found = []
-    for patient in patients:
-        rows, problem = convert_patient(patient, asked.out, known, tuple(asked.series))
-        found.append(rows)
-        problems += [problem] if problem else []
-        done = pd.concat(found)
-        rest = known[~known.patient.isin(done.patient) & ~known.series.isin(done.series)]
-        write_csv(table, pd.concat([done, rest])[list(COLUMNS)])
-    for uid in sorted({*asked.series} - {uid for rows in found for uid in rows.index}):
-        problems.append(f"{asked.folder}: no series {uid} (--series) below")
-    print(*problems, sep="\n", file=sys.stderr)
-    return 1 if problems else 0
+    own = _without_copies(own, name)
+    if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
+        raise ValueError(f"{name}: {problem}")
+    own, affine = _in_order(own, name)
+    write_image(out, _read_pixels(own, name), affine)
+    return out
+
+
+def _without_copies(files: list[File], name: str) -> list[File]:
+    """Of files that are equal byte by byte, the first; two images of one UID are refused."""
+    first: dict[str, File] = {}
+    for file in files:
+        other = first.setdefault(file.tags["SOPInstanceUID"] or file.path, file)
+        if other is not file and not filecmp.cmp(other.path, file.path, shallow=False):
+            raise ValueError(
+                f"{name}: {printable(other.path)} and {printable(file.path)} have one"
+                " SOPInstanceUID and are not the same: delete the wrong one"
+            )
+    return list(first.values())
+
+
+def _difference(files: list[File]) -> str:
+    """How slices differ in what must be the same, or nothing."""
+    for file in files:
+        if (frames := file.tags["NumberOfFrames"] or "1") not in ("1", 1):
+            where = f"{frames} frames in {printable(file.path)}"
+            return f"a multi-frame file ({where}), which is not read here: convert it with dcm2niix"
+    for tag in SAME:
+        common, n = Counter(file.tags[tag] for file in files).most_common(1)[0]
+        if odd := [file for file in files if not _alike(file.tags[tag], common)]:
+            return (
+                f"{tag} differs from slice to slice ({common!r} in {n}, {odd[0].tags[tag]!r}, ...),"
+                f" such as in {printable(odd[0].path)}: take what is of another kind out of the"
+                " folder"
+            )
+    for file in files:
+        place = file.tags["ImagePositionPatient"]
+        if not isinstance(place, tuple) or len(place) != 3 or not np.isfinite(place).all():
+            return f"no ImagePositionPatient in {printable(file.path)}"
+    return ""
+
+
+def _alike(one, other) -> bool:
+    """Whether two values of a tag are the same; axes and pixels may jitter."""
+    numbers = isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other)
+    return bool(np.allclose(one, other, 1e-3, 1e-3)) if numbers else one == other
+
+
+def _no_ct(tags: dict, file: str) -> str:
+    """Why slices with these tags are no CT in HU, or nothing."""
+    if tags["Modality"] != "CT":
+        return f"Modality is {tags['Modality'] or 'unknown'}, not CT"
+    if tags["SOPClassUID"] not in CT or "LOCALIZER" in tags["ImageType"].upper():
+        kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
+        return f"no slices of a CT but a scout or pictures ({kind})"
+    if tags["RescaleType"].upper() not in HU:
+        return f"values in {tags['RescaleType']} (RescaleType), not HU: take another series"
+    for tag, n in NUMBERS.items():
+        value = np.atleast_1d(tags[tag])
+        sound = value.dtype.kind == "f" and len(value) == n and np.isfinite(value).all()
+        sound = sound and (tag != "PixelSpacing" or min(value) > 0)
+        if not sound or (tag == "RescaleSlope" and not any(value)):
+            why = f"missing or no number ({tags[tag]!r}), such as in {file}"
+            return f"{tag} is {why}: get the series from its source again"
+    if tags["PhotometricInterpretation"] != "MONOCHROME2" or tags["SamplesPerPixel"] != 1:
+        kind = f"{tags['PhotometricInterpretation']}, {tags['SamplesPerPixel']} samples"
+        return f"pixels are {kind}, not MONOCHROME2, so no plain CT"
+    return ""
+
+
+def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
+    """Slices along the normal, and the affine ``(4, 4)`` of (column, row, slice), RAS, mm."""
+    along = np.reshape(files[0].tags["ImageOrientationPatient"], (2, 3))
+    if np.abs(along @ along.T - np.eye(2)).max() > 0.01:
+        raise ValueError(f"{name}: ImageOrientationPatient {along.tolist()} is no right angle")
+    normal = np.cross(*along)
+    origins = np.array([file.tags["ImagePositionPatient"] for file in files])
+    order = np.argsort(origins @ normal, kind="stable")
+    files, origins = [files[k] for k in order], origins[order]
+    steps = np.diff(origins, axis=0)
+    gaps = steps @ normal
+    if len(gaps) < 1:
+        raise ValueError(f"{name} of 1 slice: no gaps of slices, no volume")
+    step = float(np.median(gaps))
+    # Places written with few decimals make gaps look uneven: 0.62, 0.63 for 0.625.
+    unit = next(10.0**-k for k in range(5) if np.abs(origins - origins.round(k)).max() < 1e-6)
+    allowed = max(0.01 * step, min(1.01 * unit, 0.1 * step))
+    ideal = np.linspace(*(origins @ normal)[[0, -1]], len(files))
+    uneven = max(np.abs(gaps - step).max(), np.abs(origins @ normal - ideal).max())
+    if step <= 0 or uneven > allowed:
+        at = int(np.abs(gaps - step).argmax())
+        raise ValueError(
+            f"{name} of {len(files)} slices with gaps of {gaps.min():.2f} to {gaps.max():.2f} mm:"
+            f" slices are missing, or it is several stacks (look at {printable(files[at].path)} and"
+            f" {printable(files[at + 1].path)})"
+        )
+    if np.linalg.norm(steps - np.outer(gaps, normal), axis=1).max() > 2 * allowed:
+        raise ValueError(f"{name} has a tilted gantry: resample it first")
+    for tag in BLOCKS:  # two stacks half a slice apart make one of half the spacing
+        values = [file.tags[tag] for file in files]
+        if sum(a != b for a, b in pairwise(values)) > len(set(values)) - 1:
+            some = ", ".join(map(str, list(dict.fromkeys(values))[:4]))
+            raise ValueError(
+                f"{name}: acquisitions are interleaved ({tag} goes to and fro between {some}), as"
+                " of two phases: put the files of each into a folder of its own"
+            )
+    numbers = [file.tags["InstanceNumber"] for file in files]
+    numbers = sorted({int(n) for n in numbers if str(n).isdecimal()})
+    if len(numbers) == len(files) and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(files)):
+        warnings.warn(
+            f"{name}: {len(files)} slices with InstanceNumber {numbers[0]} to {numbers[-1]}: are"
+            " some missing at an end? Compare with the source",
+            stacklevel=4,
+        )
+    affine = np.eye(4)
+    pixel = files[0].tags["PixelSpacing"]  # between rows, between columns
+    affine[:3, 0], affine[:3, 1] = along[0] * pixel[1], along[1] * pixel[0]
+    affine[:3, 2], affine[:3, 3] = (origins[-1] - origins[0]) / (len(files) - 1), origins[0]
+    affine[:2] *= -1  # DICOM's left and back are NIfTI's right and front
+    return files, affine
+
+
+def _read_pixels(files: list[File], name: str) -> np.ndarray:
+    """HU ``(column, row, slice)``: int16 where they are whole and fit, else float32."""
+    sitk, planes = need_dicom()[1], []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, file in enumerate(files):
+            path = file.path
+            if printable(path) != path:  # SimpleITK wants UTF-8
+                path = os.path.join(scratch, f"{number}.dcm")
+                os.symlink(os.path.abspath(file.path), path)
+            try:
+                shape = int(file.tags["Rows"]), int(file.tags["Columns"])
+                plane = sitk.GetArrayFromImage(sitk.ReadImage(path)).reshape(shape)
+            except (RuntimeError, ValueError) as error:
+                why = f"cannot be decoded ({str(error).strip().splitlines()[-1][:160]})"
+                raise ValueError(f"{name}: {printable(file.path)} {why}") from error
+            whole = plane.dtype.kind in "iu" or (plane == np.rint(plane)).all()
+            fits = whole and -32768 <= plane.min() and plane.max() <= 32767
+            planes.append(plane.T.astype(np.int16 if fits else np.float32))
+    return np.stack(planes, axis=2)  # float32 if one of them is
+
+
+def _listed(files: list[File]) -> str:
+    """Files with their reasons, a line each, the first ten."""
+    lines = [f"\n  {printable(file.path)}: {file.reason}" for file in files[:10]]
+    return "".join(lines) + (f"\n  ... and {len(files) - 10} more" if len(files) > 10 else "")
+
+
+def _words(files: list[File]) -> str:
+    first = files[0].tags
+    kind, words = first["Modality"] or "unknown", first["SeriesDescription"] or "no description"
+    return f"{len(files)} images, {kind}, {words}"

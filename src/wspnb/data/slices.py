@@ -4,8 +4,6 @@
 written, ``part.py`` keeps it resumable.
 """
 
-import hashlib
-import json
 import os
 import warnings
 import zlib
@@ -17,42 +15,19 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.headers import open_header
-from wspnb.data.inventory import CODINGS, SAY, decode, describe, duplicates, refuse, window_of
-from wspnb.data.masks import LIVER_ML, check_size, keep_largest, measure
-from wspnb.data.part import append, check_same, close_up, lock, remove_left, resume
+from wspnb.data.masks import LIVER_ML, check_size, keep_largest, measure, read_given
 from wspnb.data.quality import coronal, pack, unpack
-from wspnb.data.rows import OWN_COLUMNS, inventory_table, join_labels, slice_table
-from wspnb.data.store import (
-    FORMAT,
-    TABLES,
-    Slices,
-    open_slices,
-    reader,
-    verify_store,
-    write_settings,
-)
-from wspnb.data.volumes import (
-    BODY_HU,
-    body_range,
-    central_slices,
-    load_mask,
-    read_scan,
-    resize,
-    scaled,
-    slice_positions,
-    to_image,
-    window,
-)
-from wspnb.files import naming, package_version, whole, write_csv
+from wspnb.data.store import FORMAT, TABLES, Slices, open_slices, reader, verify_store
+from wspnb.files import alone, naming, package_version, whole
 from wspnb.workers import in_order
 
 __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", "write_slices"]
 
 PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
-ALL = slice(None)
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
 
@@ -72,18 +47,14 @@ def prepare_volume(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """The kept slices of one CT volume as bytes, lowest first (WSP, section 3).
 
-    Clipped to the window in HU, resized, then rounded to bytes: in this order padding and metal do
-    not bleed into their neighbours, and values are rounded once only. Paper silent. The volume
-    stays as its file stores it; planes become float one at a time.
-
     Args:
         volume: NIfTI file of the CT.
         mask: NIfTI file of the liver, or empty: then all slices of the body are kept.
         image_size: pixels a side.
         fraction: central share of the mask's slices.
         convention: of the positions, "k/(n-1)" or "k/n".
-        low, high: window, HU. MRI has its own, of :func:`wspnb.data.inventory.mr_window`, and of
-            its mask the largest part is kept.
+        low, high: window, HU, see :func:`wspnb.data.inventory.slice_images`. Of an MRI's mask the
+            largest part is kept.
         mask_value: label of the organ in the mask, None for all that is not zero.
         organ_ml: least and most of a mask, ml; one that the scan cuts off may be smaller.
         coding: of the intensities, see :data:`wspnb.data.inventory.CODINGS`; empty to decide by
@@ -104,54 +75,36 @@ def prepare_volume(
     kept = np.arange(0)
     if mask:  # before the volume, so that raw labels and volume are not in memory together
         try:
-            inside = load_mask(mask, volume, mask_value)
-            if not inside.any():
-                raise ValueError(f"{mask}: the mask is empty: draw it or leave it out of the table")
-            row.update(measure(inside, open_header(volume)))
+            inside, header = read_given(mask, volume, mask_value), open_header(volume)
+            row.update(measure(inside, header))
             if coding == "MR":
-                inside = keep_largest(inside, row, open_header(volume))
-            kept = central_slices(inside, fraction)
+                inside = keep_largest(inside, row, header)
+            kept = volumes.central_slices(inside, fraction)
             check_size(mask, row, organ_ml)
         except ValueError as error:  # the volume is described all the same
             problem = error
-    scan = read_scan(volume)
-    row.update(describe(scan, coding))
-    low, high = window_of(row, low, high)
-
-    def plane(*index):
-        return decode(scaled(scan.voxels[index], scan), row["coding"])
-
-    def draw():
-        row["picture"] = coronal(plane, scan, inside, kept, low, high)
-
-    if row["coding"] in CODINGS:  # also of a volume that is set aside below
-        draw()
+    scan = volumes.read_scan(volume)
+    row.update(inventory.describe(scan, coding))
+    hu, ends = inventory.Hu(scan, row), inventory.window_of(row, low, high)
+    if row["coding"] in inventory.CODINGS:
+        if not mask:
+            # Bytes of the window hold air and fat as their 0, which is -100 HU; -90: paper silent.
+            above = -90 if inventory.CODINGS[row["coding"]][1] == -100 else volumes.BODY_HU
+            try:
+                kept = volumes.body_slices(hu, ends[0] if row["coding"] == "MR" else above)
+            except ValueError as error:
+                problem = error
+        row["picture"] = coronal(hu, inside, kept, *ends)  # also of a volume that is set aside
     if problem:
         raise problem
-    refuse(volume, row)
-
+    inventory.refuse(volume, row)
     if mask:
-        _check_mask(mask, volume, row, [plane(ALL, ALL, z)[inside[:, :, z]] for z in kept])
-        selection = f"central {100 * fraction:g} % of the mask"
-    else:
-        # Bytes of the window hold air and fat as their 0, which is -100 HU; -90: paper silent.
-        above = -90 if CODINGS[row["coding"]][1] == -100 else BODY_HU
-        above = low if row["coding"] == "MR" else above
-        kept = body_range(
-            [(plane(ALL, ALL, z) > above).mean() for z in range(scan.voxels.shape[2])]
-        )
-        selection = WITHOUT_MASK
-        draw()
-    images = np.empty((len(kept), image_size, image_size), dtype=np.uint8)
-    for image, z in zip(images, kept, strict=True):
-        clipped = np.clip(to_image(plane(ALL, ALL, z)), low, high)  # (h, w)
-        pixel = (scan.spacing[1], scan.spacing[0])
-        image[:] = window(resize(clipped, image_size, pixel, low), low, high)
-    return images, {
+        _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
+    return inventory.slice_images(hu, kept, image_size, low, high), {
         "z": kept.tolist(),
-        "position": slice_positions(len(kept), convention).tolist(),
+        "position": volumes.slice_positions(len(kept), convention).tolist(),
         "spacing": [round(float(s), 6) for s in scan.spacing],
-        "selection": selection,
+        "selection": f"central {100 * fraction:g} % of the mask" if mask else WITHOUT_MASK,
     }
 
 
@@ -195,11 +148,13 @@ def write_slices(
 
     Raises:
         FileNotFoundError, ValueError: from the cohort table; if the folder holds a store of other
-            settings or inputs, or damaged; if no volume is usable; if another process writes here.
+            settings or inputs, or damaged; if no volume is usable.
+        BlockingIOError: if another process writes here.
         RuntimeError: if a worker died, for instance for want of memory; what is done is kept.
     """
-    slice_positions(1, convention), window(np.zeros(1), low, high)  # raise before any work
-    central_slices(np.ones((1, 1, 1)), fraction)
+    volumes.slice_positions(1, convention)  # raises before any work, as the next two do
+    volumes.window(np.zeros(1), low, high)
+    volumes.central_slices(np.ones((1, 1, 1)), fraction)
     if mask_value is not None and mask_value < 1:
         raise ValueError(f"mask_value {mask_value}: the liver's label, 1 or more, or None for all")
     if image_size < 1:
@@ -215,7 +170,7 @@ def write_slices(
         "high": float(high),
         "mask_value": mask_value,
         "organ_ml": list(map(float, organ_ml)),
-        "cohort_rows": _digest([cohort.patient.tolist(), codings]),
+        "cohort_rows": store.digest([cohort.patient.tolist(), codings]),
     }
     stamps = [file_stamp(r.path) + file_stamp(r.mask_path) for r in cohort.itertuples()]
     folder = Path(folder)
@@ -223,22 +178,26 @@ def write_slices(
     if (folder / "slices.npy").exists():
         try:
             there = verify_store(folder)
-            check_same(folder, there.settings, {**settings, "inputs": _digest(stamps)})
+            part.check_same(folder, there.settings, settings | {"inputs": store.digest(stamps)})
         except ValueError:
             if not overwrite:
                 raise
         else:
-            remove_left(folder)
-            join_labels(folder, there, cohort)
+            part.remove_left(folder)
+            part.join_labels(folder, there, cohort)
             return folder
 
     parts = (folder / "slices.npy.part", folder / "journal.jsonl")
-    with naming(parts[0]), open(parts[0], "a+b") as images, open(parts[1], "a+b") as journal:
-        lock(images, folder)
+    with (
+        alone(folder / "slices.npy"),
+        naming(parts[0]),
+        open(parts[0], "a+b") as images,
+        open(parts[1], "a+b") as journal,
+    ):
         if overwrite:
             for name in ("slices.npy", *TABLES, "store.json", "pictures.npy"):
                 (folder / name).unlink(missing_ok=True)
-        done = resume(folder, images, journal, settings, stamps, overwrite)
+        done = part.resume(folder, images, journal, settings, stamps, overwrite)
         jobs = [
             (row.path, row.mask_path, settings, coding)
             for row, coding in zip(cohort.itertuples(), codings, strict=True)
@@ -249,11 +208,11 @@ def write_slices(
                 images.write(pixels)
                 images.flush()
                 entry |= {"crc": zlib.crc32(pixels), "stamp": stamps[len(done)]}
-                append(journal, entry)
+                part.append(journal, entry)
                 done.append(entry)
                 bar.update()
-        _finish(folder, parts[0], cohort, done, {**settings, "inputs": _digest(stamps)})
-    remove_left(folder)
+        _finish(folder, parts[0], cohort, done, settings | {"inputs": store.digest(stamps)})
+        part.remove_left(folder)
     return folder
 
 
@@ -291,7 +250,7 @@ def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
 
 def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:
     """The cohort with paths aside, and volumes named relative to the table."""
-    own = {*OWN_COLUMNS, "path", "mask_path"} - set(COLUMNS)
+    own = {*part.OWN_COLUMNS, "path", "mask_path"} - set(COLUMNS)
     clash = [name for name in cohort.columns if name in own]
     if clash:
         raise ValueError(f"{csv}: columns {clash} are names of the slices' table: rename them")
@@ -311,48 +270,34 @@ def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:
     )
 
 
-def _digest(content: Any) -> str:
-    text = content if isinstance(content, str) else json.dumps(content)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _finish(folder: Path, part: Path, cohort: pd.DataFrame, done, settings) -> None:
+def _finish(folder: Path, written: Path, cohort: pd.DataFrame, done, settings) -> None:
     """Write the tables, complete the header and give all files their names, slices.npy last."""
-    size = settings["image_size"]
-    rows = [entry.get("inventory", {}) for entry in done]
-    twice = duplicates(
-        [row.get("voxels", "") for row in rows],
-        cohort.patient.tolist(),
-        cohort.volume.tolist(),
-        [bool(entry["z"]) for entry in done],
-    )
+    rows = [entry["inventory"] for entry in done]
     counts = [len(entry["z"]) for entry in done]  # in the file
+    hashes = [row.get("voxels", "") for row in rows]
+    twice = inventory.duplicates(hashes, cohort.patient, cohort.volume, map(bool, counts))
     used = [
         {"z": [], "reason": twice[row]} if row in twice and entry["z"] else entry
         for row, entry in enumerate(done)
     ]
-    n = sum(len(entry["z"]) for entry in used)
-    failures = [
-        (row.volume, row.patient, entry["reason"])
-        for row, entry in zip(cohort.itertuples(), used, strict=True)
-        if "reason" in entry
-    ]
-    failed = pd.DataFrame(failures, columns=["volume", "patient", "reason"])
-    if not n:
+    own = cohort[["volume", "patient"]].assign(
+        n_kept=[len(entry["z"]) for entry in used],
+        reason=[entry.get("reason", "") for entry in used],  # why it is left out
+    )
+    listed = pd.concat([own, pd.DataFrame(rows, index=own.index)], axis=1)
+    failed = own[own.reason != ""][["volume", "patient", "reason"]]
+    if len(failed) == len(cohort):
         shown = "\n".join(f"  {reason}" for reason in failed.reason[:10])
-        remove_left(folder)
+        part.remove_left(folder)
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
-    table = slice_table(cohort, used)
-    closed = close_up(part, counts, used, size)
-    inventory = inventory_table(cohort, used, rows)
-    for name, content in zip(TABLES, (table, failed, inventory), strict=True):
-        write_csv(folder / name, content)
+    table = part.slice_table(cohort, used)
+    closed = part.close_up(written, counts, used, settings["image_size"])
     with whole(folder / "pictures.npy") as temporary:
-        np.save(temporary, np.stack([unpack(entry.get("picture", "")) for entry in done]))
-    suspects = _warn(folder, inventory[inventory.n_kept > 0])
-    store = {
+        np.save(temporary, np.stack([unpack(entry["picture"]) for entry in done]))
+    suspects = _warn(folder, listed[listed.n_kept > 0])
+    about = {
         **settings,
-        "n_slices": n,
+        "n_slices": len(table),
         "n_patients": int(table.patient.nunique()),
         "n_volumes": len(done) - len(failed),
         "n_failed": len(failed),
@@ -360,39 +305,32 @@ def _finish(folder: Path, part: Path, cohort: pd.DataFrame, done, settings) -> N
         "not_hu": suspects,  # decoded by evidence
         "versions": {name: package_version(name) for name in PACKAGES},
     }
-    write_settings(folder, closed, store)
-    os.replace(closed, folder / "slices.npy")
+    store.finish_store(folder, closed, about, table, failed, listed)
 
 
 def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
     """Say what is odd about volumes that are used; returns those decoded by evidence."""
+    measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
+    measured += ["mask_left_out_ml", "slice_bias"]  # of MRI
+    used = used.reindex(columns=used.columns.union(measured))
     guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
+    apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
+    halves = ~apart & (used.mask_share < 0.9)
     kinds = {  # the released code reads files that hold (HU + 100) / 2
         "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
-        f" decoded: read it, and if you know better, {SAY}": guessed
+        f" decoded: read it, and if you know better, {inventory.SAY}": guessed,
+        "masks, such as that of {}, have slices without mask between their ends, or parts that"
+        " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
+        " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
+        "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
+        "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
+        " the scan has not the positions of a whole one: look at mask_cut": used.mask_cut.notna()
+        & (used.mask_cut != ""),
+        f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
+        " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
+        "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
+        " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
     }
-    if "mask_cut" in used:
-        apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
-        halves = ~apart & (used.mask_share < 0.9)
-        cut = used.mask_cut.fillna("") != ""
-        kinds |= {
-            "masks, such as that of {}, have slices without mask between their ends, or parts that"
-            " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
-            " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
-            "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
-            "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
-            " the scan has not the positions of a whole one: look at mask_cut": cut,
-        }
-    if "slice_bias" in used:  # MRI
-        kinds |= {
-            f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
-            " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
-        }
-    if "mask_left_out_ml" in used:
-        kinds |= {
-            "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
-            " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
-        }
     for words, those in kinds.items():
         if those.any():
             told = words.format(used.volume[those].iloc[0])

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,13 +22,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wspnb.files import read_csv, write_text
+from wspnb.files import package_version, read_csv, whole, write_csv, write_text
 
 FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 TABLES = ("slices.csv", "failed.csv", "inventory.csv")
 # Of slices.csv, what the images are; all other columns, such as labels, may be corrected.
 IMAGE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
 IMAGE_COLUMNS += ("selection", "n_kept")
+AGAIN = "preprocess the cohort again"
+ALL_USED = pd.DataFrame(columns=["volume", "patient", "reason"])  # nothing was left out
 
 
 @dataclass(frozen=True)
@@ -68,42 +71,42 @@ def open_slices(folder: str | Path) -> Slices:
                 " call write_slices again with the same settings (notebook 01) to go on"
             )
         raise FileNotFoundError(f"{folder}: no slices.npy: make it first (notebook 01)")
-    again = "preprocess the cohort again"
     needed = ("slices.csv", "failed.csv", "store.json")
     if missing := [name for name in needed if not (folder / name).exists()]:
-        raise ValueError(f"{folder}: {missing} missing: {again}")
-    try:
+        raise ValueError(f"{folder}: {missing} missing: {AGAIN}")
+    with _reading(folder / "store.json"):
         settings = json.loads((folder / "store.json").read_text(encoding="utf-8"))
         shape = (settings["n_slices"], settings["image_size"], settings["image_size"])
         sums = dict(settings.get("tables", {}))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder / 'store.json'}: damaged ({error!r}): {again}") from error
     if settings.get("format", FORMAT) != FORMAT:
-        raise ValueError(
-            f"{folder}: a store of format {settings['format']}, not {FORMAT} as in this version:"
-            f" {again}"
-        )
+        made = f"a store of format {settings['format']}, not {FORMAT} as in this version"
+        raise ValueError(f"{folder}: {made}: {AGAIN}")
     if "seal" in settings and settings["seal"] != _seal(settings):
-        raise ValueError(f"{folder / 'store.json'}: was edited or damaged: {again}")
+        raise ValueError(f"{folder / 'store.json'}: was edited or damaged: {AGAIN}")
     for name, sha in sums.items():
-        if not (folder / name).exists() or digest_files(folder / name) != sha:
-            raise ValueError(f"{folder / name}: not as it was written, edited or damaged: {again}")
-    try:
+        if not (folder / name).exists() or digest_file(folder / name) != sha:
+            raise ValueError(f"{folder / name}: not as it was written, edited or damaged: {AGAIN}")
+    with _reading(folder / "slices.csv"):
         table = read_csv(folder / "slices.csv")
         table = table.astype({n: "Int64" for n in ("weak_label", "label") if n in table})
         failed = read_csv(folder / "failed.csv", text=True)
-    except Exception as error:  # whatever pandas meets in a table that was edited
-        raise ValueError(f"{folder}: its tables are damaged ({error}): {again}") from error
-    try:
+    with _reading(folder / "slices.npy"):
         images = np.load(folder / "slices.npy", mmap_mode="r")
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise ValueError(f"{folder / 'slices.npy'}: damaged ({error}): {again}") from error
     if images.shape != shape or images.dtype != np.uint8 or len(table) != shape[0]:
         raise ValueError(
             f"{folder}: slices.npy is {images.dtype} {images.shape}, slices.csv has {len(table)}"
-            f" rows, store.json says {shape}: the files do not belong together; {again}"
+            f" rows, store.json says {shape}: the files do not belong together; {AGAIN}"
         )
     return Slices(images, table, settings, failed)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Let whatever goes wrong in a damaged or edited file name it, and say what to do."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({error!r}): {AGAIN}") from error
 
 
 def verify_store(folder: str | Path) -> Slices:
@@ -116,41 +119,91 @@ def verify_store(folder: str | Path) -> Slices:
     if _identity(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
         raise ValueError(
             f"{folder / 'slices.npy'}: not the bytes that were written, damaged or edited:"
-            " delete the folder and preprocess the cohort again"
+            f" delete the folder and {AGAIN}"
         )
     return store
 
 
-def write_settings(folder: Path, images: Path, settings: dict[str, Any]) -> None:
-    """``store.json``, written when the tables are there and before the images get their name.
+def finish_store(folder: Path, images: Path, settings: dict[str, Any], *tables) -> None:
+    """Tables and ``store.json``; then the images get their name, so that they stand for all.
 
     Args:
         folder: of the store.
         images: file that is to become ``slices.npy``.
-        settings: everything else; checksums are added.
+        settings: everything else of ``store.json``; checksums are added.
+        tables: content of :data:`TABLES`, the first two at least.
     """
-    tables = {n: digest_files(folder / n) for n in TABLES if (folder / n).exists()}
-    sums = {"sha256": _identity(images, folder / "slices.csv"), "tables": tables}
-    store = {**{k: v for k, v in settings.items() if k != "seal"}, **sums}
+    for name in TABLES[len(tables) :]:  # of a store that was here
+        (folder / name).unlink(missing_ok=True)
+    files = [folder / name for name in TABLES[: len(tables)]]
+    for file, content in zip(files, tables, strict=True):
+        write_csv(file, content)
+    sums = {file.name: digest_file(file) for file in files}
+    store = settings | {"sha256": _identity(images, files[0]), "tables": sums}
     store["seal"] = _seal(store)
     write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
+    os.replace(images, folder / "slices.npy")
+
+
+def write_store(
+    folder: str | Path,
+    blocks: Iterable[np.ndarray],
+    table: pd.DataFrame,
+    size: int,
+    failed: pd.DataFrame = ALL_USED,
+    **settings,
+) -> Path:
+    """Write a store of images that are at hand; each file appears whole or not at all.
+
+    Args:
+        folder: made if missing; a store there is replaced.
+        blocks: images in the order of the table, ``(k, size, size)`` uint8 each.
+        table: one row per image, in the columns of notebook 01's store.
+        size: pixels a side.
+        failed: volume, patient and reason of what was left out.
+        settings: what the images were made from, kept in ``store.json``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if the blocks do not fit the table; nothing is written.
+    """
+    folder, shape, done = Path(folder), (len(table), size, size), 0
+    store = {"format": FORMAT, **settings, "image_size": size, "n_slices": len(table)}
+    store |= {"convention": "k/(n-1)", "n_patients": int(table.patient.nunique())}
+    store |= {"n_failed": len(failed), "versions": {"wspnb": package_version("wspnb")}}
+    with whole(folder / "slices.npy.part") as part:
+        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+        for block in blocks:
+            if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
+                raise ValueError(f"{folder}: images {block.dtype}{block.shape}, expected {shape}")
+            images[done : done + len(block)] = block
+            done += len(block)
+        if done != len(table):
+            raise ValueError(f"{folder}: {done} images for {len(table)} rows")
+        images.flush()
+        del images
+    finish_store(folder, folder / "slices.npy.part", store, table, failed)
+    return folder
 
 
 def _identity(images: Path, table: Path) -> str:
     """sha256 of the images and of what the table says of them, whatever their labels."""
     text = read_csv(table, text=True)
     text = text[[name for name in IMAGE_COLUMNS if name in text]].to_csv(index=False)
-    return hashlib.sha256(f"{digest_files(images)}{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{digest_file(images)}{text}".encode()).hexdigest()
 
 
-def digest_files(*paths: Path) -> str:
-    """sha256 of the files' bytes, one after the other."""
-    content = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                content.update(block)
-    return content.hexdigest()
+def digest_file(path: str | Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """sha256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def reader(
@@ -206,8 +259,7 @@ def npy_header(n: int, size: int) -> bytes:
 
 def _seal(settings: dict[str, Any]) -> str:
     """Checksum of the settings themselves."""
-    content = {name: value for name, value in settings.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    return digest({name: value for name, value in settings.items() if name != "seal"})[:16]
 
 
 def main(arguments: list[str]) -> int:

@@ -189,14 +189,15 @@ def central_slices(mask: np.ndarray, fraction: float = 0.7) -> np.ndarray:
     return np.arange(first + left_out, last - left_out + 1)
 
 
-def body_slices(hu: np.ndarray) -> np.ndarray:
+def body_slices(hu, above: float = BODY_HU) -> np.ndarray:
     """All slices from the first to the last that show the body: for volumes without a mask.
 
     Paper silent. A slice shows the body if more than 5 % of its pixels are above -300 HU: air and
     lung are not, and a bare table is less.
 
     Args:
-        hu: ``(x, y, z)``, HU.
+        hu: ``(x, y, z)``, HU; an array or :class:`wspnb.data.inventory.Hu`.
+        above: what is brighter is body, HU.
 
     Returns:
         Rising slice numbers along z, without gaps, at least one.
@@ -204,15 +205,11 @@ def body_slices(hu: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if no slice shows a body.
     """
-    return body_range([(hu[:, :, z] > BODY_HU).mean() for z in range(hu.shape[2])])
-
-
-def body_range(shares: list[float]) -> np.ndarray:
-    """:func:`body_slices` from each slice's share of pixels denser than fat and air."""
-    inside = np.flatnonzero(np.asarray(shares) > BODY_SHARE)
+    shares = [(hu[:, :, z] > above).mean() for z in range(hu.shape[2])]
+    inside = np.flatnonzero(np.array(shares) > BODY_SHARE)
     if not len(inside):
         raise ValueError(
-            f"no slice shows a body ({BODY_SHARE:.0%} above {BODY_HU:g} HU): are the voxels HU?"
+            f"no slice shows a body ({BODY_SHARE:.0%} above {above:g} HU): are the voxels HU?"
         )
     return np.arange(inside[0], inside[-1] + 1)
 

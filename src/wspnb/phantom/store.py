@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from wspnb.data.bscans import write_store
+from wspnb.data.store import write_store
 from wspnb.data.volumes import central_slices, slice_positions, to_image, window
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.scans import VERSION, draw_patient

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from wspnb.data.bscans import BIOMARKERS, NO_SCAN, prepare_bscan, write_bscans
+from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
 from wspnb.data.cohort import EMPTY
+from wspnb.data.store import ALL_USED
 from wspnb.files import read_csv
 
 N_SCANS = 49  # B-scans of a visit
@@ -176,7 +177,7 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     lost = table.loc[sorted(reasons)]
     failed = lost[["volume", "patient"]].assign(reason=[reasons[i] for i in lost.index])
     kept = table.drop(index=list(reasons)).reset_index(drop=True)
-    return kept, (failed if len(failed) else NO_SCAN).reset_index(drop=True)
+    return kept, (failed if len(failed) else ALL_USED).reset_index(drop=True)
 
 
 def write_olives(
