@@ -141,7 +141,8 @@ def parse(name: str) -> Method:
     if row is None or (found[2] and row.number is None):
         raise ValueError(
             f"method={name!r} has no kernel: choose one of {', '.join(METHODS)}, or "
-            f"{', '.join(FAMILIES)}, alone or followed by _ and one of these"
+            f"{', '.join(FAMILIES)}, alone or followed by _ and one of these; random and imagenet "
+            "are not trained"
         )
     if row.number is None:
         return row

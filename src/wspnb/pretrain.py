@@ -55,6 +55,8 @@ class Config:
     seed: int
 
     def __post_init__(self):
+        if self.method == "supervised":
+            raise ValueError("method=supervised: notebook 03b trains it, inside the folds")
         loss_of(self.method)  # an error names all there are
         choices = {
             "backbone": tuple(HEADS),
@@ -64,10 +66,8 @@ class Config:
             "convention": ("k/(n-1)", "k/n"),
         }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}"
-                )
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
         positive = ("sigma", "temperature", "batch_size", "n_steps", "learning_rate", "image_size")
         for name in (*positive, "crop_area"):
             if not getattr(self, name) > 0:

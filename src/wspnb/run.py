@@ -33,7 +33,10 @@ def project_path(path: str | Path) -> Path:
     The project's folder is the nearest one at or above the working directory that holds
     ``notebooks``, so that a notebook finds the same files whether JupyterLab, papermill or the
     workflow started it. Without such a folder a relative path starts at the working directory.
+    An empty path is a ValueError, as it would be the project's folder.
     """
+    if path == "":
+        raise ValueError("a folder or file is empty (''), as an unset variable leaves it: name it")
     here = Path.cwd()
     root = next((p for p in (here, *here.parents) if (p / "notebooks").is_dir()), here)
     return (root / Path(path).expanduser()).resolve()
@@ -151,7 +154,8 @@ def cast(name: str, kind: str, value, default=None):
         raise ValueError(f"parameter {name} is declared as {kind}: take one of {', '.join(types)}")
     expected = types[kind.split("[")[0]]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
-        raise ValueError(f"parameter {name} takes {kind}, not {value!r} ({type(value).__name__})")
+        like = f"{kind}, such as {default!r}" if default else kind
+        raise ValueError(f"parameter {name} takes {like}, not {value!r} ({type(value).__name__})")
     if (
         kind.startswith("list")
         and default
@@ -337,11 +341,9 @@ def _pairs(arguments: list[str]) -> tuple[list[str], list[list[str]]]:
     rest, pairs = [], []
     while arguments:
         if arguments[0] in ("-p", "--parameter") and len(arguments) > 2:
-            pairs.append(arguments[1:3])
-            arguments = arguments[3:]
+            pairs, arguments = [*pairs, arguments[1:3]], arguments[3:]
         else:
-            rest.append(arguments[0])
-            arguments = arguments[1:]
+            rest, arguments = [*rest, arguments[0]], arguments[1:]
     return rest, pairs
 
 

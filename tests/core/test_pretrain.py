@@ -69,6 +69,7 @@ SETTINGS = {
         ("crop_area", 1.5),
         ("translate", 5.0),
         ("seed", 2**70),
+        ("method", "supervised"),
         ("method", "wsp_floor1.5"),
         ("method", "byol_wsp_own"),
         ("temperature", -1.0),

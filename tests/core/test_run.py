@@ -247,6 +247,8 @@ def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert run.project_path("runs/x") == tmp_path / "runs" / "x"
     assert run.project_path("/abs/x") == Path("/abs/x")
+    with pytest.raises(ValueError, match=r"empty .*unset variable"):  # not the project's folder
+        run.project_path("")
 
 
 def test_no_notebook_waits_for_an_output_widget():
@@ -341,6 +343,8 @@ def test_lists_hold_what_their_default_holds(notebook, text):
     assert given == {"many": ["2019", "no", "d1"]}
     assert run.cast("seeds", "list", [1, 2], [0]) == [1, 2]
     assert run.cast("widths", "list", [1, 0.5, "1e-3"], [0.1]) == [1.0, 0.5, 0.001]
+    with pytest.raises(ValueError, match=r"takes list, such as \['random', 'wsp'\], not 'wsp'"):
+        run.cast("methods", "list", "wsp", ["random", "wsp"])
     with pytest.raises(ValueError, match="takes int"):
         run.cast("seeds", "list", ["a"], [0])
 
