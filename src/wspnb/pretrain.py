@@ -317,15 +317,15 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         own = {name: state[name] for name, part in parts.items() if part is not None}
     except Exception as error:
         raise ValueError(
-            f"{path}: not a readable checkpoint ({error}); delete it or use resume=False"
+            f"{path}: not a readable checkpoint ({error}); delete it or use existing=restart"
         ) from None
     unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
     if other := _differences(then, config) or unknown:
         raise ValueError(
             f"{path}: written with other settings ({other}); "
-            "delete it, use resume=False, or choose another run_dir"
+            "delete it, use existing=restart, or choose another run_dir"
         )
-    advice = "; delete it, or use resume=False"
+    advice = "; delete it, or use existing=restart"
     if lost := _not_finite({**own, "loss": [row["loss"] for row in log]}):
         raise ValueError(f"{path}: {lost} is not finite{LOST}{advice}")
     if not 0 <= step <= config.n_steps:
@@ -350,19 +350,26 @@ def _not_finite(state, name: str = "") -> str:
     return next(filter(None, found), "")
 
 
-def check_replaced(folder: Path, config: Config) -> None:
-    """Refuse to put a run in the place of a finished one of other settings.
+def check_existing(existing: str, folder: Path, config: Config) -> None:
+    """Refuse to put a run in the place of a finished one of other settings, unless ``existing`` is
+    ``replace``.
 
     Raises:
         ValueError: says what differs, and how to keep both.
     """
-    if not (folder / "encoder.safetensors").exists() or not (folder / "config.json").exists():
+    if existing not in ("resume", "restart", "replace"):
+        raise ValueError(f"existing={existing!r}: choose resume, restart or replace")
+    if (
+        existing == "replace"
+        or not (folder / "encoder.safetensors").exists()
+        or not (folder / "config.json").exists()
+    ):
         return
     then = read_json(folder / "config.json")
     if other := _differences(then, config):
         raise ValueError(
             f"{folder} holds a finished run of other settings ({other}): give this one a name "
-            "(name), or say replace=True"
+            "(name), or say existing=replace"
         )
 
 

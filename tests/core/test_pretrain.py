@@ -447,12 +447,15 @@ def test_damaged_checkpoints_are_refused(tmp_path):
 
 def test_a_finished_run_of_other_settings_is_not_replaced(tmp_path):
     config = pretrain.Config(**SETTINGS)
-    pretrain.check_replaced(tmp_path, config)
+    pretrain.check_existing("resume", tmp_path, config)
     pretrain.save_run(tmp_path, torch.nn.Linear(2, 2), config, [])
-    pretrain.check_replaced(tmp_path, config)  # the same again
+    pretrain.check_existing("resume", tmp_path, config)  # the same again
     other = pretrain.Config(**SETTINGS | {"sigma": 0.2})
     with pytest.raises(ValueError, match=r"sigma: 0.1 there, 0.2 now.*give this one a name"):
-        pretrain.check_replaced(tmp_path, other)
+        pretrain.check_existing("resume", tmp_path, other)
+    pretrain.check_existing("replace", tmp_path, other)
+    with pytest.raises(ValueError, match="existing='again': choose resume, restart or replace"):
+        pretrain.check_existing("again", tmp_path, other)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")

@@ -119,8 +119,7 @@ def test_methods_without_a_kernel(small_store, method, tmp_path, capfd):
     torch.save(weights | {"fc.weight": torch.zeros(1000, 512)}, tmp_path / "resnet18.pth")
     few = ("backbone=resnet18", "batch_size=4", "n_steps=12", "warmup_steps=1", "log_every=1")
     few += (
-        "image_size=32",
-        "replace=true",
+        "existing=replace",
         f"method={method}",
         f"imagenet_file={tmp_path / 'resnet18.pth'}",
     )
