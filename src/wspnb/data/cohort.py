@@ -7,6 +7,7 @@ import unicodedata
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 # How tables write what is unknown.
 EMPTY = {"", "nan", "na", "<na>", "none", "null", "n/a", "#n/a", "#na", "nat", "-", "?", "unknown"}
 EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "missing"}
+UNKNOWN = EMPTY - {""}
 BROKEN = re.compile(r"#[A-Z/0]+[!?]")  # #REF! and others that spreadsheets leave
 INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
 SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
@@ -69,47 +71,19 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     for column in ("patient", "cohort"):
         raw[column] = raw[column].map(_visible)
     for column in ("volume", "mask"):
-        raw[column] = [
-            _find(os.path.normpath(os.path.join(folder, os.path.expanduser(name)))) if name else ""
-            for name in raw[column]
-        ]
-    livers = [os.path.join(name, "liver.nii.gz") if name else "" for name in raw["mask"]]
-    raw["mask"] = [
-        liver if os.path.isfile(liver) else name
-        for liver, name in zip(livers, raw["mask"], strict=True)
-    ]
-    problems = cohort_errors(raw)
-    if problems:
+        raw[column] = [_resolve(folder, name) if name else "" for name in raw[column]]
+    livers = raw["mask"] + "/liver.nii.gz"
+    raw["mask"] = raw["mask"].mask((raw["mask"] != "") & livers.map(os.path.isfile), livers)
+    if problems := cohort_errors(raw):
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(f"{path}: {len(problems)} problems in the cohort table\n{shown}{more}")
-
-    owners = raw[raw["mask"] != ""].groupby("mask").patient.unique()
-    for mask, whose in owners[owners.map(len) > 1].items():
-        warnings.warn(
-            f"{path}: mask {mask!r} is that of {len(whose)} patients, {whose[0]!r} and {whose[1]!r}"
-            " among them: is a path wrong?",
-            stacklevel=2,
-        )
-    for column in ("patient", "cohort"):
-        for (one, first), (other, line) in _look_alikes(raw[column]):
-            warnings.warn(
-                f"{path}: {column}s {one!r} (line {first}) and {other!r} (line {line}) look like"
-                " one: if they are, write both alike",
-                stacklevel=2,
-            )
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):
         values = [pd.NA if v.lower() in EMPTY else int(float(v)) for v in table[column]]
         table[column] = pd.array(values, dtype="Int64")
-    classes = table.weak_label.dropna().unique().tolist()
-    for code in classes if len(classes) > 1 else ():
-        if {*str(code)} == {"9"} and code - 1 not in classes:
-            warnings.warn(
-                f"{path}: weak_label {code} is a class of its own: where it stands for unknown,"
-                " leave it empty",
-                stacklevel=2,
-            )
+    for oddity in _oddities(raw, table.weak_label.dropna().unique().tolist()):
+        warnings.warn(f"{path}: {oddity}", stacklevel=2)
     for column in names:  # numbers where all that is known of a column are numbers, else text
         if column not in (*COLUMNS, "coding", "modality"):
             known = ~table[column].str.lower().isin(EMPTY)
@@ -117,6 +91,22 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
             if numbers.notna().equals(known) and not table[column].str.match(r"-?0\d").any():
                 table[column] = numbers
     return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
+
+
+def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
+    """What may be right and seldom is."""
+    owners = raw[raw["mask"] != ""].groupby("mask").patient.unique()
+    for mask, whose in owners[owners.map(len) > 1].items():
+        who = f"{len(whose)} patients, {whose[0]!r} and {whose[1]!r} among them"
+        yield f"mask {mask!r} is that of {who}: is a path wrong?"
+    for column in ("patient", "cohort"):
+        for (one, first), (other, line) in _look_alikes(raw[column]):
+            who = f"{column}s {one!r} (line {first}) and {other!r} (line {line})"
+            yield f"{who} look like one: if they are, write both alike"
+    for code in classes if len(classes) > 1 else ():
+        if {*str(code)} == {"9"} and code - 1 not in classes:
+            advice = "where it stands for unknown, leave it empty"
+            yield f"weak_label {code} is a class of its own: {advice}"
 
 
 def cohort_errors(table: pd.DataFrame) -> list[str]:
@@ -129,79 +119,69 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
     Returns:
         Line, column, value and what to do, in the order of the lines; empty when all is sound.
     """
-    found = []
-    unknown = table.patient.str.lower().isin(EMPTY - {""}).sum()
-    first_line: dict[str, int] = {}
-    known: dict[tuple[str, str], tuple[str, int]] = {}
-    for line, row in zip(table.index, table.to_dict("records"), strict=True):
-        for column in ("volume", "patient", "cohort"):
-            if not row[column]:
-                found.append((line, f"{column} is empty: fill it in or delete the line"))
-        for column in ("patient", "cohort"):  # a single patient may be called so
-            if row[column].lower() in EMPTY - {""} and (column == "cohort" or unknown > 1):
-                advice = "fill it in, or write another name"
-                found.append((line, f"{column} {row[column]!r} stands for unknown: {advice}"))
-            elif BROKEN.fullmatch(row[column]):
-                found.append(
-                    (line, f"{column} {row[column]!r} is a spreadsheet's error: correct it")
-                )
-        if {*"+>"} & {*row["cohort"]}:
-            advice = "+ and > have a meaning in the settings: write another name"
-            found.append((line, f"cohort {row['cohort']!r}: {advice}"))
-        if EXPONENT.fullmatch(row["patient"]):
-            advice = "a spreadsheet has cut a long number: format the column as text and fill it in"
-            found.append((line, f"patient {row['patient']!r} has lost its digits: {advice}"))
-        for column in ("volume", "mask"):
-            if row[column] and not os.path.isfile(row[column]):
-                advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
-                advice += ", with / for \\" if "\\" in row[column] and os.sep == "/" else ""
-                found.append((line, f"{column} {row[column]!r} is not a file: {advice}"))
-        volume = row["volume"]
-        if volume and first_line.setdefault(volume, line) != line:
-            where = first_line[volume]
-            found.append((line, f"volume {volume!r} is already in line {where}: delete one"))
-        for column in ("weak_label", "label"):
-            problem = _label_problem(column, row[column])
-            if problem:
-                found.append((line, problem))
-        coding = row.get("coding", "")
-        if coding and coding not in CODINGS:
-            found.append(
-                (line, f"coding {coding!r} is none of {', '.join(CODINGS)}: or leave it empty")
-            )
-        modality = row.get("modality", "")
-        if modality not in ("", "ct", "mr"):
-            found.append(
-                (line, f"modality {modality!r} is none of ct, mr: or leave it empty for ct")
-            )
-        elif modality and coding and (modality == "mr") != (coding == "MR"):
-            found.append((line, f"modality 'mr' contradicts coding {coding!r}: delete one"))
-        for column in ("weak_label", "label", "cohort"):
-            value = row[column]
-            if not row["patient"] or value.lower() in EMPTY or _label_problem(column, value):
+    rows = zip(table.index, table.to_dict("records"), strict=True)
+    several = table.patient.str.lower().isin(UNKNOWN).sum() > 1  # a single patient may be called so
+    found = [(line, text) for line, row in rows for text in _row_errors(row, several)]
+    found += _contradictions(table)
+    return [f"line {line}: {problem}" for line, problem in sorted(found, key=lambda f: f[0])]
+
+
+def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
+    """What is wrong with one line, whatever the others say; ``several``: more than one patient is
+    called unknown."""
+    for column in ("volume", "patient", "cohort"):
+        if not row[column]:
+            yield f"{column} is empty: fill it in or delete the line"
+    for column in ("patient", "cohort"):
+        if row[column].lower() in UNKNOWN and (column == "cohort" or several):
+            yield f"{column} {row[column]!r} stands for unknown: fill it in, or write another name"
+        elif BROKEN.fullmatch(row[column]):
+            yield f"{column} {row[column]!r} is a spreadsheet's error: correct it"
+    if {*"+>"} & {*row["cohort"]}:
+        advice = "+ and > have a meaning in the settings: write another name"
+        yield f"cohort {row['cohort']!r}: {advice}"
+    if EXPONENT.fullmatch(row["patient"]):
+        advice = "a spreadsheet has cut a long number: format the column as text and fill it in"
+        yield f"patient {row['patient']!r} has lost its digits: {advice}"
+    for column in ("volume", "mask"):
+        if row[column] and not os.path.isfile(row[column]):
+            advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
+            advice += ", with / for \\" if "\\" in row[column] and os.sep == "/" else ""
+            yield f"{column} {row[column]!r} is not a file: {advice}"
+    for column in ("weak_label", "label"):
+        if problem := _label_problem(column, row[column]):
+            yield problem
+    coding, modality = row.get("coding", ""), row.get("modality", "")
+    if coding and coding not in CODINGS:
+        yield f"coding {coding!r} is none of {', '.join(CODINGS)}: or leave it empty"
+    if modality not in ("", "ct", "mr"):
+        yield f"modality {modality!r} is none of ct, mr: or leave it empty for ct"
+    elif modality and coding and (modality == "mr") != (coding == "MR"):
+        yield f"modality 'mr' contradicts coding {coding!r}: delete one"
+
+
+def _contradictions(table: pd.DataFrame) -> Iterator[tuple[int, str]]:
+    """Lines that do not fit an earlier one, with what is wrong."""
+    volumes = table.volume[table.volume != ""]
+    for volume, lines in volumes.index.groupby(volumes).items():
+        for line in lines[1:]:
+            yield line, f"volume {volume!r} is already in line {lines[0]}: delete one"
+    for column in ("weak_label", "label", "cohort"):
+        known: dict[str, tuple[str, int]] = {}
+        for line, patient, value in zip(table.index, table.patient, table[column], strict=True):
+            if not patient or value.lower() in EMPTY or _label_problem(column, value):
                 continue
             value = value if column == "cohort" else str(int(float(value)))
-            other, where = known.setdefault((row["patient"], column), (value, line))
+            other, where = known.setdefault(patient, (value, line))
             if other != value:
-                found.append(
-                    (
-                        line,
-                        f"patient {row['patient']!r} has {column} {value!r} here and {other!r}"
-                        f" in line {where}: a patient has one; correct it, or delete a line",
-                    )
-                )
+                here = f"patient {patient!r} has {column} {value!r} here and {other!r} in line"
+                yield line, f"{here} {where}: a patient has one; correct it, or delete a line"
     cohorts = dict(zip(table.patient, table.cohort, strict=True))
     for (one, first), (other, line) in _look_alikes(table.patient):
         if cohorts[one] != cohorts[other]:
-            found.append(
-                (
-                    line,
-                    f"patient {other!r} in cohort {cohorts[other]!r} looks like {one!r} of line"
-                    f" {first} in {cohorts[one]!r}: a patient has one cohort; write both alike, or"
-                    " rename one if they are two",
-                )
-            )
-    return [f"line {line}: {problem}" for line, problem in sorted(found, key=lambda f: f[0])]
+            here = f"patient {other!r} in cohort {cohorts[other]!r} looks like {one!r} of line"
+            advice = "a patient has one cohort; write both alike, or rename one if they are two"
+            yield line, f"{here} {first} in {cohorts[one]!r}: {advice}"
 
 
 def file_stamp(path: str) -> list:
@@ -267,12 +247,14 @@ def _look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int
     return [(group[0], other) for group in looks.values() for other in group[1:]]
 
 
-def _find(path: str) -> str:
-    """The path, or the one on the disk that differs from it in the form of its accents only."""
+def _resolve(folder: str, name: str) -> str:
+    """The path that a table in a folder names, or the one on the disk that differs from it in the
+    form of its accents only."""
+    path = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
     if os.path.exists(path):
         return path
     parent, name = os.path.split(path)
-    if parent == path or not os.path.isdir(parent := _find(parent)):
+    if parent == path or not os.path.isdir(parent := _resolve(parent, "")):
         return path
     wanted = unicodedata.normalize("NFC", name)
     there = (n for n in os.listdir(parent) if unicodedata.normalize("NFC", n) == wanted)
@@ -302,36 +284,33 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): save the table as CSV UTF-8") from error
     except csv.Error as error:
-        raise ValueError(
-            f"{path}: not a CSV file ({error} in line {reader.line_num}): save the table as CSV, or"
-            " close the quote that is open there or above"
-        ) from error
+        found = f"not a CSV file ({error} in line {reader.line_num})"
+        advice = "save the table as CSV, or close the quote that is open there or above"
+        raise ValueError(f"{path}: {found}: {advice}") from error
     while names and not names[-1] and all(len(r) == len(names) and not r[-1] for _, r in content):
         del names[-1]  # spreadsheets write columns without name or content
         content = [(line, row[:-1]) for line, row in content]
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        hint = " and separate columns by commas" if len(names) == 1 else ""
-        raise ValueError(
-            f"{path}: columns {missing} are missing, found {names}: add them{hint}"
-            " (mask and labels may be empty)"
-        )
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path}: columns {twice} appear more than once: rename or delete them")
-    if not content:
-        raise ValueError(f"{path}: no rows below the header: add one line per volume")
-    broken = [line for line, row in content if any("\n" in f or "\r" in f for f in row)]
-    if broken:
-        raise ValueError(
-            f"{path}: a field that ends in line {broken[0]} holds a line break: a quote is opened"
-            " and not closed there or above, or write the field on one line"
-        )
-    wrong = [(line, len(row)) for line, row in content if len(row) != len(names)]
-    if wrong:
-        listed = "\n".join(f"  line {n}: {k} fields, not {len(names)}" for n, k in wrong[:10])
-        raise ValueError(
-            f"{path}: {len(wrong)} lines do not fit the header\n{listed}\n"
-            "  put fields that hold a comma between double quotes"
-        )
+    if problem := _table_error(names, content):
+        raise ValueError(f"{path}: {problem}")
     return names, [line for line, _ in content], [row for _, row in content]
+
+
+def _table_error(names: list[str], content: list[tuple[int, list[str]]]) -> str:
+    """Why header and rows are no cohort table, or nothing."""
+    if missing := [name for name in COLUMNS if name not in names]:
+        hint = " and separate columns by commas" if len(names) == 1 else ""
+        advice = f"add them{hint} (mask and labels may be empty)"
+        return f"columns {missing} are missing, found {names}: {advice}"
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        return f"columns {twice} appear more than once: rename or delete them"
+    if not content:
+        return "no rows below the header: add one line per volume"
+    for line, row in content:
+        if any("\n" in field or "\r" in field for field in row):
+            advice = "a quote is opened and not closed there or above, or write it on one line"
+            return f"a field that ends in line {line} holds a line break: {advice}"
+    if wrong := [(line, len(row)) for line, row in content if len(row) != len(names)]:
+        listed = "".join(f"\n  line {n}: {k} fields, not {len(names)}" for n, k in wrong[:10])
+        advice = "put fields that hold a comma between double quotes"
+        return f"{len(wrong)} lines do not fit the header{listed}\n  {advice}"
+    return ""
