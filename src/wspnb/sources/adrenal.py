@@ -12,17 +12,15 @@ Whether it runs upwards, and which side a gland is from, cannot be told.
 The label is strong (0 normal, 1 hyperplasia). A weak label is *simulated* for the training part.
 """
 
-import csv
-import gzip
-import hashlib
-import io
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+import pandas as pd
+import pooch
 from tqdm.auto import tqdm
 
-from wspnb.files import whole, write_text
+from wspnb.data.volumes import write_image
+from wspnb.files import write_csv
 from wspnb.sources.downloads import fetch_file
 
 URL = "https://zenodo.org/records/10519652/files/adrenalmnist3d.npz?download=1"
@@ -52,8 +50,7 @@ def fetch_adrenal(folder: str | Path, local: str | Path | None = None) -> Path:
         local = Path(local)
         if not local.is_file():
             raise FileNotFoundError(f"{local}: no such file; download it from {URL}")
-        found = hashlib.md5(local.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != MD5:
+        if (found := pooch.file_hash(str(local), alg="md5")) != MD5:
             raise ValueError(
                 f"{local}: md5 {found}, not the official {MD5}: download it from {URL}"
             )
@@ -96,8 +93,6 @@ def make_adrenal(
     if not 0.5 <= reader_accuracy <= 1:
         raise ValueError(f"reader_accuracy {reader_accuracy}: choose a value in [0.5, 1]")
     folder = Path(folder)
-    for part in ("volumes", "masks"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
     with np.load(fetch_adrenal(folder, local)) as source:
         shapes = {split: source[f"{split}_images"] for split in COUNTS}
         labels = {split: source[f"{split}_labels"][:, 0].astype(int) for split in COUNTS}
@@ -108,22 +103,19 @@ def make_adrenal(
         patients = train + [p for p in patients if p[0] != "train"][:max_patients]
 
     affine = np.diag([-SPACING, -SPACING, SPACING, 1])  # LPS, see above
-    heads = {kind: _header(kind, affine) for kind in (np.int16, np.uint8)}
-    table = io.StringIO()
-    columns = ["volume", "mask", "patient", "weak_label", "label", "cohort"]
-    columns += ["split", "weak_label_simulated", "true_label"]
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(columns)
+    rows = []
     for split, number in tqdm(patients, "adrenal", unit="patient", disable=not progress):
-        name, truth = f"{split}_{number:04d}", labels[split][number]
-        gland = shapes[split][number] > 0
+        name, truth, train = f"{split}_{number:04d}", labels[split][number], split == "train"
+        gland, file = (shapes[split][number] > 0).astype(np.uint8), f"{name}.nii.gz"
         volume = np.where(gland, GLAND, BACKGROUND).astype(np.int16)
-        _write(folder / "volumes" / f"{name}.nii.gz", heads[np.int16], volume)
-        _write(folder / "masks" / f"{name}.nii.gz", heads[np.uint8], gland.astype(np.uint8))
-        row = [f"volumes/{name}.nii.gz", f"masks/{name}.nii.gz", name]
-        row += [weak[number], "", "train"] if split == "train" else ["", truth, "probe"]
-        writer.writerow([*row, split, int(split == "train"), truth])
-    write_text(folder / "cohort.csv", table.getvalue())
+        for part, voxels in (("volumes", volume), ("masks", gland)):
+            if not (folder / part / file).exists():
+                write_image(folder / part / file, voxels, affine)
+        row = {"volume": f"volumes/{file}", "mask": f"masks/{file}", "patient": name}
+        row |= {"weak_label": weak[number] if train else "", "label": "" if train else truth}
+        row |= {"cohort": "train" if train else "probe", "split": split}
+        rows.append(row | {"weak_label_simulated": int(train), "true_label": truth})
+    write_csv(folder / "cohort.csv", pd.DataFrame(rows))
     return folder / "cohort.csv"
 
 
@@ -145,17 +137,3 @@ def simulate_weak_labels(labels: np.ndarray, accuracy: float, seed: int) -> np.n
         wrong = rng.permutation(patients)[: round((1 - accuracy) * len(patients))]
         read[wrong] = 1 - value
     return read
-
-
-def _header(kind: type, affine: np.ndarray) -> bytes:
-    """The bytes before the voxels, equal for all patients."""
-    image = nib.Nifti1Image(np.zeros((28, 28, 28), kind), affine)
-    image.header.set_xyzt_units("mm")
-    content = image.to_bytes()
-    return content[: len(content) - 28**3 * np.dtype(kind).itemsize]
-
-
-def _write(path: Path, head: bytes, voxels: np.ndarray) -> None:
-    if not path.exists():
-        with whole(path) as temporary:
-            temporary.write_bytes(gzip.compress(head + voxels.tobytes(order="F"), 1, mtime=0))

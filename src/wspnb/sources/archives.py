@@ -1,13 +1,18 @@
-"""Archives from elsewhere, unpacked without trusting them: zip, tar, tar.gz."""
+"""Files from elsewhere; archives (zip, tar, tar.gz) are unpacked without trusting them."""
 
 import gzip
 import lzma
 import os
 import shutil
 import tarfile
+import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+
+import pandas as pd
+import pooch
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_BYTES, MAX_MEMBERS = 256 << 30, 100_000  # far above a cohort of CT, far below a bomb
@@ -18,6 +23,37 @@ DAMAGED += (EOFError, RuntimeError, FileExistsError, NotADirectoryError)  # a na
 def is_archive(path: Path) -> bool:
     """By its name; what a Mac keeps beside each file (._NAME.zip) is none."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+
+
+def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path]]) -> list[Path]:
+    """Files of a source, and below ``folder / "unpacked"`` what its archives hold.
+
+    Args:
+        folder: of the source.
+        local: folder of a copy, used in place; None fetches.
+        fetch: gives the files where there is no copy.
+
+    Raises:
+        FileNotFoundError: if there is no such copy.
+    """
+    if local and not Path(local).is_dir():
+        raise FileNotFoundError(f"{local}: no such folder; give the one that holds the data")
+    files = _files_below(Path(local)) if local else list(fetch())
+    for archive in [path for path in files if is_archive(path)]:
+        name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
+        files += _files_below(unpack(archive, folder / "unpacked" / name))
+    return files
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def warn_left(used: str, status: pd.Series, inventory: Path) -> None:
+    """Say how many scans are used and what became of the others, if there are any."""
+    if len(status):
+        words = ", ".join(f"{kind}: {n}" for kind, n in status.value_counts().items())
+        warnings.warn(f"{used} are used; not used: {words}; see {inventory}", stacklevel=3)
 
 
 def unpack(

@@ -8,6 +8,7 @@ never run on it; everything found is listed with its fate in ``inventory.csv``.
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
 from wspnb.files import read_csv, write_csv
-from wspnb.sources.archives import is_archive, unpack
+from wspnb.sources.archives import gather, is_archive, warn_left
 from wspnb.sources.downloads import fetch_record, read_json
 
 API = "https://api.osf.io/v2/nodes/cuk24/files/osfstorage/?page[size]=100"
@@ -66,26 +67,14 @@ def make_cirrmri(
     if not kinds or set(take) - {*kinds, *folds, "healthy"} or len(folds) > 1:
         raise ValueError(f"take={list(take)}: t1, t2 or both, healthy, and one of fold0 to fold4")
     folder.mkdir(parents=True, exist_ok=True)
-    if local and not Path(local).is_dir():
-        raise FileNotFoundError(f"{local}: no such folder; give the one that holds the data")
-    if local:
-        files = sorted(path for path in Path(local).rglob("*") if path.is_file())
-    else:
-        wanted = [f"Cirrhosis_{kind.upper()}_3D.zip" for kind in kinds]
-        wanted += ["Metadata.zip", "LICENSE.txt"] + ["Healthy_subjects.zip"] * ("healthy" in take)
-
-        def listed(_record, _home, address):
-            return list_osf(address, wanted, known)
-
-        files = fetch_record("cuk24", folder, api, progress=progress, lister=listed)
-    found = [path for path in files if not is_archive(path)]
-    for archive in [path for path in files if is_archive(path)]:
-        content = unpack(archive, folder / "unpacked" / archive.stem)
-        found += sorted(path for path in content.rglob("*") if path.is_file())
+    wanted = [f"Cirrhosis_{kind.upper()}_3D.zip" for kind in kinds]
+    wanted += ["Metadata.zip", "LICENSE.txt"] + ["Healthy_subjects.zip"] * ("healthy" in take)
+    lister = partial(list_osf, wanted=wanted, known=known)
+    fetch = partial(fetch_record, "cuk24", folder, api, progress=progress, lister=lister)
+    found = [path for path in gather(folder, local, fetch) if not is_archive(path)]
     inventory = list_scans(found, kinds, "healthy" in take)
     stages = read_stages({path.name: path for path in found}, kinds)
-    inventory["stage"] = inventory.patient.map(stages.stage)
-    for column in ("age", "gender"):
+    for column in ("stage", "age", "gender"):
         inventory[column] = inventory.patient.map(stages[column])
     sick = inventory.status.eq("") & inventory.split.ne("healthy")
     inventory.loc[sick & inventory.stage.isna(), "status"] = "no stage"
@@ -104,29 +93,26 @@ def make_cirrmri(
     used["modality"] = "mr"
     columns = ["volume", "mask", "patient", "weak_label", "label", "cohort", "modality"]
     table = used[[*columns, "stage", "split", "sequence", "age", "gender"]]
-    for column in ("stage", "age", "gender"):
-        table = table.astype({column: "Int64"})
+    table = table.astype(dict.fromkeys(("stage", "age", "gender"), "Int64"))
     write_csv(folder / "cohort.csv", table)
-    left = inventory.status[inventory.status != ""].value_counts()
-    if len(left):
-        words = ", ".join(f"{status}: {n}" for status, n in left.items())
-        warnings.warn(
-            f"{len(used)} scans are used; not used: {words}; see {folder / 'inventory.csv'}",
-            stacklevel=2,
-        )
+    rest = inventory.status[inventory.status != ""]
+    warn_left(f"{len(used)} scans", rest, folder / "inventory.csv")
     if "healthy" in take:
         warnings.warn(SHORTCUT, stacklevel=2)
     return folder / "cohort.csv"
 
 
-def list_osf(api: str, wanted: list[str], known: dict[str, str] = SHA256) -> list[dict]:
-    """Key, size, checksum and address of the wanted files of an OSF project, through its folders.
+def list_osf(
+    _record: str, _folder: Path, api: str, wanted: list[str], known: dict[str, str] = SHA256
+) -> dict[str, dict]:
+    """As :func:`wspnb.sources.downloads.read_record`, of the wanted files of an OSF project,
+    through its folders.
 
     Raises:
         ConnectionError: if the server cannot be reached or is not OSF.
         ValueError: if a file is not there, or not what it was.
     """
-    pages, found = [api], {}
+    pages, found, urls = [api], {}, {}
     while pages:
         page = read_json(pages.pop())
         try:
@@ -137,7 +123,8 @@ def list_osf(api: str, wanted: list[str], known: dict[str, str] = SHA256) -> lis
                 elif about["name"] in wanted:
                     sha = about["extra"]["hashes"]["sha256"]
                     row = {"key": about["name"], "size": about["size"], "checksum": f"sha256:{sha}"}
-                    found[about["name"]] = row | {"url": entry["links"]["download"]}
+                    found[about["name"]] = row
+                    urls[about["name"]] = entry["links"]["download"]
             pages += [page["links"]["next"]] if page["links"].get("next") else []
         except (KeyError, TypeError) as error:
             raise ConnectionError(f"{api}: not OSF's list of files ({error!r})") from error
@@ -149,7 +136,7 @@ def list_osf(api: str, wanted: list[str], known: dict[str, str] = SHA256) -> lis
                 f"{name} at {api} is not what it was: {found[name]['checksum']}, known is"
                 f" {known[name]}. Results would not compare: look at the project's page"
             )
-    return [found[name] for name in wanted]
+    return {urls[name]: found[name] for name in wanted}
 
 
 def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:

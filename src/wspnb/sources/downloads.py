@@ -101,7 +101,7 @@ def fetch_record(
     api: str = API,
     accept_changed: bool = False,
     progress: bool = True,
-    lister: Callable | None = None,
+    lister: Callable[[str, Path, str], dict[str, dict]] | None = None,
 ) -> list[Path]:
     """All files of a record, each with the size and checksum that the record states.
 
@@ -111,7 +111,7 @@ def fetch_record(
         api: base URL.
         accept_changed: take a record that is not what ``registry.json`` says.
         progress: say how much it is first, and show a bar per file.
-        lister: as :func:`read_record`, of another server; its files have a ``url`` each.
+        lister: as :func:`read_record`, of another server.
 
     Returns:
         Paths below ``folder/download``, in the record's order.
@@ -126,9 +126,7 @@ def fetch_record(
     pinned = read_registry(note, record) if note.exists() else []
     if not pinned or accept_changed or not all(_is_there(home, file) for file in pinned):
         listed = (lister or read_record)(record, home, api)
-        files = [_checked(file) for file in listed]
-        base = f"{api}/records/{record}/files"
-        urls = [f.get("url", f"{base}/{quote(f['key'])}/content") for f in listed]
+        files = list(listed.values())
         changed = {f["key"] for f in pinned + files if f not in pinned or f not in files}
         if pinned and changed and not accept_changed:
             raise ValueError(
@@ -142,7 +140,7 @@ def fetch_record(
         if progress and missing:
             size = sum(file["size"] for file in missing) / 1e9
             tqdm.write(f"{record}: {len(missing)} files to download, {size:.1f} GB")
-        for file, url in zip(files, urls, strict=True):
+        for url, file in listed.items():
             fetch_file(url, home, file["checksum"], file["key"], progress=progress)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         content = {"record": record, "api": api, "date": now, "files": files}
@@ -163,8 +161,9 @@ def read_registry(path: Path, record: str) -> list[dict]:
     return files
 
 
-def read_record(record: str, folder: Path, api: str = API) -> list[dict]:
-    """What a record states: ``key``, ``size`` (bytes) and ``checksum`` of each file."""
+def read_record(record: str, folder: Path, api: str = API) -> dict[str, dict]:
+    """What a record states: address of each file, and its ``key``, ``size`` (bytes) and
+    ``checksum``."""
     url = f"{api}/records/{record}"
     try:
         files = [_checked(file) for file in read_json(url, folder)["files"]]
@@ -172,7 +171,7 @@ def read_record(record: str, folder: Path, api: str = API) -> list[dict]:
         raise ValueError(f"{url}: not a Zenodo record ({error!r}): {BY_HAND}") from error
     if not files:
         raise ValueError(f"{url}: lists no file, is it restricted? {BY_HAND}")
-    return files
+    return {f"{url}/files/{quote(file['key'])}/content": file for file in files}
 
 
 def read_json(url: str, folder: Path | None = None):

@@ -8,15 +8,14 @@ doi 10.7937/K9/TCIA.2016.IMMQW8UQ.
 """
 
 import re
-import warnings
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import pooch
 
 from wspnb.data.cohort import EMPTY
 from wspnb.files import read_csv, write_csv
-from wspnb.sources.archives import SUFFIXES, is_archive, unpack
+from wspnb.sources.archives import SUFFIXES, gather, warn_left
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
 RECORD = "8199165"
@@ -65,19 +64,17 @@ def make_lihc(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = read_labels(labels or fetch_labels(folder, labels_url))  # before gigabytes are fetched
-    if local and not Path(local).is_dir():
-        raise FileNotFoundError(f"{local}: no such folder; give the one that holds the record")
-    if local and not (Path(local) / "registry.json").exists():
-        files = sorted(path for path in Path(local).rglob("*") if path.is_file())
-    else:
-        files = fetch_record(RECORD, local or folder, api, accept_changed, progress)
-    found = set(files) | set((folder / "masks").glob("*"))
-    for archive in [path for path in files if is_archive(path)]:
-        digest = pooch.file_hash(str(archive), alg="md5")[:8]
-        content = unpack(archive, folder / "unpacked" / f"{archive.name}-{digest}")
-        found |= {path for path in content.rglob("*") if path.is_file()}
+    home, copy = local or folder, local
+    if local and (Path(local) / "registry.json").exists():  # a download: it can be verified
+        copy = None
+    fetch = partial(fetch_record, RECORD, home, api, accept_changed, progress)
+    found = {*gather(folder, copy, fetch), *(folder / "masks").glob("*")}
     inventory = join(list_files(found), table)
-    inventory["file"] = [_seen_from(folder, file) if file else "" for file in inventory.file]
+    root = folder.absolute()  # what is below it is named from there, so that it can be moved
+    inventory["file"] = [
+        file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
+        for file in map(Path, inventory.file)
+    ]
     write_csv(folder / "inventory.csv", inventory)
     used = inventory[inventory.status == "used"].sort_values("patient")
     if used.label.nunique() < 2:
@@ -91,28 +88,17 @@ def make_lihc(
     cohort = pd.DataFrame({"volume": used.file, "mask": [masks.get(n, "") for n in used.name]})
     cohort = cohort.assign(patient=used.patient, weak_label="", label=used.label, cohort="d2")
     write_csv(folder / "cohort.csv", cohort.assign(**used[["class", "date", "score"]]))
-    left = inventory.status[
-        ~inventory.status.isin(["used", "mask", "archive", "no CT"])
-    ].value_counts()
-    if len(left):
-        words = ", ".join(f"{status}: {n}" for status, n in left.items())
-        warnings.warn(
-            f"{len(used)} patients are used; not used: {words}; see {folder / 'inventory.csv'}",
-            stacklevel=2,
-        )
+    rest = inventory.status[~inventory.status.isin(["used", "mask", "archive", "no CT"])]
+    warn_left(f"{len(used)} patients", rest, folder / "inventory.csv")
     return folder / "cohort.csv"
 
 
 def fetch_labels(folder: Path, url: str = LABELS_URL) -> Path:
     """The authors' label table, from their public repository at a fixed commit, verified."""
-    return fetch_file(
-        url,
-        folder,
-        f"sha256:{LABELS_SHA256}",
-        "dataframe_lihc.csv",
-        "give a table of your own (labels_file) with the columns patient (TCGA barcode) and score"
-        " (Ishak), or patient and label (0/1); TCGA's clinical field is fibrosis_ishak_score",
-    )
+    instead = "give a table of your own (labels_file) with the columns patient (TCGA barcode) and"
+    instead += " score (Ishak), or patient and label (0/1); TCGA's clinical field is"
+    instead += " fibrosis_ishak_score"
+    return fetch_file(url, folder, f"sha256:{LABELS_SHA256}", "dataframe_lihc.csv", instead)
 
 
 def read_labels(path: str | Path) -> pd.DataFrame:
@@ -258,9 +244,3 @@ def _whole(name: str, value: str, highest: int) -> int:
 
 def _some(names) -> str:
     return ", ".join(repr(Path(name).name) for name in list(names)[:2]) or "nothing"
-
-
-def _seen_from(folder: Path, file: str) -> str:
-    """A file below the folder relative to it, so that the folder can be moved; else its path."""
-    inside = Path(file).is_relative_to(folder.absolute())
-    return Path(file).relative_to(folder.absolute()).as_posix() if inside else file

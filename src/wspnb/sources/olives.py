@@ -15,6 +15,7 @@ from PIL import Image
 
 from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
 from wspnb.data.cohort import EMPTY
+from wspnb.data.inventory import duplicates
 from wspnb.data.store import ALL_USED
 from wspnb.files import read_csv
 
@@ -57,21 +58,14 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     # File names as Prime's 27.tif and TREX's TREXW_000027.tif.
     form = r"([^/]+)/([^/]+)/(O[DS])/[^/]*?(\d+)\.(?:tif|tiff|png|jpg)$"
     parts = raw[column].str.extract(form)
-    if parts[0].isna().any():
-        row = int(parts[0].isna().idxmax())
-        found = raw[column][row]
-        raise ValueError(f"{csv}, line {row + 2}: {found!r} is no folder/visit/side/file")
-    if raw[column].duplicated().any():
-        row = int(raw[column].duplicated().idxmax())
-        raise ValueError(f"{csv}, line {row + 2}: {raw[column][row]} a second time")
+    _refuse(csv, raw[column], parts[0].isna(), "is no folder/visit/side/file")
+    _refuse(csv, raw[column], raw[column].duplicated(), "a second time")
     numbers = {}
     for name in [name for name in ("BCVA", "CST", *WHO) if name in raw]:
         found = numbers[name] = pd.to_numeric(raw[name], errors="coerce")
         known = raw[name].notna() & ~raw[name].astype(str).str.lower().isin(EMPTY)
         wrong = found.isna() & (known | (name in WHO)) | (found % 1 > 0) & (name in WHO)
-        if wrong.any():
-            row = int(wrong.idxmax())
-            raise ValueError(f"{csv}, line {row + 2}: {name} {raw[name][row]!r} is no number")
+        _refuse(csv, raw[name], wrong, "is no number", f"{name} ")
     scan = parts[3].astype(int) + 1
     table = pd.DataFrame(
         {
@@ -97,6 +91,13 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     if (mixed > 1).any():
         raise ValueError(f"{csv}: volume {mixed.idxmax()} has {mixed.max()} patients")
     return table
+
+
+def _refuse(csv: Path, values: pd.Series, wrong: pd.Series, why: str, name: str = "") -> None:
+    """Raise ValueError for the first of a table's values that is wrong, with its line."""
+    if wrong.any():
+        row = int(wrong.idxmax())
+        raise ValueError(f"{csv}, line {row + 2}: {name}{values[row]!r} {why}")
 
 
 def headers_swapped(raw: pd.DataFrame) -> bool:
@@ -147,15 +148,12 @@ def check_split(
 
 def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Leave out files that are missing, damaged or not of eight bits, and byte-identical copies
-    (SHA-256 of the file).
-
-    The first copy stays where all copies belong to one patient; else none does, as nobody knows
-    whose it is (*paper silent*).
+    (SHA-256 of the file), see :func:`wspnb.data.inventory.duplicates`.
 
     Returns:
         The rows kept, and volume, patient, reason of the others.
     """
-    reasons, groups = {}, {}
+    reasons, hashes = {}, {}
     for row in table.itertuples():
         try:
             content = (images / row.image).read_bytes()
@@ -163,17 +161,14 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
                 picture.load()
             if picture.mode not in GREY:
                 raise ValueError(f"mode {picture.mode}, not 8 bits of grey")
-            groups.setdefault(hashlib.sha256(content).hexdigest(), []).append(row)
+            hashes[row.Index] = hashlib.sha256(content).hexdigest()
         except FileNotFoundError:
             reasons[row.Index] = f"{row.image}: no such file"
         except Exception as error:  # whatever Pillow meets in a damaged file
             reasons[row.Index] = f"{row.image}: cannot be used ({error})"
-    for rows in groups.values():
-        alone = len({row.patient for row in rows}) == 1
-        others = "" if alone else ", of other patients too: none kept"
-        for row in rows[1:] if alone else rows:
-            twin = rows[0] if row is not rows[0] else rows[1]
-            reasons[row.Index] = f"{row.image}: same bytes as {twin.image}{others}"
+    sound = table.loc[list(hashes)]
+    twice = duplicates(hashes.values(), sound.patient, sound.image, what="bytes")
+    reasons |= {sound.index[number]: why for number, why in twice.items()}
     lost = table.loc[sorted(reasons)]
     failed = lost[["volume", "patient"]].assign(reason=[reasons[i] for i in lost.index])
     kept = table.drop(index=list(reasons)).reset_index(drop=True)
@@ -241,48 +236,46 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
         raw, name = read_csv(csv), csv.stem
         if csv.name.startswith(".") or not {"BCVA", "CST", "Patient_ID"} <= set(raw):
             continue  # somebody else's
-        rows.append((name, "rows", len(raw)))
-        rows.append((name, "headers BCVA and Snellen swapped", headers_swapped(raw)))
+        found = {"rows": len(raw), "headers BCVA and Snellen swapped": headers_swapped(raw)}
         if "File_Path" in raw and raw.File_Path.str.endswith(".npy").all():
             eyes = raw.assign(patient=raw.Patient_ID.astype(int).astype(str))
-            rows.append((name, "eyes", eyes.Eye_ID.nunique()))
-            rows.append((name, "patients", eyes.patient.nunique()))
-            rows.append((name, "correlation of BCVA and CST", f"{raw.BCVA.corr(raw.CST):.2f}"))
-            continue
-        table = tables[name] = read_labels(csv, "repair")
-        visits, per_eye = table.groupby("volume").scan, table.groupby("eye").volume.nunique()
-        rows.append((name, "eyes", table.eye.nunique()))
-        rows.append((name, "visits of an eye", "/".join(map(str, sorted(set(per_eye))))))
-        rows.append((name, "scans of a visit", "/".join(map(str, sorted(set(visits.size()))))))
-        rows.append((name, "patients with both eyes", _both_eyes(table)))
-        kinds = {c: str(raw[c].dtype) for c in ("BCVA", "CST", "Patient_ID")}
-        rows.append((name, "column types", ", ".join(f"{c} {k}" for c, k in kinds.items())))
-        for marker in (m for m in BIOMARKERS if m in table):
-            part = np.clip(table.position * 7, 0, 6.99).astype(int)
-            share = table.groupby(part)[marker].mean()
-            text = " -> ".join(f"{share.get(i, np.nan):.2f}" for i in (0, 3, 6))
-            rows.append((name, f"share of {marker}: first, middle, last seventh", text))
+            found |= {"eyes": eyes.Eye_ID.nunique(), "patients": eyes.patient.nunique()}
+            found["correlation of BCVA and CST"] = f"{raw.BCVA.corr(raw.CST):.2f}"
+        else:
+            table = tables[name] = read_labels(csv, "repair")
+            sevenths = np.clip(table.position * 7, 0, 6.99).astype(int)
+            found |= {
+                "eyes": table.eye.nunique(),
+                "visits of an eye": _kinds(table.groupby("eye").volume.nunique()),
+                "scans of a visit": _kinds(table.groupby("volume").size()),
+                "patients with both eyes": (table.groupby("patient").eye.nunique() > 1).sum(),
+                "column types": ", ".join(
+                    f"{c} {raw[c].dtype}" for c in ("BCVA", "CST", "Patient_ID")
+                ),
+            }
+            for marker in (m for m in BIOMARKERS if m in table):
+                share = table.groupby(sevenths)[marker].mean().reindex([0, 3, 6])
+                what = f"share of {marker}: first, middle, last seventh"
+                found[what] = " -> ".join(f"{value:.2f}" for value in share)
+        rows += [(name, what, value) for what, value in found.items()]
     for name, table in tables.items():
         for other in [n for n in tables if n > name]:
             both = table.merge(tables[other], on="image", suffixes=("", "_other"))
             same = [c for c in ("bcva", "cst", *BIOMARKERS) if c in both]
             differ = (both[same].to_numpy() != both[[f"{c}_other" for c in same]].to_numpy()).sum()
-            rows.append((f"{name} and {other}", "images in both", len(both)))
-            rows.append((f"{name} and {other}", "values that differ", int(differ)))
+            found = {"images in both": len(both), "values that differ": differ}
+            rows += [(f"{name} and {other}", what, value) for what, value in found.items()]
         if eyes is not None and "test" in name:
-            both = shared_patients(eyes, table)
-            rows.append((f"volumes and {name}", "eyes in both", _common(eyes.Eye_ID, table.eye)))
-            rows.append((f"volumes and {name}", "patients in both", " ".join(both)))
             n_eyes = len({*eyes.Eye_ID, *table.eye})
-            rows.append((f"volumes and {name}", "eyes together", n_eyes))
-            text = f"{n_eyes * 2 * N_SCANS} = {n_eyes} x 2 x {N_SCANS}"
-            rows.append((f"volumes and {name}", "biomarker rows of all eyes", text))
+            found = {
+                "eyes in both": len({*eyes.Eye_ID} & {*table.eye}),
+                "patients in both": " ".join(shared_patients(eyes, table)),
+                "eyes together": n_eyes,
+                "biomarker rows of all eyes": f"{n_eyes * 2 * N_SCANS} = {n_eyes} x 2 x {N_SCANS}",
+            }
+            rows += [(f"volumes and {name}", what, value) for what, value in found.items()]
     return pd.DataFrame(rows, columns=["table", "finding", "value"]).astype({"value": str})
 
 
-def _both_eyes(table: pd.DataFrame) -> int:
-    return int((table.groupby("patient").eye.nunique() > 1).sum())
-
-
-def _common(a, b) -> int:
-    return len(set(a) & set(b))
+def _kinds(counts: pd.Series) -> str:
+    return "/".join(map(str, sorted(set(counts))))
