@@ -8,8 +8,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 
@@ -169,6 +170,19 @@ def read_json(path: str | Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error}): make it again") from None
     return content
+
+
+def need(extra: str, *names: str) -> list[ModuleType]:
+    """Modules that only an extra of the package installs.
+
+    Raises:
+        ModuleNotFoundError: one is missing; says how to install it.
+    """
+    try:
+        return [import_module(name) for name in names]
+    except ModuleNotFoundError as error:
+        words = f"{error.name} is missing: pip install 'wspnb[{extra}]'"
+        raise ModuleNotFoundError(words, name=error.name) from error
 
 
 def package_version(name: str) -> str:

@@ -1,7 +1,7 @@
 """Liver masks: given ones read, predicted ones back on their volume's own grid, failures named."""
 
-import builtins
 import json
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -278,14 +278,8 @@ def test_a_corrected_label_draws_no_mask_again(tmp_path):
 
 
 def test_missing_monai_is_one_clear_line(monkeypatch):
-    original = builtins.__import__
-
-    def without(name, *rest, **named):
-        if name.split(".")[0] == "monai":
-            raise ModuleNotFoundError("No module named 'monai'", name="monai")
-        return original(name, *rest, **named)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    for name in ("monai", "monai.networks.nets", "monai.losses"):
+        monkeypatch.setitem(sys.modules, name, None)
     for needs in (segment.liver_unet, segment.dice_loss):
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'wspnb\[segment\]'") as error:
             needs()

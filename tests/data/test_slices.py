@@ -238,7 +238,7 @@ def test_other_settings_or_inputs_are_refused(tmp_path):
     csv = make_cohort(tmp_path / "source", 3)
     folder = write(csv, tmp_path / "store")
     before = contents(folder)
-    with pytest.raises(ValueError, match=r"image_size 24 there, 32 asked.*overwrite=True"):
+    with pytest.raises(ValueError, match=r"image_size: 24 there, 32 now.*overwrite=True"):
         write(csv, folder, image_size=32)
     assert contents(folder) == before
     os.utime(csv.parent / "v1.nii.gz")  # a copy is the same volume

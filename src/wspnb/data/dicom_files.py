@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from wspnb.files import need
+
 DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
 # What must be the same in all slices of a series.
 SAME = (
@@ -42,7 +44,7 @@ def index(folder: str | Path) -> list[File]:
     Raises:
         ImportError: if the extra ``dicom`` is not installed.
     """
-    need_dicom()
+    need("dicom", "pydicom", "SimpleITK")  # before the work
     found, seen = [], set()
 
     def lost(error):
@@ -96,18 +98,9 @@ def name_form(path: str) -> str:
     return re.sub(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*", "0", os.path.basename(path))
 
 
-def need_dicom():
-    try:
-        import pydicom
-        import SimpleITK
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'wspnb[dicom]'") from error
-    return pydicom, SimpleITK
-
-
 def index_file(path: str) -> File:
     """One file's header, and whether its pixels are all there."""
-    pydicom, _ = need_dicom()
+    (pydicom,) = need("dicom", "pydicom")
     if not os.path.exists(path):
         return File(path, {}, "a link that leads nowhere", True)
     if not os.path.isfile(path):

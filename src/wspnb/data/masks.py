@@ -1,6 +1,5 @@
 """Liver masks as files: given ones read, predicted ones written on their volume's own grid."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,18 +9,17 @@ import pandas as pd
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from scipy import ndimage
 
+from wspnb.data import store
 from wspnb.data.cohort import file_stamp
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import load_mask, write_image
-from wspnb.files import write_csv, write_text
+from wspnb.files import read_json, write_csv, write_text
 
-OTHERS = ((1, 2), (0, 2), (0, 1))  # axes to look along for the ends of x, y and z
-OURS = ("settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors")
-OURS += ("unet-loss.csv", "fold-[0-9]*-loss.csv", "fold-[0-9]*-dice.csv")
-OURS += (
-    "fold-[0-9]*.safetensors",
-    *(f"{f}/{5 * '[0-9]'}-*.nii.gz" for f in ("predicted", "given")),
-)
+OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
+OURS += ["unet-loss.csv", *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv"))]
+OURS += ["fold-[0-9]*.safetensors"]
+OURS += [f"{folder}/{5 * '[0-9]'}-*.nii.gz" for folder in ("predicted", "given")]
+LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 
 
 def read_given(mask, volume, value: int | None = None) -> np.ndarray:
@@ -30,10 +28,6 @@ def read_given(mask, volume, value: int | None = None) -> np.ndarray:
     if not liver.any():
         raise ValueError(f"{mask}: the mask is empty: leave it out or draw it")
     return liver
-
-
-# Livers of adults are far inside; paper silent.
-LIVER_ML = (200.0, 6000.0)
 
 
 def measure(mask: np.ndarray, header: Header) -> dict:
@@ -51,24 +45,27 @@ def measure(mask: np.ndarray, header: Header) -> dict:
         ``mask_share`` of the voxels in the largest, and ``mask_reach``, by how many slices the
         other parts go beyond the ends of the largest.
     """
-    shown = np.flatnonzero(mask.any((0, 1)))
-    low, high = shown[0] == 0, shown[-1] == mask.shape[2] - 1
-    row = {
-        "mask_ml": round(int(np.count_nonzero(mask)) * header.voxel_ml, 1),
-        "mask_mm": round(float((shown[-1] - shown[0] + 1) * header.spacing[2]), 1),
-        "mask_cut": " and ".join(end for end, cut in (("bottom", low), ("top", high)) if cut),
-        "mask_gaps": int(shown[-1] - shown[0] + 1 - len(shown)),
-    }
-    # Only the box around it: labelling a whole scan takes as long as reading it.
-    flat = mask[:, :, shown[0] : shown[-1] + 1].any(2)
-    x, y = (np.flatnonzero(flat.any(axis)) for axis in (1, 0))
-    box = mask[x[0] : x[-1] + 1, y[0] : y[-1] + 1, shown[0] : shown[-1] + 1]
-    parts, n = ndimage.label(box, np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel())[1:]
+    box, parts, sizes = _parts(mask, np.ones((3, 3, 3)))
+    z, n_voxels = box[2], int(sizes.sum())
+    ends = {"bottom": z.start == 0, "top": z.stop == mask.shape[2]}
     own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
-    reach = int(own[0] + box.shape[2] - 1 - own[-1])
-    share = round(float(sizes.max() / sizes.sum()), 4)
-    return row | {"mask_parts": n, "mask_share": share, "mask_reach": reach}
+    return {
+        "mask_ml": round(n_voxels * header.voxel_ml, 1),
+        "mask_mm": round(float((z.stop - z.start) * header.spacing[2]), 1),
+        "mask_cut": " and ".join(end for end, cut in ends.items() if cut),
+        "mask_gaps": int((~mask[box].any((0, 1))).sum()),
+        "mask_parts": len(sizes),
+        "mask_share": round(int(sizes.max()) / n_voxels, 4),
+        "mask_reach": int(own[0] + z.stop - z.start - 1 - own[-1]),
+    }
+
+
+def _parts(mask: np.ndarray, touching: np.ndarray | None):
+    """The box around a mask that is not empty, its parts numbered from 1, and their voxels; only
+    the box, as labelling a whole scan takes as long as reading it."""
+    box = ndimage.find_objects(mask.view(np.uint8))[0]
+    parts, n = ndimage.label(mask[box], touching)
+    return box, parts, np.bincount(parts.ravel(), minlength=n + 1)[1:]
 
 
 def keep_largest(mask: np.ndarray, row: dict, header: Header) -> np.ndarray:
@@ -102,11 +99,9 @@ def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_
 def largest_component(mask: np.ndarray, touching: np.ndarray | None = None) -> np.ndarray:
     """The largest part of a mask that hangs together by faces (or as SciPy's ``structure`` says),
     ``(x, y, z)`` bool; empty if it is."""
-    found, ends = np.zeros(mask.shape, bool), [np.flatnonzero(mask.any(axes)) for axes in OTHERS]
-    if len(ends[0]):
-        box = tuple(slice(end[0], end[-1] + 1) for end in ends)  # labels of a whole scan are large
-        parts, n = ndimage.label(mask[box], touching)
-        sizes = ndimage.sum_labels(mask[box], parts, np.arange(1, n + 1))
+    found = np.zeros(mask.shape, bool)
+    if mask.any():
+        box, parts, sizes = _parts(mask, touching)
         np.equal(parts, sizes.argmax() + 1, out=found[box])
     return found
 
@@ -126,8 +121,8 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     r"""Overlap of two masks, :math:`2|A \cap B| / (|A| + |B|)`; 1 when both are empty."""
-    total = int(np.count_nonzero(a)) + int(np.count_nonzero(b))
-    return 2 * int(np.count_nonzero(a & b)) / total if total else 1.0
+    total = np.count_nonzero(a) + np.count_nonzero(b)
+    return float(2 * np.count_nonzero(a & b) / total) if total else 1.0
 
 
 def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
@@ -232,17 +227,10 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
         for file in [file for name in OURS for file in folder.glob(name)]:
             file.unlink()
     if note.exists():
-        then = json.loads(note.read_text(encoding="utf-8"))
-        other = [
-            f"volumes, masks or patients of {k}_dir changed"
-            if k in ("source", "train")
-            else f"{k}: {then.get(k)} there, {v} now"
-            for k, v in settings.items()
-            if then.get(k) != v
-        ]
-        if other:
+        words = {k: f"volumes, masks or patients of {k}_dir" for k in ("source", "train")}
+        if other := store.changes(read_json(note), settings, words):
             raise ValueError(
-                f"{note}: made with other settings ({', '.join(other)}): choose another masks_dir,"
+                f"{note}: made with other settings ({other}): choose another masks_dir,"
                 " or resume=False to begin afresh"
             )
     for part in ("predicted", "given"):
@@ -255,5 +243,5 @@ def digest(table: pd.DataFrame) -> str:
     of a mask's business, and the project may move."""
     files = [file_stamp(path) for path in [*table.volume, *table["mask"]]]
     codings = table.get("coding", pd.Series("", table.index)).tolist()
-    text = json.dumps([table.patient.tolist(), codings, table.volume.map(stem).tolist(), files])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    names = table.volume.map(stem).tolist()
+    return store.digest([table.patient.tolist(), codings, names, files])[:16]

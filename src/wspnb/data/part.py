@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
-from wspnb.data.store import IMAGE_COLUMNS, TABLES, Slices, finish_store, npy_header
+from wspnb.data.store import IMAGE_COLUMNS, TABLES, Slices, changes, finish_store, npy_header
 from wspnb.files import read_csv
 
 LEFT = ("slices.npy.part", "slices.npy.whole", "journal.jsonl")
@@ -25,14 +25,9 @@ OWN_COLUMNS = (*IMAGE_COLUMNS[:7], *LABELS, *IMAGE_COLUMNS[7:])
 def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise ValueError if what a folder holds was made with other settings than are wanted."""
     words = {"cohort_rows": "the cohort table", "inputs": "the volumes", "format": "the format"}
-    changed = [
-        f"{words[k]} changed" if k in words else f"{k} {found.get(k)!r} there, {v!r} asked"
-        for k, v in wanted.items()
-        if found.get(k) != v
-    ]
-    if changed:
+    if changed := changes(found, wanted, words):
         raise ValueError(
-            f"{folder}: holds slices made otherwise ({'; '.join(changed)}):"
+            f"{folder}: holds slices made otherwise ({changed}):"
             " choose another folder, delete this one, or pass overwrite=True"
         )
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
 from wspnb.data.inventory import open_hu, slice_images
 from wspnb.data.masks import LIVER_ML, largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image
-from wspnb.files import whole
+from wspnb.files import need, whole
 
 
 def liver_unet(seed: int = 0) -> torch.nn.Module:
@@ -33,12 +33,10 @@ def liver_unet(seed: int = 0) -> torch.nn.Module:
     Raises:
         ModuleNotFoundError: without monai; says how to install it.
     """
-    _need_monai()
-    from monai.networks.nets import UNet
-
+    (nets,) = need("segment", "monai.networks.nets")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet(2, 1, 1, (8, 16, 32, 64, 128), (2, 2, 2, 2), num_res_units=0, norm="batch")
+        return nets.UNet(2, 1, 1, (8, 16, 32, 64, 128), (2, 2, 2, 2), num_res_units=0, norm="batch")
 
 
 def dice_loss() -> torch.nn.Module:
@@ -46,10 +44,8 @@ def dice_loss() -> torch.nn.Module:
 
     Of the batch, as a slice without liver has no Dice of its own.
     """
-    _need_monai()
-    from monai.losses import DiceCELoss
-
-    return DiceCELoss(sigmoid=True, batch=True)
+    (losses,) = need("segment", "monai.losses")
+    return losses.DiceCELoss(sigmoid=True, batch=True)
 
 
 def slice_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
@@ -160,16 +156,15 @@ def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: 
 
 
 def save_network(network: torch.nn.Module, file: Path) -> None:
-    """Weights in float32 on the CPU (safetensors); the file appears whole or not at all."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    """Weights (safetensors); the file appears whole or not at all."""
     with whole(file) as temporary:
-        save_file(weights, temporary)
+        save_model(network, temporary)
 
 
 def load_network(file: Path, device="cpu") -> Callable[[np.ndarray], np.ndarray]:
     """The network that :func:`save_network` wrote, as :func:`segmenter` gives it."""
     network = liver_unet()
-    network.load_state_dict(load_file(file))
+    load_model(network, file)
     return segmenter(network.to(device, memory_format=torch.channels_last))
 
 
@@ -253,14 +248,3 @@ def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
         return f"{ml:.0f} ml of liver predicted, over {LIVER_ML[1]:g} ml"
     write_mask(path, mask, volume)
     return ""
-
-
-def _need_monai() -> None:
-    try:
-        import monai  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "monai":
-            raise
-        raise ModuleNotFoundError(
-            "monai is missing, which liver masks need: pip install 'wspnb[segment]'", name="monai"
-        ) from None

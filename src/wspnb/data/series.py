@@ -15,17 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wspnb.data.dicom_files import (
-    BLOCKS,
-    SAME,
-    File,
-    find_series,
-    index,
-    name_form,
-    need_dicom,
-    printable,
-)
+from wspnb.data.dicom_files import BLOCKS, SAME, File, find_series, index, name_form, printable
 from wspnb.data.volumes import write_image
+from wspnb.files import need
 
 NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  # how many, needed
 NUMBERS |= {"RescaleIntercept": 1}
@@ -207,7 +199,7 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
 
 def _read_pixels(files: list[File], name: str) -> np.ndarray:
     """HU ``(column, row, slice)``: int16 where they are whole and fit, else float32."""
-    sitk, planes = need_dicom()[1], []
+    (sitk,), planes = need("dicom", "SimpleITK"), []
     with tempfile.TemporaryDirectory() as scratch:
         for number, file in enumerate(files):
             path = file.path

@@ -201,6 +201,17 @@ def digest_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def changes(then: dict[str, Any], now: dict[str, Any], words: dict[str, str]) -> str:
+    """Which settings are not those of an earlier run; ``words`` for those that say nothing."""
+    return "; ".join(
+        f"{words[name]} changed"
+        if name in words
+        else f"{name}: {then.get(name)!r} there, {v!r} now"
+        for name, v in now.items()
+        if then.get(name) != v
+    )
+
+
 def digest(content: Any) -> str:
     """sha256 of what JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

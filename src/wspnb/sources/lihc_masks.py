@@ -16,10 +16,9 @@ import numpy as np
 import pandas as pd
 from nibabel.processing import resample_from_to
 
-from wspnb.data.dicom_files import need_dicom
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import write_image
-from wspnb.files import read_csv, write_csv
+from wspnb.files import need, read_csv, write_csv
 
 TAGS = ("Modality", "PatientID", "StudyDate", "SeriesDescription")
 INSIDE = 0.95  # of a liver must lie on the volume, else they are not of one scan (paper silent)
@@ -32,7 +31,7 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: if there is none.
     """
-    pydicom, rows = need_dicom()[0], []
+    (pydicom,), rows = need("dicom", "pydicom"), []
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         try:
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
@@ -55,14 +54,10 @@ def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
         ImportError: if the extra ``dicom`` is not installed.
         ValueError: if the file is damaged, or no segment is a liver.
     """
-    try:
-        import highdicom
-        from pydicom.sr.codedict import codes
-    except ImportError as error:
-        raise ImportError(f"{error.name} is missing: pip install 'wspnb[dicom]'") from error
+    highdicom, sr = need("dicom", "highdicom", "pydicom.sr.codedict")
     try:
         found = highdicom.seg.segread(file)
-        numbers = found.get_segment_numbers(segmented_property_type=codes.SCT.Liver)
+        numbers = found.get_segment_numbers(segmented_property_type=sr.codes.SCT.Liver)
         if not numbers:
             raise ValueError(f"segments {found.segment_numbers}, none of them a liver")
         one = {"segment_numbers": numbers[:1], "combine_segments": True, "relabel": True}
@@ -162,9 +157,8 @@ def _best(own: pd.DataFrame, header: Header, out: Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Liver masks from DICOM segmentations, and for whom there is none."""
-    parser = argparse.ArgumentParser(
-        prog="python -m wspnb.sources.lihc_masks", description=main.__doc__
-    )
+    program = "python -m wspnb.sources.lihc_masks"
+    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
     parser.add_argument("folder", type=Path, help="source_dir of make lihc, with inventory.csv")
     parser.add_argument("segmentations", type=Path, help="folder of the DICOM SEG files")
     asked = parser.parse_args(arguments)
