@@ -157,6 +157,13 @@ def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:
     return pd.read_csv(path, na_values=empty, **kept, **options)
 
 
+def separator(path: str | Path) -> str:
+    """What separates the columns of somebody's table, by its header: a comma, or the semicolon or
+    tab that spreadsheets write where the comma is a decimal sign."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return max(",;\t", key=file.readline().count)
+
+
 def read_json(path: str | Path) -> dict:
     """An object that was written as JSON.
 

@@ -44,6 +44,17 @@ def test_types_paths_and_extra_columns(tmp_path):
     assert table.side.tolist() == ["left", "", "right"]
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_semicolons_and_tabs_of_a_spreadsheet_separate_as_commas_do(tmp_path, sign):
+    lines = ["a.nii.gz,m.nii.gz,007,2,,radio,", "b.nii.gz,,8,,1,d1,"]
+    commas = read_cohort(write(tmp_path, *lines, header=HEADER + ",age"))
+    lines = [line.replace(",", sign) for line in (HEADER + ",age", *lines)]
+    lines = [lines[0], lines[1] + "63,5\r", lines[2] + "70,1\r"]
+    table = read_cohort(write(tmp_path, *lines[1:], header=lines[0], encoding="utf-8-sig"))
+    pd.testing.assert_frame_equal(table[[*COLUMNS]], commas[[*COLUMNS]])
+    assert table.age.tolist() == ["63,5", "70,1"]
+
+
 def test_column_order_and_blank_lines_do_not_matter(tmp_path):
     path = write(
         tmp_path,
@@ -122,7 +133,7 @@ def test_missing_columns_wrong_separator_encoding_and_file(tmp_path):
     with pytest.raises(ValueError, match=r"columns \['mask', 'weak_label'\] are missing"):
         read_cohort(write(tmp_path, header="volume,patient,label,cohort"))
     with pytest.raises(ValueError, match="by commas"):
-        read_cohort(write(tmp_path, header=HEADER.replace(",", ";")))
+        read_cohort(write(tmp_path, header=HEADER.replace(",", "|")))
     with pytest.raises(ValueError, match="more than once"):
         read_cohort(write(tmp_path, header=HEADER + ",label"))
     with pytest.raises(ValueError, match="not UTF-8"):

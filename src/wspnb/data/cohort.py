@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from wspnb.data.inventory import CODINGS
+from wspnb.files import separator
 
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 # How tables write what is unknown.
@@ -32,13 +33,13 @@ EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE][+-][0-9]+")  # as spreadsheets s
 def read_cohort(path: str | Path) -> pd.DataFrame:
     """The cohort's table with its paths resolved and its labels as integers.
 
-    The file is comma-separated UTF-8 with the columns ``volume, mask, patient, weak_label, label,
-    cohort`` and any others, which are kept. Paths are relative to the file's folder, or absolute;
-    ``mask``, ``weak_label`` and ``label`` may be empty. A ``mask`` that is a folder with a
-    ``liver.nii.gz`` in it, as TotalSegmentator writes one per patient, stands for that file. A
-    further column ``coding`` says how a volume's intensities are coded
-    (:data:`wspnb.data.inventory.CODINGS`), empty to find out; a column ``modality`` says ct (also
-    where it is empty) or mr, whose coding is then "MR". Accents may be written in one
+    The file is UTF-8, separated by commas (or semicolons, or tabs), with the columns ``volume,
+    mask, patient, weak_label, label, cohort`` and any others, which are kept. Paths are relative to
+    the file's folder, or absolute; ``mask``, ``weak_label`` and ``label`` may be empty.
+    A ``mask`` that is a folder with a ``liver.nii.gz`` in it, as TotalSegmentator writes one per
+    patient, stands for that file. A further column ``coding`` says how a volume's intensities are
+    coded (:data:`wspnb.data.inventory.CODINGS`), empty to find out; a column ``modality`` says ct
+    (also where it is empty) or mr, whose coding is then "MR". Accents may be written in one
     character or in two, in paths and in names; characters that nobody sees are dropped. A row is a
     line: a field with a line break in it is refused, as an open quote makes one.
 
@@ -277,7 +278,7 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
     """Column names, and for each row that is not blank its line number and its fields."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(file, strict=True, delimiter=separator(path))
             names = [name.strip() for name in next(reader, [])]
             stripped = ([field.strip() for field in row] for row in reader)
             content = [(reader.line_num, row) for row in stripped if any(row)]

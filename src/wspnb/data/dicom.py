@@ -19,7 +19,7 @@ import pandas as pd
 from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
 from wspnb.data.series import convert_series
 from wspnb.data.store import digest, digest_file
-from wspnb.files import read_csv, write_csv
+from wspnb.files import read_csv, separator, write_csv
 
 __all__ = ["account", "convert_series", "find_series", "index", "main", "printable"]
 
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     table, known = asked.out / "series.csv", pd.DataFrame(columns=COLUMNS)
     if table.exists():
         try:
-            known = read_csv(table, text=True)
+            known = read_csv(table, text=True, sep=separator(table))
         except ValueError as error:
             parser.error(str(error))
         if missing := [name for name in COLUMNS if name not in known]:

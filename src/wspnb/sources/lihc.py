@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from wspnb.data.cohort import EMPTY
-from wspnb.files import read_csv, write_csv
+from wspnb.files import read_csv, separator, write_csv
 from wspnb.sources.archives import SUFFIXES, gather, warn_left
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
@@ -120,7 +120,7 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table of labels")
-    raw = read_csv(path, text=True, skip_blank_lines=False)  # lines count
+    raw = read_csv(path, text=True, skip_blank_lines=False, sep=separator(path))  # lines count
     raw.columns = raw.columns.str.strip()
     by = next((name for name in ("subject", "patient") if name in raw), None)
     if by is None or not {"score", "class", "label"} & set(raw.columns):
