@@ -161,10 +161,8 @@ def test_interrupted_and_resumed_is_the_same_store(tmp_path, monkeypatch, after)
     assert not (folder / "slices.npy").exists()
     with pytest.raises(FileNotFoundError, match=f"unfinished, {after} of 6 volumes"):
         open_slices(folder)
-    with open(folder / "slices.npy.part", "ab") as file:
-        file.write(b"torn")  # bytes of a volume that was being written
-    with open(folder / "journal.jsonl", "ab") as file:
-        file.write(b'{"z": [2, 3')
+    (folder / "slices.part" / f"{after:05d}.npz").write_bytes(b"PK\3\4torn")  # by a power cut
+    (folder / "slices.part" / f".tmp-{2**22}-{after:05d}.npz").write_bytes(b"being written")
     counted = []
     monkeypatch.setattr(
         module, "prepare_volume", lambda *a, **k: counted.append(a) or real(*a, **k)
@@ -175,11 +173,11 @@ def test_interrupted_and_resumed_is_the_same_store(tmp_path, monkeypatch, after)
 
 
 @pytest.mark.parametrize("line", [b"hello\n", b'{"settings": {\n', b"[]\n", b"\0\0\n"])
-def test_a_journal_that_is_damaged_from_the_start_is_begun_anew(tmp_path, line):
+def test_what_was_begun_with_settings_that_are_damaged_is_begun_anew(tmp_path, line):
     csv = make_cohort(tmp_path, 2)
     whole = contents(write(csv, tmp_path / "whole"))
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "journal.jsonl").write_bytes(line)
+    (tmp_path / "store" / "slices.part").mkdir(parents=True)
+    (tmp_path / "store" / "slices.part" / "settings.json").write_bytes(line)
     assert contents(write(csv, tmp_path / "store")) == whole
 
 
@@ -201,16 +199,16 @@ def test_killed_and_resumed_is_the_same_store(tmp_path):
     (tmp_path / "writer.py").write_text(code)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, tmp_path / "writer.py"], env=environment)
-    journal = folder / "journal.jsonl"
+    parts = folder / "slices.part"
     deadline = time.time() + 60
     while time.time() < deadline and process.poll() is None:
-        if journal.exists() and journal.read_bytes().count(b"\n") > 4:
+        if len(list(parts.glob("[0-9]*.npz"))) > 3:
             break
         time.sleep(0.02)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (folder / "slices.npy").exists() and journal.exists(), "killed too late"
+    assert not (folder / "slices.npy").exists() and parts.exists(), "killed too late"
     assert len(children) >= 2
     deadline = time.time() + 60
     while time.time() < deadline and any(map(is_running, children)):
@@ -228,8 +226,8 @@ def test_bytes_lost_in_a_crash_are_done_again(tmp_path, monkeypatch):
         patch.setattr(module, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             write(csv, folder)
-    with open(folder / "slices.npy.part", "r+b") as file:
-        file.seek(-9 * SIZE * SIZE, os.SEEK_END)
+    with open(folder / "slices.part" / "00004.npz", "r+b") as file:
+        file.seek(4 * SIZE * SIZE)
         file.write(bytes(100))  # pages that never reached the disk
     assert contents(write(csv, folder)) == whole
 
@@ -488,8 +486,9 @@ def test_an_error_nobody_thought_of_sets_one_volume_aside(tmp_path, monkeypatch)
 def test_what_a_kill_left_in_a_finished_store_goes(tmp_path):
     csv = make_cohort(tmp_path / "source", 2)
     before = contents(write(csv, tmp_path / "store"))
-    for name in ("slices.npy.part", "slices.npy.whole", "journal.jsonl"):
-        (tmp_path / "store" / name).write_bytes(b"left")
+    (tmp_path / "store" / "slices.part").mkdir()
+    for name in ("settings.json", "00000.npz", ".tmp-1-00001.npz"):
+        (tmp_path / "store" / "slices.part" / name).write_bytes(b"left")
     assert contents(write(csv, tmp_path / "store")) == before
 
 

@@ -123,13 +123,13 @@ class Step:
 
     def finished(self) -> dict[str, int]:
         """What is done and must not be done again: files with the time they were written, and
-        the number of volumes in the journal and of steps in the checkpoint."""
+        the number of volumes of an unfinished store and of steps in the checkpoint."""
         runs = self.folder / "runs" / "trust"
         kinds = ["source/**/*.nii.gz", "cohort/slices.npy"]
         kinds += ["notebooks/.done/*"] if self.name == "workflow" else []
         found = {str(file): file.stat().st_mtime_ns for kind in kinds for file in runs.glob(kind)}
-        for journal in runs.glob("cohort/journal.jsonl"):
-            found["volumes"] = journal.read_bytes().count(b"\n")
+        if (parts := runs / "cohort" / "slices.part").exists():
+            found["volumes"] = len(list(parts.glob("[0-9]*.npz")))
         for checkpoint in runs.glob("pretrain/*/checkpoint.pt"):
             found["steps"] = torch.load(checkpoint, weights_only=True)["step"]
         return found
@@ -259,7 +259,7 @@ def test_killed_at_random_moments_the_same_bytes(step, undisturbed, everything):
 
 
 BEGUN = {  # a file that tells that the work has begun
-    "01_preprocess": "runs/trust/cohort/journal.jsonl",
+    "01_preprocess": "runs/trust/cohort/slices.part/settings.json",
     "02_pretrain": f"{Path(ENCODER[0]).parent}/checkpoint.pt",
     "03_linear_probe": "runs/trust/notebooks/03_linear_probe.log",
 }

@@ -1,23 +1,23 @@
-"""A store while it is written: bytes that grow, a journal with a line for each volume done.
+"""A store while it is written: a file for each volume done, in the folder ``slices.part``.
 
-``slices.npy.part`` grows volume by volume beside ``journal.jsonl``. A kill at any moment loses at
-most the volume that was under way; whoever writes next cuts both back to what is sound.
+A kill at any moment loses at most the volumes that were under way; whoever writes next does those
+again that are missing, damaged (a zip has checksums) or of files that have changed since.
 
 Images and labels are separate identities: a corrected label changes the tables, not the images.
 """
 
 import json
-import zlib
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from wspnb.data.store import IMAGE_COLUMNS, TABLES, Slices, changes, finish_store, npy_header
-from wspnb.files import read_csv
+from wspnb.data.store import IMAGE_COLUMNS, PART, TABLES, Slices, changes, describe_store
+from wspnb.files import read_csv, read_json, whole, write_text
 
-LEFT = ("slices.npy.part", "slices.npy.whole", "journal.jsonl")
 LABELS = ("volume", "cohort", "weak_label", "label")  # joined to the images' columns
 OWN_COLUMNS = (*IMAGE_COLUMNS[:7], *LABELS, *IMAGE_COLUMNS[7:])
 
@@ -32,77 +32,42 @@ def check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
         )
 
 
-def append(journal: BinaryIO, entry: dict[str, Any]) -> None:
-    """One more line."""
-    journal.write(json.dumps(entry).encode() + b"\n")
-    journal.flush()
-
-
-def resume(
-    folder: Path, images: BinaryIO, journal: BinaryIO, settings, stamps, overwrite: bool = False
-) -> list[dict[str, Any]]:
-    """Entries of the volumes that are done and sound; both files are cut back to them. With
-    ``overwrite``, what was begun with other settings is thrown away."""
-    size, done = settings["image_size"], []
-    header = npy_header(0, size)
-    journal.seek(0)
-    lines = [line for line in journal.readlines() if line.endswith(b"\n")]
+def begin(folder: Path, settings: dict[str, Any], n_volumes: int, overwrite: bool) -> list[Path]:
+    """Files of the volumes, some of which may be there. With ``overwrite``, what was begun with
+    other settings is thrown away, else refused."""
+    note = folder / PART / "settings.json"
     try:
-        begun = json.loads(lines[0])["settings"]
-    except (ValueError, KeyError, TypeError, IndexError):  # nothing there, or damaged
+        begun = read_json(note)["settings"]
+    except (OSError, ValueError, KeyError):  # nothing there, or damaged
         begun = None
     if begun is None or (overwrite and begun != settings):
-        journal.truncate(0)
-        images.truncate(0)
-        append(journal, {"settings": settings, "n_volumes": len(stamps)})
-        images.write(header)
-        images.flush()
-        return done
-    check_same(folder, begun, settings)
-    position, end = len(lines[0]), images.seek(len(header))
-    for line, stamp in zip(lines[1:], stamps, strict=False):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            break
-        pixels = images.read(len(entry["z"]) * size * size)
-        # A volume that was replaced since, or bytes that a crash lost, are done again.
-        if entry["stamp"] != stamp or zlib.crc32(pixels) != entry["crc"]:
-            break
-        done.append(entry)
-        position, end = position + len(line), end + len(pixels)
-    journal.truncate(position)
-    images.truncate(end)
-    return done
+        shutil.rmtree(note.parent, ignore_errors=True)
+        write_text(note, json.dumps({"settings": settings, "n_volumes": n_volumes}))
+    else:
+        check_same(folder, begun, settings)
+    return [note.with_name(f"{number:05d}.npz") for number in range(n_volumes)]
 
 
-def close_up(part: Path, counts: list[int], used: list[dict[str, Any]], size: int) -> Path:
-    """Complete the header; if volumes are left out that were written, a copy without their gap.
-
-    The part itself keeps all that the journal lists, so that a kill in between loses nothing.
-    """
-    n, start = sum(len(entry["z"]) for entry in used), len(npy_header(0, size))
-    header = npy_header(n, size)
-    if len(header) != start or part.stat().st_size != start + sum(counts) * size * size:
-        raise RuntimeError(f"{part}: length does not fit {n} slices: delete {part.parent}")
-    if n == sum(counts):
-        with open(part, "r+b") as file:
-            file.write(header)
-        return part
-    whole = part.with_name("slices.npy.whole")
-    with open(part, "rb") as source, open(whole, "wb") as target:
-        source.seek(start)
-        target.write(header)
-        for count, entry in zip(counts, used, strict=True):
-            pixels = source.read(count * size * size)
-            target.write(pixels if entry["z"] else b"")
-    return whole
+def write_part(file: Path, images: np.ndarray, picture: np.ndarray, entry: dict[str, Any]) -> None:
+    """A volume's slices, its picture, and what else is known of it."""
+    with whole(file) as temporary, open(temporary, "wb") as output:
+        np.savez(output, images=images, picture=picture, entry=json.dumps(entry))
 
 
-def remove_left(folder: Path) -> None:
-    """What a kill after the last step, or another call's settings, left in a folder."""
-    for name in LEFT:
-        (folder / name).unlink(missing_ok=True)
+def read_parts(files: Iterable[Path], name: str) -> Iterator[Any]:
+    """Of each volume the ``images``, the ``picture`` or the ``entry``."""
+    for file in files:
+        with np.load(file) as content:
+            yield json.loads(str(content[name])) if name == "entry" else content[name]
+
+
+def is_done(file: Path, stamp: list) -> bool:
+    """Whether a volume's file is there, every byte sound, and of files that have not changed."""
+    try:
+        _, _, entry = (next(read_parts([file], n)) for n in ("images", "picture", "entry"))
+        return entry["stamp"] == stamp
+    except Exception:  # whatever a crash has left there
+        return False
 
 
 def slice_table(cohort: pd.DataFrame, used: list[dict[str, Any]]) -> pd.DataFrame:
@@ -137,4 +102,4 @@ def join_labels(folder: Path, store: Slices, cohort: pd.DataFrame) -> None:
     tables = (table, failed, inventory)
     then = [(folder / name).read_text(encoding="utf-8") for name in TABLES]
     if [content.to_csv(index=False) for content in tables] != then:
-        finish_store(folder, folder / "slices.npy", store.settings, *tables)
+        describe_store(folder, folder / "slices.npy", store.settings, *tables)

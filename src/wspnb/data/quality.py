@@ -1,8 +1,6 @@
 """What became of each patient and volume of a cohort, to be read before any result."""
 
 import warnings
-import zlib
-from base64 import b64decode, b64encode
 from pathlib import Path
 
 import numpy as np
@@ -53,18 +51,6 @@ def coronal(
         liver = square(mask[:, y], 0.0) > 0.5
         picture[liver & ~binary_erosion(liver)] = OUTLINE
     return picture
-
-
-def pack(row: dict) -> str:
-    """Take the picture out of an inventory's row, as text; empty if there is none."""
-    picture = row.pop("picture", None)
-    return "" if picture is None else b64encode(zlib.compress(picture.tobytes())).decode()
-
-
-def unpack(text: str) -> np.ndarray:
-    """The picture of :func:`pack`; black if there was none."""
-    bytes_ = zlib.decompress(b64decode(text)) if text else bytes(3 * PICTURE**2)
-    return np.frombuffer(bytes_, np.uint8).reshape(PICTURE, PICTURE, 3)
 
 
 def read_pictures(folder: Path) -> np.ndarray:

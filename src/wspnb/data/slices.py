@@ -5,8 +5,8 @@ written, ``part.py`` keeps it resumable.
 """
 
 import os
+import shutil
 import warnings
-import zlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.headers import open_header
 from wspnb.data.masks import LIVER_ML, check_size, keep_largest, measure, read_given
-from wspnb.data.quality import coronal, pack, unpack
-from wspnb.data.store import FORMAT, TABLES, Slices, open_slices, reader, verify_store
-from wspnb.files import alone, naming, package_version, whole
+from wspnb.data.quality import PICTURE, coronal
+from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
+from wspnb.files import alone, package_version, whole
 from wspnb.workers import in_order
 
 __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", "write_slices"]
@@ -162,7 +162,7 @@ def write_slices(
     cohort = _name_volumes(read_cohort(cohort_csv), Path(cohort_csv))
     codings = cohort.get("coding", pd.Series("", cohort.index)).tolist()
     settings = {
-        "format": FORMAT,
+        "format": store.FORMAT,
         "image_size": int(image_size),
         "fraction": float(fraction),
         "convention": convention,
@@ -183,43 +183,30 @@ def write_slices(
             if not overwrite:
                 raise
         else:
-            part.remove_left(folder)
+            shutil.rmtree(folder / store.PART, ignore_errors=True)
             part.join_labels(folder, there, cohort)
             return folder
-
-    parts = (folder / "slices.npy.part", folder / "journal.jsonl")
-    with (
-        alone(folder / "slices.npy"),
-        naming(parts[0]),
-        open(parts[0], "a+b") as images,
-        open(parts[1], "a+b") as journal,
-    ):
+    with alone(folder / "slices.npy"):
         if overwrite:
             for name in ("slices.npy", *TABLES, "store.json", "pictures.npy"):
                 (folder / name).unlink(missing_ok=True)
-        done = part.resume(folder, images, journal, settings, stamps, overwrite)
-        jobs = [
-            (row.path, row.mask_path, settings, coding)
-            for row, coding in zip(cohort.itertuples(), codings, strict=True)
-        ][len(done) :]
-        bar = tqdm(None, "volumes", len(cohort), initial=len(done), disable=not progress)
+        files = part.begin(folder, settings, len(cohort), overwrite)
+        whats = zip(cohort.path, cohort.mask_path, codings, stamps, files, strict=True)
+        jobs = [(*what, settings) for what in whats if not part.is_done(what[4], what[3])]
+        done = len(cohort) - len(jobs)
+        bar = tqdm(None, "volumes", len(cohort), initial=done, disable=not progress)
         with bar, closing(in_order(_prepare, jobs, workers)) as results:
-            for pixels, entry in results:
-                images.write(pixels)
-                images.flush()
-                entry |= {"crc": zlib.crc32(pixels), "stamp": stamps[len(done)]}
-                part.append(journal, entry)
-                done.append(entry)
+            for _ in results:
                 bar.update()
-        _finish(folder, parts[0], cohort, done, settings | {"inputs": store.digest(stamps)})
-        part.remove_left(folder)
+        _finish(folder, files, cohort, settings | {"inputs": store.digest(stamps)})
+        shutil.rmtree(folder / store.PART)
     return folder
 
 
 def _prepare(
-    volume: str, mask: str, settings: dict[str, Any], coding: str
-) -> tuple[bytes, dict[str, Any]]:
-    """One job: the slices' bytes and the journal's entry, which is a reason for a bad volume."""
+    volume: str, mask: str, coding: str, stamp: list, file: Path, settings: dict[str, Any]
+) -> None:
+    """One job: a volume's slices and what else is known of it, a reason if it is bad, in a file."""
     names = ("image_size", "fraction", "convention", "low", "high", "mask_value", "organ_ml")
     options, row = {name: settings[name] for name in names}, {}
     try:
@@ -229,8 +216,10 @@ def _prepare(
     except Exception as error:  # one bad file must not end the cohort, whatever is wrong with it
         reason = str(error) if volume in str(error) or (mask and mask in str(error)) else ""
         reason = reason or f"{volume}: cannot be used ({error!r}): copy or convert it again"
-        return b"", {"z": [], "reason": reason, "picture": pack(row), "inventory": row}
-    return images.tobytes(), entry | {"picture": pack(row), "inventory": row}
+        images, entry = np.empty((0, *2 * [settings["image_size"]]), np.uint8), {"z": []}
+        entry["reason"] = reason
+    picture = row.pop("picture", np.zeros((PICTURE, PICTURE, 3), np.uint8))
+    part.write_part(file, images, picture, entry | {"stamp": stamp, "inventory": row})
 
 
 def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
@@ -270,12 +259,12 @@ def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:
     )
 
 
-def _finish(folder: Path, written: Path, cohort: pd.DataFrame, done, settings) -> None:
-    """Write the tables, complete the header and give all files their names, slices.npy last."""
-    rows = [entry["inventory"] for entry in done]
-    counts = [len(entry["z"]) for entry in done]  # in the file
+def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> None:
+    """Put what was done of each volume together: the store, without those that are there twice."""
+    done = list(part.read_parts(files, "entry"))
+    rows, usable = [entry["inventory"] for entry in done], [bool(entry["z"]) for entry in done]
     hashes = [row.get("voxels", "") for row in rows]
-    twice = inventory.duplicates(hashes, cohort.patient, cohort.volume, map(bool, counts))
+    twice = inventory.duplicates(hashes, cohort.patient, cohort.volume, usable)
     used = [
         {"z": [], "reason": twice[row]} if row in twice and entry["z"] else entry
         for row, entry in enumerate(done)
@@ -288,24 +277,20 @@ def _finish(folder: Path, written: Path, cohort: pd.DataFrame, done, settings) -
     failed = own[own.reason != ""][["volume", "patient", "reason"]]
     if len(failed) == len(cohort):
         shown = "\n".join(f"  {reason}" for reason in failed.reason[:10])
-        part.remove_left(folder)
+        shutil.rmtree(folder / store.PART)
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
     table = part.slice_table(cohort, used)
-    closed = part.close_up(written, counts, used, settings["image_size"])
     with whole(folder / "pictures.npy") as temporary:
-        np.save(temporary, np.stack([unpack(entry["picture"]) for entry in done]))
-    suspects = _warn(folder, listed[listed.n_kept > 0])
-    about = {
-        **settings,
-        "n_slices": len(table),
-        "n_patients": int(table.patient.nunique()),
+        np.save(temporary, np.stack(list(part.read_parts(files, "picture"))))
+    about = settings | {
         "n_volumes": len(done) - len(failed),
-        "n_failed": len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
-        "not_hu": suspects,  # decoded by evidence
+        "not_hu": _warn(folder, listed[listed.n_kept > 0]),  # decoded by evidence
         "versions": {name: package_version(name) for name in PACKAGES},
     }
-    store.finish_store(folder, closed, about, table, failed, listed)
+    kept = [file for file, entry in zip(files, used, strict=True) if entry["z"]]
+    images, size = part.read_parts(kept, "images"), about.pop("image_size")
+    store.write_store(folder, images, table, size, failed, listed, **about)
 
 
 def _warn(folder: Path, used: pd.DataFrame) -> list[str]:

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wspnb.files import package_version, read_csv, whole, write_csv, write_text
+from wspnb.files import package_version, read_csv, read_json, whole, write_csv, write_text
 
 FORMAT = 1  # of the store: raise it with every change that alters a stored byte
 TABLES = ("slices.csv", "failed.csv", "inventory.csv")
+PART = "slices.part"  # folder of what is done of an unfinished store
 # Of slices.csv, what the images are; all other columns, such as labels, may be corrected.
 IMAGE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
 IMAGE_COLUMNS += ("selection", "n_kept")
@@ -62,13 +62,11 @@ def open_slices(folder: str | Path) -> Slices:
     """
     folder = Path(folder)
     if not (folder / "slices.npy").exists():
-        journal = folder / "journal.jsonl"
-        if journal.exists():
-            head, *entries = journal.read_bytes().splitlines() or [b"{}"]
-            total = json.loads(head).get("n_volumes", "?")
+        if (note := folder / PART / "settings.json").exists():
+            done = len(list(note.parent.glob("[0-9]*.npz")))
             raise FileNotFoundError(
-                f"{folder}: unfinished, {len(entries)} of {total} volumes are done:"
-                " call write_slices again with the same settings (notebook 01) to go on"
+                f"{folder}: unfinished, {done} of {read_json(note).get('n_volumes')} volumes are"
+                " done: call write_slices again with the same settings (notebook 01) to go on"
             )
         raise FileNotFoundError(f"{folder}: no slices.npy: make it first (notebook 01)")
     needed = ("slices.csv", "failed.csv", "store.json")
@@ -124,12 +122,12 @@ def verify_store(folder: str | Path) -> Slices:
     return store
 
 
-def finish_store(folder: Path, images: Path, settings: dict[str, Any], *tables) -> None:
-    """Tables and ``store.json``; then the images get their name, so that they stand for all.
+def describe_store(folder: Path, images: Path, settings: dict[str, Any], *tables) -> None:
+    """Tables and ``store.json``, written before the images get their name.
 
     Args:
         folder: of the store.
-        images: file that is to become ``slices.npy``.
+        images: file that is, or is to become, ``slices.npy``.
         settings: everything else of ``store.json``; checksums are added.
         tables: content of :data:`TABLES`, the first two at least.
     """
@@ -142,7 +140,6 @@ def finish_store(folder: Path, images: Path, settings: dict[str, Any], *tables) 
     store = settings | {"sha256": _identity(images, files[0]), "tables": sums}
     store["seal"] = _seal(store)
     write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
-    os.replace(images, folder / "slices.npy")
 
 
 def write_store(
@@ -151,9 +148,10 @@ def write_store(
     table: pd.DataFrame,
     size: int,
     failed: pd.DataFrame = ALL_USED,
+    inventory: pd.DataFrame | None = None,
     **settings,
 ) -> Path:
-    """Write a store of images that are at hand; each file appears whole or not at all.
+    """Write a store; each file appears whole or not at all, ``slices.npy`` last.
 
     Args:
         folder: made if missing; a store there is replaced.
@@ -161,6 +159,7 @@ def write_store(
         table: one row per image, in the columns of notebook 01's store.
         size: pixels a side.
         failed: volume, patient and reason of what was left out.
+        inventory: what was found in every file, if there were files.
         settings: what the images were made from, kept in ``store.json``.
 
     Returns:
@@ -170,11 +169,11 @@ def write_store(
         ValueError: if the blocks do not fit the table; nothing is written.
     """
     folder, shape, done = Path(folder), (len(table), size, size), 0
-    store = {"format": FORMAT, **settings, "image_size": size, "n_slices": len(table)}
-    store |= {"convention": "k/(n-1)", "n_patients": int(table.patient.nunique())}
-    store |= {"n_failed": len(failed), "versions": {"wspnb": package_version("wspnb")}}
-    with whole(folder / "slices.npy.part") as part:
-        images = np.lib.format.open_memmap(part, "w+", np.uint8, shape)
+    store = {"format": FORMAT, "convention": "k/(n-1)", "image_size": size, "n_slices": len(table)}
+    store |= {"n_patients": int(table.patient.nunique()), "n_failed": len(failed)}
+    store |= {"versions": {"wspnb": package_version("wspnb")}} | settings
+    with whole(folder / "slices.npy") as temporary:
+        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         for block in blocks:
             if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
                 raise ValueError(f"{folder}: images {block.dtype}{block.shape}, expected {shape}")
@@ -184,7 +183,8 @@ def write_store(
             raise ValueError(f"{folder}: {done} images for {len(table)} rows")
         images.flush()
         del images
-    finish_store(folder, folder / "slices.npy.part", store, table, failed)
+        tables = (table, failed) if inventory is None else (table, failed, inventory)
+        describe_store(folder, temporary, store, *tables)
     return folder
 
 
@@ -258,14 +258,6 @@ def reader(
         return batch.pin_memory().to(device, non_blocking=True) if pinned else batch.to(device)
 
     return read
-
-
-def npy_header(n: int, size: int) -> bytes:
-    """The .npy header; numpy leaves room for n to grow, so its length does not depend on n."""
-    buffer = BytesIO()
-    header = {"descr": "|u1", "fortran_order": False, "shape": (n, size, size)}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
 
 
 def _seal(settings: dict[str, Any]) -> str:
