@@ -7,7 +7,7 @@ do, as every position and every millilitre hangs on it.
 
 import gzip
 import math
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,26 +68,22 @@ def open_header(path: str | Path) -> Header:
             f"{path}: not readable as NIfTI ({_first_line(error)}): convert it again"
         ) from error
     if not isinstance(image, FORMATS):
-        raise ValueError(
-            f"{path}: {type(image).__name__} does not say which way is up or right: convert it to"
-            " NIfTI from the source (DICOM)"
-        )
+        found = f"{type(image).__name__} does not say which way is up or right"
+        raise ValueError(f"{path}: {found}: convert it to NIfTI from the source (DICOM)")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or 0 in shape:
         raise ValueError(f"{path}: shape {image.shape}, not one 3-D volume: split or convert it")
     if kind.fields is not None or kind.kind not in "iufb":
         raise ValueError(f"{path}: voxels of type {kind}, not plain numbers: convert it to HU")
-    problem = _affine_problem(image, affine)
-    if problem:
+    if problem := _affine_problem(image, affine):
         raise ValueError(f"{path}: {problem}")
-    affine[:3] *= _millimetres(image)
+    if isinstance(image, nib.Nifti1Pair):  # the others have mm
+        affine[:3] *= UNITS.get(int(image.header["xyzt_units"]) & 7, np.nan)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not (SPACING[0] <= spacing.min() and spacing.max() <= SPACING[1]):
-        raise ValueError(
-            f"{path}: voxels of {spacing} mm, no body scan's: correct the header's spacing or unit"
-            " (xyzt_units)"
-        )
+        advice = "correct the header's spacing or unit (xyzt_units)"
+        raise ValueError(f"{path}: voxels of {spacing} mm, no body scan's: {advice}")
     orientation = io_orientation(affine)
     canonical = affine @ inv_ornt_aff(orientation, shape)
     shape = tuple(int(shape[i]) for i in np.argsort(orientation[:, 0]))
@@ -113,16 +109,14 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
         data = str(header.image.file_map["image"].filename)
         packed = data.endswith((".gz", ".mgz"))
         _check_size(data, header.image, packed)
-        if packed and hasattr(header.image, "from_stream"):
-            with gzip.open(data) as stream:  # once, without nibabel's cache
+        with gzip.open(data) if packed else nullcontext() as stream:
+            if packed and hasattr(header.image, "from_stream"):  # once, without nibabel's cache
                 stream.readinto = lambda buffer: _fill(stream, buffer)
                 array = read(type(header.image).from_stream(stream))
-                _read_on(stream.read)
-        else:
-            array = read(header.image)
-            if packed:
-                with gzip.open(data) as stream:
-                    _read_on(stream.read)
+            else:
+                array = read(header.image)
+            while packed and stream.read(1 << 20):  # to the end, where gzip's checksum is
+                pass
     except MemoryError:
         raise
     except Exception as error:  # truncated or damaged in any of several ways
@@ -139,18 +133,14 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
 def check_same_grid(path, mask: Header, volume_path, volume: Header) -> None:
     """Refuse a mask of another shape, or more than half a voxel away at any corner."""
     if mask.shape != volume.shape:
-        raise ValueError(
-            f"{path}: mask of shape {mask.shape}, but {volume_path} has {volume.shape}:"
-            " resample the mask to the volume"
-        )
+        found = f"mask of shape {mask.shape}, but {volume_path} has {volume.shape}"
+        raise ValueError(f"{path}: {found}: resample the mask to the volume")
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
     homogeneous = np.c_[corners, np.ones(8)].T
     shift = np.linalg.norm(((mask.affine - volume.affine) @ homogeneous)[:3], axis=0).max()
     if shift > 0.5 * volume.spacing.min():
-        raise ValueError(
-            f"{path}: the mask's affine puts it {shift:.1f} mm away from {volume_path}:"
-            " resample the mask to the volume"
-        )
+        found = f"the mask's affine puts it {shift:.1f} mm away from {volume_path}"
+        raise ValueError(f"{path}: {found}: resample the mask to the volume")
 
 
 def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -> str:
@@ -169,8 +159,10 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
             "no valid affine (sform and qform are both 'unknown'), so feet and head cannot be told"
             " apart: write the orientation into the header"
         )
-    if isinstance(image, nib.MGHImage) and not _begin(image, 30)[28:].strip(b"\0"):
-        return "no valid affine (goodRASFlag is 0): write the orientation into the header"
+    if isinstance(image, nib.MGHImage):
+        with _open(image) as file:
+            if not file.read(30)[28:].strip(b"\0"):
+                return "no valid affine (goodRASFlag is 0): write the orientation into the header"
     if (np.abs(affine) == np.eye(4)).all():  # ITK writes its own identity as -1, -1, 1
         return (
             "its affine is the identity, as where an array was saved without its place: voxels of"
@@ -184,42 +176,26 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
             f"sheared affine, axes {math.degrees(math.asin(min(skew, 1))):.1f} degrees off a right"
             " angle (tilted gantry): resample it to straight axes first"
         )
-    if nifti and codes[0]:
-        zooms = _raw_zooms(image)
-        if (np.abs(zooms - spacing) > 0.01 * spacing).any():
-            return (
-                f"the header contradicts itself: voxels of {zooms} by pixdim, {spacing} by sform:"
-                " correct the wrong one"
-            )
-        if codes[1]:
-            turned = image.get_qform()[:3, :3] / spacing
-            if np.abs(turned - cosines).max() > 0.05:
-                ways = ["".join(nib.aff2axcodes(a)) for a in (image.get_qform(), affine)]
-                return (
-                    f"the header contradicts itself: axes {ways[0]} by qform, {ways[1]} by sform:"
-                    " correct the wrong one, or set its code to 0"
-                )
+    found = "the header contradicts itself"
+    if nifti and codes[0] and (np.abs(_raw_zooms(image) / spacing - 1) > 0.01).any():
+        sizes = f"voxels of {_raw_zooms(image)} by pixdim, {spacing} by sform"
+        return f"{found}: {sizes}: correct the wrong one"
+    if nifti and all(codes) and np.abs(image.get_qform()[:3, :3] / spacing - cosines).max() > 0.05:
+        ways = ["".join(nib.aff2axcodes(a)) for a in (image.get_qform(), affine)]
+        axes = f"axes {ways[0]} by qform, {ways[1]} by sform"
+        return f"{found}: {axes}: correct the wrong one, or set its code to 0"
     return ""
 
 
-def _millimetres(image: nib.spatialimages.SpatialImage) -> float:
-    """Millimetres of the header's unit of length; NIfTI only, the others have mm."""
-    if not isinstance(image, nib.Nifti1Pair):
-        return 1.0
-    return UNITS.get(int(image.header["xyzt_units"]) & 7, np.nan)
-
-
-def _begin(image: nib.spatialimages.SpatialImage, n: int) -> bytes:
-    """The first bytes of an image's file, before nibabel fills in what is missing."""
-    with image.file_map["image"].get_prepare_fileobj("rb") as file:
-        return file.read(n)
+def _open(image: nib.spatialimages.SpatialImage):
+    """The file of an image's header, to see it before nibabel fills in what is missing."""
+    files = image.file_map
+    return files.get("header", files["image"]).get_prepare_fileobj("rb")
 
 
 def _raw_zooms(image: nib.Nifti1Pair) -> np.ndarray:
     """Voxel size as the file has it, ``(3,)``, before nibabel corrects it."""
-    with image.file_map["header" if "header" in image.file_map else "image"].get_prepare_fileobj(
-        "rb"
-    ) as file:
+    with _open(image) as file:
         return np.abs(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4])
 
 
@@ -238,12 +214,6 @@ def _fill(stream: gzip.GzipFile, buffer) -> int:
         view[filled : filled + len(piece)] = piece
         filled += len(piece)
     return filled
-
-
-def _read_on(read: Callable[[int], bytes]) -> None:
-    """To the end, where gzip verifies its checksum."""
-    while read(1 << 20):
-        pass
 
 
 def _first_line(error: Exception) -> str:
