@@ -83,13 +83,24 @@ def lay_out(notebooks: dict[str, Path], source: Path) -> None:
     (source / "README.md").write_text(readme, encoding="utf-8")
 
 
+def lost_pages(source: Path, pages: Path) -> list[str]:
+    """Sources without a page. Sphinx says nothing when one of its workers is gone."""
+    given = [p.relative_to(source) for kind in ("*.md", "*.ipynb") for p in source.rglob(kind)]
+    return sorted(str(p) for p in given if not (pages / p.with_suffix(".html")).exists())
+
+
 def main(run: Path, out: Path) -> int:
-    """Build the site into a temporary folder, then put it under its name; returns Sphinx's code."""
+    """Build the site into a temporary folder, then put it under its name; returns Sphinx's code, 1
+    if a page is missing."""
     with tempfile.TemporaryDirectory(prefix="wspnb-book-") as folder:
         source, pages = Path(folder) / "source", Path(folder) / "pages"
         source.mkdir()
         lay_out(executed(run / "notebooks"), source)
-        code = sphinx(["-q", "-c", str(ROOT / "docs"), "-j", "auto", str(source), str(pages)])
+        code = sphinx(["-q", "-c", str(ROOT / "docs"), str(source), str(pages)])
+        lost = lost_pages(source, pages) if code == 0 else []
+        if lost:
+            print("no page was written of", *lost)
+            return 1
         if code == 0:
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(pages, out, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))

@@ -95,8 +95,8 @@ def byol_loss(
     r"""Distance of each view's prediction to targets of the other views (BYOL, equations 2 and 3).
 
     .. math::
-        L = \frac{1}{n} \sum_t \sum_i w_{ti} \big(
-            \|\bar q_{1t} - \bar z_{2i}\|^2 + \|\bar q_{2t} - \bar z_{1i}\|^2\big)
+        L = \frac{1}{n} \sum_t \sum_i w_{ti} \left(
+            \|\bar q_{1t} - \bar z_{2i}\|^2 + \|\bar q_{2t} - \bar z_{1i}\|^2\right)
 
     symmetrised, all vectors on the unit sphere. With the identity, and without a kernel, it is
     BYOL's; a quarter of it minus 1 is SimSiam's. 0 when all are equal: its value does not show a

@@ -69,6 +69,24 @@ def test_every_equation_can_be_drawn_as_mathml():
     assert n_found > 40
 
 
+def test_every_equation_of_a_docstring_can_be_drawn_as_mathml():
+    n_found = 0
+    for path in ROOT.glob("src/**/*.py"):
+        text = path.read_text(encoding="utf-8")
+        blocks = re.findall(r"\.\. math::\n((?:\n| {8}.*\n)+)", text)
+        for tex in [*blocks, *re.findall(r":math:`([^`]+)`", text)]:
+            assert "merror" not in pages.mathml(tex, tex in blocks), f"{path.name}: {tex}"
+            n_found += 1
+    assert n_found > 25
+
+
+def test_a_lost_page_is_named(tmp_path):
+    for name in ("source/api/a.md", "source/b.ipynb", "pages/b.html"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert book.lost_pages(tmp_path / "source", tmp_path / "pages") == ["api/a.md"]
+
+
 def test_every_picture_of_a_notebook_says_what_it_shows():
     n_found = 0
     for path in ROOT.glob("notebooks/*.ipynb"):
