@@ -75,26 +75,22 @@ def layer_table(encoder: nn.Module, head: nn.Sequential, image_size: int) -> pd.
     """
     if not hasattr(encoder, "blocks"):
         raise ValueError(f"{type(encoder).__name__} has no blocks: only TinyNet can be drawn")
-    parts = {f"block {n}": block for n, block in enumerate(encoder.blocks, 1)}
-    parts |= {"average": nn.Identity()}
     dense = [module for module in head if isinstance(module, nn.Linear)]
-    parts |= {f"dense {n}": module for n, module in enumerate(dense, 1)}
+    parts = {f"block {n}": block for n, block in enumerate(encoder.blocks, 1)}
+    parts |= {"average": encoder} | {f"dense {n}": module for n, module in enumerate(dense, 1)}
     maps, training = [torch.zeros(1, 1, max(image_size, 0), max(image_size, 0))], encoder.training
+    hooks = [m.register_forward_hook(lambda *seen: maps.append(seen[2])) for m in parts.values()]
     try:
         with torch.no_grad():  # eval: an empty image must not move running averages
-            features = encoder.eval()(maps[0])
-            for block in encoder.blocks:
-                maps.append(block(maps[-1]))
-            maps.append(features)
-            for module in head:
-                features = module(features)
-                maps += [features] * isinstance(module, nn.Linear)
+            head(encoder.eval()(maps[0]))
     finally:
         encoder.train(training)
+        for hook in hooks:
+            hook.remove()
     sizes = [(m.shape[1], m.shape[2] if m.ndim == 4 else 0) for m in maps]
     table = pd.DataFrame(sizes, index=["image", *parts], columns=["channels", "size"])
-    counts = [sum(p.numel() for p in module.parameters()) for module in parts.values()]
-    return table.assign(parameters=[0, *counts])
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    return table.assign(parameters=[0, *(counts | {"average": 0}).values()])
 
 
 def draw_network(

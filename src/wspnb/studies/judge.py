@@ -1,5 +1,7 @@
 """Judging an encoder of the reference experiment: at the paper's sizes, and on a population."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import torch
@@ -7,29 +9,28 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from wspnb import probe
-from wspnb.augment import to_unit
 from wspnb.data.slices import Slices
 
 GROUPS = ("d1", "d2", "d1+d2")
 C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
 
 
-@torch.inference_mode()
 def features_of(encoder: nn.Module, store: Slices, device: torch.device) -> dict[str, tuple]:
     """Features, labels, patients and positions of the slices of each judged cohort."""
-    was_training, found = encoder.training, {}
-    encoder.eval()
+    size = 512 if device.type == "cuda" else 16
+    return by_cohort(
+        store.table, lambda rows: probe.extract_features(encoder, store.images, rows, size)
+    )
+
+
+def by_cohort(table: pd.DataFrame, features: Callable[[np.ndarray], np.ndarray]) -> dict:
+    """:func:`features_of`, from what gives the features ``(m, d)`` of m rows of a table."""
+    found = {}
     for cohort in ("d1", "d2", "population"):
-        rows = np.flatnonzero(store.table.cohort == cohort)
-        slices, size = store.table.iloc[rows], 512 if device.type == "cuda" else 16
-        parts = [
-            encoder(to_unit(torch.from_numpy(store.images[rows[i : i + size]]).to(device)[:, None]))
-            for i in range(0, len(rows), size)
-        ]
-        features = torch.cat(parts).float().cpu().numpy()
+        rows = np.flatnonzero(table.cohort == cohort)
+        slices = table.iloc[rows]
         truth = slices.label.to_numpy(int), slices.patient.to_numpy(str)
-        found[cohort] = (features, *truth, slices.position.to_numpy(float))
-    encoder.train(was_training)
+        found[cohort] = (features(rows), *truth, slices.position.to_numpy(float))
     return found
 
 

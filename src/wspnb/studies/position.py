@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from wspnb import probe
 from wspnb.methods import has_line, split_name
 from wspnb.phantom.minimal import N_FEATURES, Cohort
 from wspnb.pretrain import UNTRAINED, is_collapsed
 from wspnb.studies import loop
+from wspnb.studies.judge import by_cohort
 from wspnb.studies.judge import judge as judge_features
 
 
@@ -54,20 +54,12 @@ def train(
 
 @torch.inference_mode()
 def judge(cohort: Cohort, encoder: nn.Module) -> dict[str, float]:
-    """AUC of the linear probe, and how well depth is read.
-
-    Returns:
-        As :func:`wspnb.studies.judge.judge`, and ``auc_d2`` of five folds over D2.
-    """
-    was_training, found = encoder.training, {}
+    """AUC of the linear probe and how well depth is read, see :func:`wspnb.studies.judge.judge`."""
+    was_training = encoder.training
     encoder.eval()
-    for name in ("d1", "d2", "population"):
-        slices = cohort.table[cohort.table.cohort == name]
-        features = encoder(cohort.plain(cohort.inputs[slices.index.to_numpy(copy=True)])).numpy()
-        truth = (slices.label.to_numpy(int), slices.patient.to_numpy(), slices.position.to_numpy())
-        found[name] = (features, *truth)
+    found = by_cohort(cohort.table, lambda rows: encoder(cohort.plain(cohort.inputs[rows])).numpy())
     encoder.train(was_training)
-    return judge_features(found) | {"auc_d2": probe.cross_validate(*found["d2"][:3]).mean}
+    return judge_features(found)
 
 
 def run(cohort: Cohort, method: str, seed: int, settings: Settings, watched=()) -> list[dict]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -40,16 +41,13 @@ def plan(
         watched: steps after which to judge too, by the point's name.
     """
     jobs = []
-    for seed in seeds:
-        for point, changes in points.items():
-            for method in methods:
-                if set(changes) == {"sigma"} and method not in WITH_SIGMA:
-                    continue
-                if changes and set(changes) <= TRAINING and method in UNTRAINED:
-                    continue
-                job = {"point": point, "seed": seed, "method": method}
-                steps = tuple((watched or {}).get(point, ()))
-                jobs.append(job | {"changes": (base or {}) | changes, "watched": steps})
+    for seed, (point, changes), method in product(seeds, points.items(), methods):
+        if set(changes) == {"sigma"} and method not in WITH_SIGMA:
+            continue
+        if changes and set(changes) <= TRAINING and method in UNTRAINED:
+            continue
+        job = {"point": point, "seed": seed, "method": method, "changes": (base or {}) | changes}
+        jobs.append(job | {"watched": tuple((watched or {}).get(point, ()))})
     return jobs
 
 
@@ -59,10 +57,7 @@ def point_name(changes: dict) -> str:
 
 
 def run_missing(
-    path: Path,
-    jobs: Sequence[dict],
-    settings: Settings,
-    progress: Callable | None = None,
+    path: Path, jobs: Sequence[dict], settings: Settings, progress: Callable | None = None
 ) -> pd.DataFrame:
     """Do the runs of ``jobs`` that the table at ``path`` lacks, adding each as it ends.
 
@@ -188,10 +183,10 @@ def differences(
         for other in others:
             alone = point.startswith("sigma=") and other not in WITH_SIGMA
             own, theirs = runs.loc[point, first], runs.loc["base" if alone else point, other]
+            pairs = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
+            bad = pairs[["collapsed", "collapsed_other"]].astype(bool).any(axis=1).sum()
             found = paired_difference(own[value], theirs[value])
-            joined = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
-            bad = int((joined.collapsed.astype(bool) | joined.collapsed_other.astype(bool)).sum())
-            rows.append({"point": point, "other": other, **found, "collapsed": bad})
+            rows.append({"point": point, "other": other, **found, "collapsed": int(bad)})
     return pd.DataFrame(rows)
 
 
@@ -228,10 +223,8 @@ def over_points(table: pd.DataFrame, value: str = "auc_population") -> pd.DataFr
     """Mean of a judged value over the points at the end of training, ``(seeds, methods)``; what no
     training changes is that of the base."""
     ends = last_rows(table)
-    trained, untrained = (ends[ends.method.isin(UNTRAINED) == known] for known in (False, True))
-    untrained = untrained[untrained.point == "base"]
-    parts = [part.groupby(["seed", "method"])[value].mean() for part in (trained, untrained)]
-    return pd.concat(parts).unstack()
+    own = ends[~ends.method.isin(UNTRAINED) | (ends.point == "base")]
+    return own.pivot_table(value, "seed", "method")
 
 
 def choose_rows(table: pd.DataFrame, n: int = 2, besides=("wsp", "supcon", "depth_aware")) -> list:
