@@ -19,12 +19,8 @@ COUNTS = {"d1": (78, 28), "d2": (15, 34), "d1+d2": (93, 62)}
 
 
 def claims_of(reference: str, sigmas=()) -> dict[str, tuple[list, list]]:
-    """The paper's claims as ``{words: (names that should be better, names that should be worse)}``.
-
-    Args:
-        reference: method that the first claim is about.
-        sigmas: kernel widths of the paper's study.
-    """
+    """The paper's claims as ``{words: (names that should be better, names that should be worse)}``,
+    the first one about the method ``reference``; ``sigmas`` are the widths of the paper's study."""
     trained = ["simclr", "byol", "supcon", "depth_aware", "wsp"]
     widths = ["wsp", *(f"wsp_sigma{value}" for value in sigmas)]
     return {
@@ -40,18 +36,15 @@ def claims_of(reference: str, sigmas=()) -> dict[str, tuple[list, list]]:
 def read_probes(
     folder: Path, backbone: str, seeds: list, reference: str, settings: dict
 ) -> tuple[dict, dict]:
-    """Finished probes of the methods and of their variants.
+    """Finished probes of the methods and of their variants, whose name is not their method.
 
     Args:
-        folder: of the run; a probe whose name is not its method is a variant.
-        backbone: of the probes.
-        seeds: pretraining seeds to keep, empty for all.
+        folder, backbone, seeds: as for :func:`wspnb.results.tables.read_runs`.
         reference: method that must be there.
         settings: what every probe must have been made with (C, n_folds, fold_seed).
 
     Returns:
-        ``{(name, seed): run as wspnb.tables.read_runs gives it}`` and
-        ``{cohort: {(name, seed): score table}}``.
+        Both of :func:`by_cohort`.
 
     Raises:
         FileNotFoundError: if the reference or anything to compare it with is missing.
@@ -75,7 +68,8 @@ def read_probes(
 
 
 def by_cohort(runs: list[dict]) -> tuple[dict, dict]:
-    """Runs by (name, seed), and their scores as ``{cohort: {(name, seed): score table}}``."""
+    """Runs by (name, seed), and their scores as ``{cohort: {(name, seed): score table}}``, which is
+    what ``scores`` is everywhere below."""
     scores = {}
     for run in runs:
         for cohort in run["results"]:
@@ -85,11 +79,10 @@ def by_cohort(runs: list[dict]) -> tuple[dict, dict]:
 
 
 def differences(scores: dict, pairs) -> pd.DataFrame:
-    """:func:`~wspnb.results.statistics.paired_difference` of pairs of runs, over the seeds both
-    have.
+    """:func:`~wspnb.results.statistics.paired_difference` of pairs of runs, over common seeds.
 
     Args:
-        scores: ``{cohort: {(name, seed): score table}}``.
+        scores: of :func:`by_cohort`.
         pairs: ``(name, name)`` of the one that should be better and the other; pairs without a
             common seed, or of a name with itself, are left out.
 
@@ -123,12 +116,7 @@ def named(gaps: pd.DataFrame, better: str, worse: str) -> pd.DataFrame:
 
 def origins(scores: dict, home: pd.Series) -> pd.DataFrame:
     """AUC of pairs of patients within one data set and across, in the joined cohorts, mean over the
-    seeds.
-
-    Args:
-        scores: ``{cohort: {(name, seed): score table}}``.
-        home: cohort of each patient, index patient.
-    """
+    seeds; ``home`` is the cohort of each patient, by patient."""
     rows = [
         {"cohort": cohort, "method": name}
         | statistics.stratified_auc(run.label, run.score, run.patient.map(home), run.fold)
@@ -151,14 +139,8 @@ def spread(deals: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdicts(scores: dict, reference: str, printed: Path, backbone: str) -> pd.DataFrame:
-    """:func:`judge` on the paper's claims, from its printed numbers and from the scores of a run.
-
-    Args:
-        scores: ``{cohort: {(name, seed): score table}}``.
-        reference: method of the first claim.
-        printed: folder of the paper's tables.
-        backbone: of the run, and of the paper's rows.
-    """
+    """:func:`judge` on the claims of ``reference`` and the paper, from the tables that it printed
+    (folder ``printed``) and from the scores of a run with this backbone."""
     table1, table3 = read_printed(printed, COUNTS)
     name = tables.printed_backbone(tables.BACKBONES[backbone])
     rows = table1[table1.backbone == name]
@@ -192,12 +174,10 @@ def printed_differences(printed: pd.DataFrame, counts: dict, correlation: float 
         auc = printed[cohort].to_dict()
         error = {name: statistics.hanley_mcneil(value, *sizes) for name, value in auc.items()}
         for a, b in permutations(auc, 2):
-            mean = auc[a] - auc[b]
             variance = error[a] ** 2 + error[b] ** 2 - 2 * correlation * error[a] * error[b]
-            row = {"cohort": cohort, "better": a, "worse": b, "mean": mean}
-            half = 2 * variance**0.5
-            rows.append(row | {"low": mean - half, "high": mean + half})
-    return pd.DataFrame(rows)
+            mean, half = auc[a] - auc[b], 2 * variance**0.5
+            rows.append((cohort, a, b, mean, mean - half, mean + half))
+    return pd.DataFrame(rows, columns=["cohort", "better", "worse", "mean", "low", "high"])
 
 
 def repeat_folds(
@@ -209,8 +189,7 @@ def repeat_folds(
         probes: as :func:`read_probes` returns them; those without cached features are left out.
         cohorts: entries of ``evaluate``; one with ">" has no folds and is left out.
         fold_seeds: one deal each.
-        C: inverse strength of the L2 penalty.
-        n_folds: number of folds.
+        C, n_folds: as :func:`wspnb.probe.cross_validate`.
         workers: processes that share runs and cohorts; the numbers do not depend on it.
 
     Returns:
@@ -219,17 +198,15 @@ def repeat_folds(
 
     def deals(name, seed, cohort):
         features, part = read_features(probes[name, seed]["folder"], cohort)
-        rows = []
+        row, rows = {"cohort": cohort, "method": name, "seed": seed}, []
         for deal in fold_seeds:
-            probe = cross_validate(features, part.label, part.patient, C, n_folds, deal)
-            row = {"cohort": cohort, "method": name, "seed": seed, "fold_seed": deal}
-            rows += [row | {"fold": fold, "auc": auc} for fold, auc in enumerate(probe.fold_auc)]
+            aucs = cross_validate(features, part.label, part.patient, C, n_folds, deal).fold_auc
+            rows += [row | {"fold_seed": deal, "fold": n, "auc": auc} for n, auc in enumerate(aucs)]
         return rows
 
     cached = [key for key, run in probes.items() if (run["folder"] / "features.npy").exists()]
-    jobs = [
-        delayed(deals)(*key, cohort) for key in cached for cohort in cohorts if ">" not in cohort
-    ]
+    folded = [cohort for cohort in cohorts if ">" not in cohort]
+    jobs = [delayed(deals)(*key, cohort) for key in cached for cohort in folded]
     return pd.DataFrame([row for rows in Parallel(n_jobs=workers)(jobs) for row in rows])
 
 
@@ -274,7 +251,7 @@ def judge(claims: dict, sources: dict, cohorts, labels: dict) -> pd.DataFrame:
     """Verdict and evidence for each claim and cohort, from each source of differences.
 
     Args:
-        claims: ``{words: (names that should be better, names that should be worse)}``.
+        claims: as :func:`claims_of` gives them.
         sources: ``{name: table with cohort, better, worse, mean, low, high}``.
         cohorts: in the order wanted.
         labels: printed name of each method.

@@ -25,12 +25,8 @@ def plural(n: int, word: str) -> str:
 
 
 def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
-    """Methods, encoders, seeds, steps and patients of a run, in sentences.
-
-    Args:
-        runs: as :func:`~wspnb.results.tables.read_runs` gives them.
-        slices: table of the preprocessed cohort, one row per slice.
-    """
+    """Methods, encoders, seeds, steps and patients of the runs of
+    :func:`~wspnb.results.tables.read_runs` and their slices, in sentences."""
     methods = list(dict.fromkeys(tables.row_label(run["name"]) for run in runs))
     encoders = list(dict.fromkeys(tables.BACKBONES[run["backbone"]] for run in runs))
     steps = sorted({run["training"]["n_steps"] for run in runs if run.get("training")})
@@ -112,12 +108,9 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
                 same &= printed.method == row.method
                 axis.plot(printed[same][f"auc_{tag}"], [y - 0.22] * same.sum(), "kx", ms=5)
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
-        axis.set(
-            xlim=(0, 1),
-            ylim=(len(main) - 0.5, -0.5),
-            xlabel="AUC" if "_on_" in tag else "mean AUC of the folds",
-        )
-        axis.set(title=NAMES.get(tag, tag), yticks=range(len(main)))
+        axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), yticks=range(len(main)))
+        below = "AUC" if "_on_" in tag else "mean AUC of the folds"
+        axis.set(title=NAMES.get(tag, tag), xlabel=below)
         beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
         axis.set(yticklabels=main.method + beside)
     if printed is not None:
@@ -159,12 +152,8 @@ def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone"
 
 
 def accuracy_words(accuracy: pd.DataFrame, paper: pd.Series | None) -> pd.DataFrame:
-    """Balanced accuracies to read: that of the better encoder with its interval, and each one's.
-
-    Args:
-        accuracy: of :func:`~wspnb.results.tables.accuracy_table`.
-        paper: the paper's value by method, or None.
-    """
+    """A table of :func:`~wspnb.results.tables.accuracy_table` to read: the accuracy of the better
+    encoder with its interval, each one's, and the paper's by method where it is given."""
     words = pd.DataFrame({"Method": accuracy.method})
     words["Balanced accuracy"] = accuracy.bacc.map("{:.2f}".format)
     labels = [c.removeprefix("bacc_") for c in accuracy if c.startswith("bacc_")]

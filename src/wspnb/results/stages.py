@@ -18,6 +18,7 @@ from wspnb.files import read_csv, write_csv
 from wspnb.plots import save_figure
 from wspnb.probe import classifier, read_slices
 from wspnb.results import tables
+from wspnb.results.statistics import ends
 
 SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5  # of the training patients; draws of a share below 1
 MEASURES = ("severe_auc", "mild_auc", "kappa", "bacc")
@@ -53,12 +54,8 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
 
 
 def measures(people: pd.DataFrame) -> dict[str, float]:
-    """AUC of severe and of mild against the rest, and of the likeliest stage the quadratic kappa
-    and the balanced accuracy; NaN where a stage is absent.
-
-    Args:
-        people: of :func:`read_stages`.
-    """
+    """From :func:`read_stages`: AUC of severe and of mild against the rest, and of the likeliest
+    stage the quadratic kappa and the balanced accuracy; NaN where a stage is absent."""
     if people.stage.nunique() < 3:
         return dict.fromkeys(MEASURES, np.nan)
     read = people[["p1", "p2", "p3"]].to_numpy().argmax(1) + 1
@@ -80,20 +77,14 @@ def with_intervals(people: pd.DataFrame, n: int = 1000, seed: int = 0) -> dict[s
         measures(pd.concat(part.iloc[rng.integers(len(part), size=len(part))] for part in own))
         for _ in range(n)
     ]
-    ends = pd.DataFrame(drawn).quantile([0.025, 0.975])
     row = measures(people)
-    return row | {
-        f"{m}_{e}": ends[m].iloc[k] for m in MEASURES for k, e in enumerate(("low", "high"))
-    }
+    for measure, values in pd.DataFrame(drawn).items():
+        row[f"{measure}_low"], row[f"{measure}_high"] = ends(values)
+    return row
 
 
 def label_efficiency(
-    features,
-    slices: pd.DataFrame,
-    C: float = 0.01,
-    shares=SHARES,
-    draws: int = DRAWS,
-    seed: int = 0,
+    features, slices: pd.DataFrame, C: float = 0.01, shares=SHARES, draws=DRAWS, seed: int = 0
 ) -> pd.DataFrame:
     """:func:`measures` by the share of the training patients that have a label.
 
@@ -172,11 +163,9 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     tables of :func:`summarise` to read: measures with their intervals, and by share of labels."""
     table, curve = summarise(run_dir)
     folder = run_dir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
     write_csv(folder / "stages.csv", table.round(4))
     write_csv(folder / "stages_curve.csv", curve.round(4))
-    fig = draw_curve(curve)
-    save_figure(fig, folder, "stages_curve")
+    save_figure(fig := draw_curve(curve), folder, "stages_curve")
     plt.close(fig)
     rows = [
         {"Encoder": tables.BACKBONES[run["backbone"]], "Method": tables.row_label(run["name"])}
@@ -187,13 +176,12 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
         for run in table.to_dict("records")
     ]
-    few = curve.assign(Method=curve.name.map(tables.row_label))
+    few = curve.rename(columns=dict(zip(MEASURES, NAMES, strict=True)) | {"patients": "Patients"})
     few["Encoder"] = few.backbone.map(tables.BACKBONES)
-    few["share"] = few.share.map("{:.0%}".format)
-    few = few.rename(columns=dict(zip(MEASURES, NAMES, strict=True)))
-    few = few.groupby(["Encoder", "Method", "share", "patients"], sort=False)[list(NAMES)].mean()
-    few = few.reset_index().rename(columns={"share": "Labels", "patients": "Patients"})
-    return pd.DataFrame(rows), few
+    few["Method"] = few.name.map(tables.row_label)
+    few["Labels"] = few.share.map("{:.0%}".format)
+    keys = ["Encoder", "Method", "Labels", "Patients"]
+    return pd.DataFrame(rows), few.groupby(keys, sort=False)[list(NAMES)].mean().reset_index()
 
 
 def over_folds(found: list[pd.DataFrame]) -> pd.DataFrame:

@@ -91,12 +91,16 @@ def bootstrap_interval(
         ValueError: if the runs have other patients or folds than the first.
     """
     wins = [fold.mean(0, keepdims=True) for fold in wins_by_fold(runs)]
-    low, high = _ends(resample_patients(wins, n, np.random.default_rng(seed)), level)
+    low, high = ends(resample_patients(wins, n, np.random.default_rng(seed)), level)
     return (low, high) if high - low > 1e-9 else (np.nan, np.nan)
 
 
-def _ends(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def ends(values, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the resamples that have a value; NaN if none has."""
+    values = np.asarray(values)[~np.isnan(values)]
+    low, high = (
+        np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else [np.nan] * 2
+    )
     return float(low), float(high)
 
 
@@ -116,11 +120,8 @@ def paired_difference(
     Ends that hold the patients are NaN where a fold has one patient of a class.
 
     Args:
-        runs_a: score tables as in :func:`bootstrap_interval`, one per training seed.
-        runs_b: of the other method, seed by seed.
-        n: number of resamples.
-        level: coverage.
-        seed: of the resampling.
+        runs_a, runs_b: score tables of each method, one per training seed, seed by seed.
+        n, level, seed: as in :func:`bootstrap_interval`.
 
     Raises:
         ValueError: if the numbers of seeds, the patients or the folds differ.
@@ -132,11 +133,11 @@ def paired_difference(
     per_seed = np.mean([fold.mean((1, 2)) for fold in wins], axis=0)
     mean, draws = float(per_seed.mean()), resample_patients(wins, n, rng).mean(1)
     if k == 1:
-        return Difference(mean, *_ends(draws, level), per_seed, *[np.nan] * 5)
+        return Difference(mean, *ends(draws, level), per_seed, *[np.nan] * 5)
     sd, half = float(per_seed.std(ddof=1)), stats.t.ppf((1 + level) / 2, k - 1) / k**0.5
     both = draws + rng.standard_t(k - 1, n) * sd / k**0.5
     spread = (sd, mean - half * sd, mean + half * sd)
-    return Difference(mean, *_ends(draws, level), per_seed, *spread, *_ends(both, level))
+    return Difference(mean, *ends(draws, level), per_seed, *spread, *ends(both, level))
 
 
 def delong(runs_a: list[pd.DataFrame], runs_b: list[pd.DataFrame]) -> tuple[float, float]:
@@ -214,14 +215,12 @@ def permutation_null(
     """The probe's AUC, what it reaches when the patients' labels are shuffled, and p.
 
     Args:
-        features: ``(n_slices, d)``; labels and patients as in :func:`cross_validate`.
-        labels: ``(n_slices,)``.
-        patients: ``(n_slices,)``.
+        features, labels, patients, C, n_folds, seed: as in :func:`cross_validate`; labels decide
+            the folds with the seed.
         n: number of shuffles.
         rng: of the shuffles.
         strata: data set of each slice; labels are then shuffled within it, which keeps what the
             data set alone tells.
-        C, n_folds, seed: as in :func:`cross_validate`; labels decide the folds with the seed.
 
     Returns:
         AUC, ``(n,)`` shuffled AUCs, and (1 + number of them that reach it) / (1 + n).
@@ -248,12 +247,9 @@ def variance_split(table: pd.DataFrame) -> dict[str, float]:
         ``seeds`` and ``repeats``: SD of the means of each seed and of each fold_seed, NaN where
         there is one; ``folds``: SD over the folds of one cross-validation, root mean square.
     """
-    found = {
-        name: float(table.groupby(column).auc.mean().std())
-        for name, column in (("seeds", "seed"), ("repeats", "fold_seed"))
-    }
+    seeds, repeats = (float(table.groupby(c).auc.mean().std()) for c in ("seed", "fold_seed"))
     within = table.groupby(["seed", "fold_seed"]).auc.var()
-    return found | {"folds": float(within.mean() ** 0.5)}
+    return {"seeds": seeds, "repeats": repeats, "folds": float(within.mean() ** 0.5)}
 
 
 def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:

@@ -12,7 +12,7 @@ from wspnb.files import read_csv
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import is_run_name, run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
-from wspnb.results.statistics import bootstrap_interval
+from wspnb.results.statistics import bootstrap_interval, ends
 
 # Names of runs and backbones as the paper's tables print them, in its order.
 ROWS = {
@@ -59,21 +59,17 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
             f"{run_dir / 'probe'}: no finished probe, run 03_linear_probe first"
         )
     found = {run["seed"] for run in runs}
-    if set(seeds) - found:
-        raise ValueError(
-            f"seeds {sorted(set(seeds) - found)} were not probed; found {sorted(found)}"
-        )
+    if absent := sorted(set(seeds) - found):
+        raise ValueError(f"seeds {absent} were not probed; found {sorted(found)}")
     runs = [run for run in runs if not seeds or run["seed"] in seeds]
-    order, backbone_order = list(ROWS), list(BACKBONES)
-    return sorted(
-        runs,
-        key=lambda run: (
-            backbone_order.index(run["backbone"]),
-            order.index(run["name"]) if run["name"] in ROWS else len(ROWS),
-            run["name"],
-            run["seed"],
-        ),
-    )
+    order, backbone_order = {name: n for n, name in enumerate(ROWS)}, list(BACKBONES)
+
+    def place(run):
+        name = run["name"]
+        backbone = backbone_order.index(run["backbone"])
+        return backbone, order.get(name, len(order)), name, run["seed"]
+
+    return sorted(runs, key=place)
 
 
 def _finished(run_dir: Path):
@@ -94,9 +90,8 @@ def _finished(run_dir: Path):
             if missing := {"name", "backbone", "seed", "results"} - set(run):
                 raise ValueError(f"results.json has no {sorted(missing)}")
         except (ValueError, OSError) as error:
-            raise ValueError(
-                f"{file.parent}: not a readable probe ({error}); run 03 again"
-            ) from None
+            said = f"{file.parent}: not a readable probe ({error}); run 03 again"
+            raise ValueError(said) from None
         if file.parent.name == run_name(run["name"], run["backbone"], run["seed"]):  # else a copy
             yield file.parent, run, scores
 
@@ -145,9 +140,8 @@ def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     shown["n_seeds"] += table.collapsed.map(lambda n: f" ({n:.0f} collapsed)" if n else "")
     for tag in [name.removeprefix("auc_") for name in table if name.startswith("auc_")]:
         parts = [table[f"{kind}_{tag}"] for kind in ("auc", "sd", "seed_sd", "low", "high")]
-        text = (
-            "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]".format(*v) for v in zip(*parts, strict=True)
-        )
+        form = "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]"
+        text = (form.format(*values) for values in zip(*parts, strict=True))
         shown[tag] = [re.sub(r" (±nan|\(nan\)|\[nan, nan\])", "", cell) for cell in text]
     return shown.rename(columns={"n_seeds": "seeds"})
 
@@ -194,8 +188,8 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
             return np.nan, np.nan
         drawn = rng.integers(len(values), size=(n, len(values) - 1))
         total += values[drawn].mean(1) / 2
-    low, high = np.quantile(total / keys.fold.nunique(), [0.025, 0.975])
-    return (float(low), float(high)) if high - low > 1e-9 else (np.nan, np.nan)
+    low, high = ends(total / keys.fold.nunique())
+    return (low, high) if high - low > 1e-9 else (np.nan, np.nan)
 
 
 def effective_positives(run: dict) -> float:
@@ -230,8 +224,7 @@ def reader_accuracy(table: pd.DataFrame, cohort: str, seed: int = 0) -> tuple[fl
     classes = [right[people.label == label] for label in (0, 1)]
     rng = np.random.default_rng(seed)
     draws = [c[rng.integers(len(c), size=(2000, len(c)))].mean(1) for c in classes]
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-    return float(np.mean([c.mean() for c in classes])), float(low), float(high)
+    return float(np.mean([c.mean() for c in classes])), *ends(np.mean(draws, axis=0))
 
 
 def check_alike(runs: list[dict], data: str) -> None:

@@ -18,7 +18,7 @@ from wspnb.models import build_encoder, build_head
 from wspnb.momentum import Byol, Moco
 from wspnb.pretrain import verdict
 from wspnb.probe import classifier
-from wspnb.results.statistics import pairwise_wins
+from wspnb.results.statistics import ends, pairwise_wins
 
 # Method -> kernel of a batch, from its values and the widths or weights in ``s``. Widths of BCVA
 # and CST are in units of their SD, that of the position as WSP's.
@@ -230,7 +230,7 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         found = [biomarker_metrics(labels, run, BIOMARKERS) for run in own]
         macro = [table.auroc.mean() for table in found]
         both, means[method] = pd.concat(found), np.mean(macro)
-        low, high = _ends(draws[method])
+        low, high = ends(draws[method])
         row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": means[method]}
         row |= {"seed_sd": np.std(macro, ddof=1) if len(own) > 1 else np.nan}
         row |= {"low": low, "high": high}
@@ -239,11 +239,11 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         row |= {f"auroc_{n}": both.auroc[both.biomarker == n].mean() for n in BIOMARKERS}
         rows.append(row)
     for method, row in zip(runs, rows, strict=True):
-        ends = [np.nan, np.nan]
+        gap = (np.nan, np.nan)
         if "soft" in runs and method != "soft":
-            ends = _ends(draws["soft"] - draws[method])
+            gap = ends(draws["soft"] - draws[method])
         row["soft_minus"] = means.get("soft", np.nan) - means[method]
-        row |= {"soft_minus_low": ends[0], "soft_minus_high": ends[1]}
+        row |= {"soft_minus_low": gap[0], "soft_minus_high": gap[1]}
     return pd.DataFrame(rows)
 
 
@@ -354,9 +354,3 @@ def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndar
         with np.errstate(invalid="ignore"):
             total.append(np.where(known, aucs, 0).sum(0) / known.sum(0))
     return np.stack(total, axis=1)
-
-
-def _ends(draws: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval of the resamples that have a value; NaN if none has."""
-    draws = draws[~np.isnan(draws)]
-    return tuple(np.quantile(draws, [0.025, 0.975])) if len(draws) else (np.nan, np.nan)
