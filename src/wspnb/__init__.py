@@ -8,7 +8,7 @@ from importlib import import_module
 
 _HOMES = {
     "kernels": ["same_label", "gaussian", "effective_positives"],
-    "methods": ["pair_kernel", "negative_kernel", "loss_terms"],
+    "methods": ["pair_kernel", "loss_terms"],
     "losses": ["contrastive_loss"],
     "sampling": ["OneSlicePerPatient"],
     "models": ["TinyNet", "resnet18", "build_encoder", "build_head", "projection_head"],

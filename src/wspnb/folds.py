@@ -46,11 +46,9 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
                 f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
                 f" {known}. Correct evaluate, or set it to [] and do not judge"
             )
-        fitted, judged = (
-            labelled[labelled.cohort.isin(side)].drop_duplicates("patient") for side in sides(group)
-        )
+        fitted, judged = (side.drop_duplicates("patient") for side in split(labelled, group))
         counts = [int((fitted.label == k).sum()) for k in (0, 1)]
-        if min(counts) < max(n_folds, 2):
+        if min(counts) < n_folds:
             advice = f"n_folds {min(counts)}" if min(counts) > 1 else "more patients"
             raise ValueError(
                 f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of class 1,"
@@ -58,8 +56,6 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
             )
         n_parts = n_folds
         if ">" in group:
-            if both := sorted(set(fitted.patient) & set(judged.patient)):
-                raise ValueError(f"evaluate: {group}: patients on both sides: {both[:5]}")
             counts, n_parts = [int((judged.label == k).sum()) for k in (0, 1)], 1
             if not min(counts):
                 raise ValueError(
@@ -71,26 +67,36 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
     return pd.DataFrame(rows)
 
 
+def split(table: pd.DataFrame, group: str) -> list[pd.DataFrame]:
+    """Rows of both :func:`sides`.
+
+    Raises:
+        ValueError: if a patient is on both sides of ">".
+    """
+    fitted, judged = parts = [table[table.cohort.isin(side)] for side in sides(group)]
+    both = sorted(set(fitted.patient) & set(judged.patient))
+    if ">" in group and both:
+        raise ValueError(f"evaluate: {group}: patients on both sides: {both[:5]}")
+    return parts
+
+
 def deal(slices: pd.DataFrame, group: str, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Patients of an entry of ``evaluate`` with the fold in which each is judged.
 
     Args:
         slices: patient, cohort and label of each labelled slice.
-        group: see :func:`sides`.
-        n_folds, seed: as :func:`patient_folds`.
+        group, n_folds, seed: as :func:`sides` and :func:`patient_folds`.
 
     Returns:
         One row per patient: patient, label, fold. With ">" the judged are fold 0, and -1 are those
         who are fitted on and not judged.
 
     Raises:
-        ValueError: as :func:`patient_folds`, or if a patient is on both sides of ">".
+        ValueError: as :func:`patient_folds` and :func:`split`.
     """
-    fitted, judged = (slices[slices.cohort.isin(side)] for side in sides(group))
+    fitted, judged = split(slices, group)
     if ">" not in group:
         return patient_folds(judged.label, judged.patient, n_folds, seed)
-    if both := sorted(set(fitted.patient) & set(judged.patient)):
-        raise ValueError(f"evaluate: {group}: patients on both sides: {both[:5]}")
     parts = [patient_folds(part.label, part.patient, 2).assign(fold=fold)
              for fold, part in ((-1, fitted), (0, judged))]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
@@ -117,13 +123,10 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
     _, labels, patients = checked(None, labels, patients)
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: at least two folds")
-    slices = pd.DataFrame({"patient": patients, "label": labels})
-    mixed = slices.groupby("patient").label.nunique()
-    if (mixed > 1).any():
-        raise ValueError(
-            f"patients with two labels: {list(mixed.index[mixed > 1][:5])}; one label per patient"
-        )
-    people = slices.groupby("patient", sort=True).label.first().reset_index()
+    people = pd.DataFrame({"patient": patients, "label": labels}).drop_duplicates()
+    if len(mixed := people.patient[people.patient.duplicated()]):
+        raise ValueError(f"patients with two labels: {[*mixed[:5]]}; one label per patient")
+    people = people.sort_values("patient", ignore_index=True)
     counts = people.label.value_counts().reindex([0, 1], fill_value=0)
     if counts.min() < max(n_folds, 2):
         raise ValueError(
@@ -131,11 +134,10 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
             f" class 0 and {counts[1]} of class 1: take fewer folds (n_folds, from 2)"
         )
 
-    people["fold"] = -1
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     for fold, (_, test) in enumerate(splitter.split(people, people.label)):
-        people.loc[people.index[test], "fold"] = fold
-    return people
+        people.loc[test, "fold"] = fold
+    return people.astype({"fold": int})
 
 
 def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -39,11 +39,9 @@ class Batch:
     rows: Tensor | None
 
     def __post_init__(self):
-        if self.labels is not None and self.positions is not None:
-            if len(self.labels) != len(self.positions):
-                raise ValueError(
-                    f"{len(self.labels)} labels for {len(self.positions)} positions: one per slice"
-                )
+        sizes = [len(given) for given in (self.labels, self.positions) if given is not None]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"{sizes[0]} labels for {sizes[1]} positions: one per slice")
 
     def _given(self, name: str) -> Tensor:
         if getattr(self, name) is None:
@@ -64,9 +62,8 @@ class Batch:
 
     @property
     def itself(self) -> Tensor:
-        return same_slice(
-            self._given("positions") if self.labels is None else self.labels, self.rows
-        )
+        given = self._given("positions") if self.labels is None else self.labels
+        return same_slice(given, self.rows)
 
 
 @dataclass(frozen=True)
@@ -207,22 +204,25 @@ def loss_terms(
     positions: Tensor | None,
     sigma: float = 0.1,
     done: float = 1,
+    rows: Tensor | None = None,
 ) -> dict:
-    """What a method passes to :func:`wspnb.losses.contrastive_loss` for one batch: ``kernel``,
-    ``negatives`` and ``denominator``.
+    """What a method passes to :func:`wspnb.losses.contrastive_loss` for one batch.
 
     Args:
-        method: a name that :func:`parse` knows.
-        labels, positions: as for :func:`pair_kernel`.
+        method, labels, positions, rows: as for :func:`pair_kernel`.
         sigma: Gaussian width in the unit of ``positions``, at the end of training.
         done: share of the training that is done, 0 to 1, where sigma narrows.
+
+    Returns:
+        ``kernel``, who attracts whom; ``negatives``, who repels whom, or None where all others
+        repel alike (the methods of the paper); ``denominator``.
     """
     row = parse(method)
-    if row.narrows and done < 1:
+    if row.narrows:
         sigma = row.number * (1 - done) + sigma * done
-    pairs = {"kernel": pair_kernel(method, labels, positions, sigma)}
-    pairs["negatives"] = negative_kernel(method, labels, positions, sigma)
-    return pairs | {"denominator": row.denominator}
+    batch = Batch(labels, positions, sigma, row.number, rows)
+    repel = row.repel and row.repel(batch)
+    return {"kernel": row.attract(batch), "negatives": repel, "denominator": row.denominator}
 
 
 def pair_kernel(
@@ -249,16 +249,3 @@ def pair_kernel(
     """
     row = parse(method)
     return row.attract(Batch(labels, positions, sigma, row.number, rows))
-
-
-def negative_kernel(
-    method: str,
-    labels: Tensor | None,
-    positions: Tensor | None,
-    sigma: float = 0.1,
-    rows: Tensor | None = None,
-) -> Tensor | None:
-    """Who repels whom by a method, the second kernel of the loss; arguments and errors as for
-    :func:`pair_kernel`. None where all others repel alike (the methods of the paper)."""
-    row = parse(method)
-    return row.repel and row.repel(Batch(labels, positions, sigma, row.number, rows))

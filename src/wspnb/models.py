@@ -1,5 +1,7 @@
 """TinyNet, ResNet-18 and their projection heads; BYOL's pair; ImageNet weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -126,9 +128,21 @@ def projection_head(backbone: str, norm: bool = False) -> nn.Sequential:
     Raises:
         ValueError: if the backbone is unknown.
     """
-    features, hidden, latent = HEADS[_known(backbone)]
+    return two_layers(*HEADS[_known(backbone)], norm)
+
+
+def two_layers(first: int, hidden: int, last: int, norm: bool = False) -> nn.Sequential:
+    """Two dense layers of these sizes with a ReLU between, and before it a batch norm if wanted."""
     norms = [nn.BatchNorm1d(hidden)] if norm else []
-    return nn.Sequential(nn.Linear(features, hidden), *norms, nn.ReLU(), nn.Linear(hidden, latent))
+    return nn.Sequential(nn.Linear(first, hidden), *norms, nn.ReLU(), nn.Linear(hidden, last))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let weights made here depend on the seed alone; global generators stay untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.Module:
@@ -147,8 +161,7 @@ def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.M
         ValueError: if the backbone or norm is unknown.
     """
     _known(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         if backbone == "resnet18":
             return resnet18()
         return TinyNet(norm=norm, padding=2 if backbone == "tiny_padded" else 0)
@@ -156,8 +169,7 @@ def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.M
 
 def build_head(backbone: str, seed: int = 0, norm: bool = False) -> nn.Sequential:
     """Projection head with weights that depend on the seed alone, see :func:`build_encoder`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed + 1_000_003)  # not the encoder's numbers again
+    with seeded(seed + 1_000_003):  # not the encoder's numbers again
         return projection_head(backbone, norm)
 
 

@@ -8,12 +8,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from wspnb.losses import barlow_loss, byol_loss
 from wspnb.methods import FAMILIES, loss_of
-from wspnb.models import HEADS
+from wspnb.models import HEADS, seeded, two_layers
 
 
 def slow_copy(encoder: nn.Module, head: nn.Module) -> nn.Sequential:
     """Copy of encoder and head that no gradient reaches."""
-    return nn.Sequential(copy.deepcopy(encoder), copy.deepcopy(head)).requires_grad_(False)
+    return nn.Sequential(*copy.deepcopy([encoder, head])).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -42,22 +42,10 @@ def without_negatives(
     Raises:
         ValueError: if a batch with a kernel would be split over devices, which see their own share.
     """
-    loss = loss_of(method)
     if has_norms(method) and n_devices > 1:
         raise ValueError(f"method={method}: its pairs span the batch, so one device, please")
-    made = {"byol": Byol, "simsiam": SimSiam, "barlow": BarlowTwins}.get(loss)
-    if made is None:
-        return nn.Module()
-    return made(encoder, head, backbone, seed, has_norms(method))
-
-
-def build_predictor(sizes: tuple[int, int, int], norm: bool, seed: int) -> nn.Sequential:
-    """Two dense layers with a ReLU, and before it a batch norm if wanted, by the seed alone."""
-    first, hidden, last = sizes
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed + 2_000_003)
-        norms = [nn.BatchNorm1d(hidden)] if norm else []
-        return nn.Sequential(nn.Linear(first, hidden), *norms, nn.ReLU(), nn.Linear(hidden, last))
+    made = {"byol": Byol, "simsiam": SimSiam, "barlow": BarlowTwins}.get(loss_of(method))
+    return made(encoder, head, backbone, seed, has_norms(method)) if made else nn.Module()
 
 
 class Byol(nn.Module):
@@ -66,10 +54,8 @@ class Byol(nn.Module):
     that count as positives (the paper's future work; ours): see :func:`wspnb.losses.byol_loss`.
 
     Args:
-        encoder: network that is trained; copied.
-        head: its projection head; copied.
-        backbone: name of the encoder, for the size of the predictor: latent-hidden-latent with a
-            ReLU between, like the head.
+        encoder, head: what is trained; copied.
+        backbone: name of the encoder, for the predictor: latent-hidden-latent, like the head.
         seed: of the predictor's weights.
         norm: whether a batch norm stands before the ReLU, as in the original.
     """
@@ -79,7 +65,8 @@ class Byol(nn.Module):
     def __init__(self, encoder, head, backbone: str, seed: int = 0, norm: bool = False):
         super().__init__()
         _, hidden, latent = HEADS[backbone]
-        self.predictor = build_predictor((latent, hidden, latent), norm, seed)
+        with seeded(seed + 2_000_003):
+            self.predictor = two_layers(latent, hidden, latent, norm)
         self.target = slow_copy(encoder, head)
 
     def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor, kernel=None) -> Tensor:
@@ -104,7 +91,8 @@ class SimSiam(nn.Module):
         super().__init__()
         latent = HEADS[backbone][2]
         self.last = nn.BatchNorm1d(latent, affine=False) if norm else nn.Identity()
-        self.predictor = build_predictor((latent, latent // 4, latent), norm, seed)
+        with seeded(seed + 2_000_003):
+            self.predictor = two_layers(latent, latent // 4, latent, norm)
 
     def forward(self, view_1: Tensor, view_2: Tensor, views=None, kernel=None) -> Tensor:
         """Loss of the projections ``(n, dim)`` of both views."""
@@ -138,8 +126,7 @@ class Moco(nn.Module):
     not full yet is used as far as it is.
 
     Args:
-        encoder: network that is trained; copied.
-        head: its projection head; copied.
+        encoder, head: what is trained; copied.
         n_keys: length of the queue (MoCo: 65,536).
         temperature: of the similarities.
     """

@@ -69,16 +69,15 @@ class Config:
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name}={value!r}: choose one of {', '.join(allowed)}")
         positive = ("sigma", "temperature", "batch_size", "n_steps", "learning_rate", "image_size")
-        for name in (*positive, "crop_area"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
-        for name in ("warmup_steps", "weight_decay", "translate", "severe_from", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         limits = dict.fromkeys(("temperature", "learning_rate", "weight_decay"), 1e9)
-        for name, most in (limits | {"crop_area": 1, "translate": 1, "seed": 2**63 - 1}).items():
-            if getattr(self, name) > most:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at most {most:g}")
+        limits |= {"crop_area": 1, "translate": 1, "seed": 2**63 - 1}
+        for name in (*positive, *limits, "warmup_steps", "severe_from"):
+            value, above_0 = getattr(self, name), name in (*positive, "crop_area")
+            if not (value > 0 if above_0 else value >= 0):
+                word = "be positive" if above_0 else "not be negative"
+                raise ValueError(f"{name}={value}: must {word}")
+            if value > limits.get(name, math.inf):
+                raise ValueError(f"{name}={value}: must be at most {limits[name]:g}")
         if self.batch_size < 2:
             raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
         if self.method == "imagenet" and self.backbone != "resnet18":
@@ -88,10 +87,7 @@ class Config:
 def run_name(name: str, backbone: str, seed: int) -> str:
     """Folder of one run, the same in every notebook, e.g. ``wsp-tiny-seed0``.
 
-    Args:
-        name: the method, or the name of a variant of it, e.g. ``wsp_sigma0.3``.
-        backbone: of the encoder.
-        seed: of the pretraining.
+    ``name`` is the method, or the name of a variant of it, e.g. ``wsp_sigma0.3``.
 
     Raises:
         ValueError: if the name is no plain file name.
@@ -99,11 +95,6 @@ def run_name(name: str, backbone: str, seed: int) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.]+", name):
         raise ValueError(f"name={name!r}: letters, digits, point and underscore only")
     return f"{name}-{backbone}-seed{seed}"
-
-
-def is_run_name(folder: str) -> bool:
-    """Whether :func:`run_name` gives such names."""
-    return re.fullmatch(r"[A-Za-z0-9_.]+-[a-z0-9_]+-seed\d+", folder) is not None
 
 
 def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
@@ -189,8 +180,13 @@ def collapse_loss(batch_size: int) -> float:
 def is_collapsed(losses, batch_size: int) -> bool:
     """Whether the mean of the last tenth of the losses (five of them at least) is within 0.05 of
     the collapsed solution."""
-    tail = list(losses)[-max(5, len(losses) // 10) :]
-    return not sum(tail) / len(tail) < collapse_loss(batch_size) - 0.05
+    return not _end(list(losses)) < collapse_loss(batch_size) - 0.05
+
+
+def _end(values: list[float]) -> float:
+    """Mean of the last tenth, of five values at least."""
+    tail = values[-max(5, len(values) // 10) :]
+    return sum(tail) / len(tail)
 
 
 def verdict(method: str, log: list[dict], batch_size: int) -> str:
@@ -205,8 +201,7 @@ def verdict(method: str, log: list[dict], batch_size: int) -> str:
     """
     if not log:
         return "untrained"
-    tail = [row["embedding_sd"] for row in log[-max(5, len(log) // 10) :]]
-    flat = not sum(tail) / len(tail) >= 0.1  # also when NaN
+    flat = not _end([row["embedding_sd"] for row in log]) >= 0.1  # also when NaN
     lined = has_line(method)
     if lined and not is_collapsed([row["loss"] for row in log], batch_size):
         return "healthy"
@@ -261,12 +256,9 @@ def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
     Raises:
         ValueError: if the cohort is absent; lists the cohorts there are.
     """
-    rows = np.flatnonzero(table.cohort == cohort)
+    rows, there = np.flatnonzero(table.cohort == cohort), sorted(table.cohort.unique())
     if not len(rows):
-        raise ValueError(
-            f"no slice of cohort {cohort!r}, there are {sorted(table.cohort.unique())}: correct"
-            " train_cohort"
-        )
+        raise ValueError(f"no slice of cohort {cohort!r}, there are {there}: correct train_cohort")
     return rows
 
 
@@ -308,6 +300,7 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
     """
     if not path.exists():
         return 0, []
+    advice = "; delete it, or use existing=restart"
     try:
         with zipfile.ZipFile(path) as file:  # torch itself does not compare checksums
             if damaged := file.testzip():
@@ -316,16 +309,12 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         then, log, step = state["config"], state["log"], state["step"]
         own = {name: state[name] for name, part in parts.items() if part is not None}
     except Exception as error:
-        raise ValueError(
-            f"{path}: not a readable checkpoint ({error}); delete it or use existing=restart"
-        ) from None
+        raise ValueError(f"{path}: not a readable checkpoint ({error}){advice}") from None
     unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
     if other := _differences(then, config) or unknown:
         raise ValueError(
-            f"{path}: written with other settings ({other}); "
-            "delete it, use existing=restart, or choose another run_dir"
+            f"{path}: written with other settings ({other}){advice} or another run_dir"
         )
-    advice = "; delete it, or use existing=restart"
     if lost := _not_finite({**own, "loss": [row["loss"] for row in log]}):
         raise ValueError(f"{path}: {lost} is not finite{LOST}{advice}")
     if not 0 <= step <= config.n_steps:
@@ -374,10 +363,8 @@ def check_existing(existing: str, folder: Path, config: Config) -> None:
 
 
 def _differences(then: dict, config: Config) -> str:
-    now = asdict(config)
-    return ", ".join(
-        f"{k}: {then.get(k)} there, {v} now" for k, v in now.items() if then.get(k) != v
-    )
+    now = asdict(config).items()
+    return ", ".join(f"{k}: {then.get(k)} there, {v} now" for k, v in now if then.get(k) != v)
 
 
 def save_run(
@@ -386,20 +373,11 @@ def save_run(
     """Write ``log.csv``, ``config.json`` and, last, ``encoder.safetensors``; each appears whole or
     not at all.
 
-    Args:
-        folder: the run's folder, made if missing.
-        encoder: trained network, its weights are stored in float32 on the CPU.
-        config: settings of the run.
-        log: rows of the log.
-        facts: anything measured about the run (seconds, collapsed, versions), kept in
-            ``config.json``.
+    Weights are stored in float32 on the CPU. ``facts``, anything measured about the run (seconds,
+    collapsed, versions), are kept in ``config.json``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        k: v.detach().float().cpu().contiguous() if v.is_floating_point() else v.cpu()
-        for k, v in encoder.state_dict().items()
-    }
-    content = save(weights)
+    state = {k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}
+    content = save({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     settings = {**asdict(config), **facts, "encoder_sha256": hashlib.sha256(content).hexdigest()}
     write_csv(folder / "log.csv", pd.DataFrame(log))
     write_text(folder / "config.json", json.dumps(settings, indent=1))

@@ -84,10 +84,12 @@ def find_encoder(folder: Path) -> Path:
     Raises:
         FileNotFoundError: if there is none; says which notebook makes it.
     """
-    if not (file := folder / "encoder.safetensors").exists():
-        raise FileNotFoundError(
-            f"{file} does not exist: run 02_pretrain with this method, backbone and seed first"
-        )
+    file, first = (
+        folder / "encoder.safetensors",
+        "run 02_pretrain with this method, backbone and seed",
+    )
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist: {first} first")
     return file
 
 
@@ -103,8 +105,7 @@ def read_probe(folder: Path) -> dict:
     found = read_json(folder / "results.json")
     config = folder.parents[1] / "pretrain" / folder.name / "config.json"
     if found.get("encoder") and config.exists():  # those of another pretrain_dir carry None
-        now = read_json(config).get("encoder_sha256")
-        if now != found["encoder"]:
+        if read_json(config).get("encoder_sha256") != found["encoder"]:
             raise ValueError(f"{folder}: its encoder was trained anew since: run 03 again")
     return found
 
@@ -122,12 +123,10 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
     """
     if not trained or trained.get("method") in UNTRAINED:  # has seen no CT
         return
-    if (
-        trained.get("images", trained["data"]) == store["sha256"]
-        and trained["train_cohort"] in cohorts
-    ):
+    cohort, images = trained["train_cohort"], trained.get("images", trained["data"])
+    if images == store["sha256"] and cohort in cohorts:
         raise ValueError(
-            f"the encoder was pretrained on cohort {trained['train_cohort']!r} of these data: "
+            f"the encoder was pretrained on cohort {cohort!r} of these data: "
             "judge it on patients it has not seen"
         )
     if trained["image_size"] != store["image_size"]:
@@ -158,9 +157,8 @@ def extract_features(
     rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
-    device = next(encoder.parameters()).device
+    device, features = next(encoder.parameters()).device, []
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    features = []
     try:
         for batch in progress(batches) if progress else batches:
             pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
@@ -184,9 +182,8 @@ def features_key(encoder: nn.Module, data: str, rows) -> str:
 def saved_features(folder: Path, key: str) -> np.ndarray | None:
     """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None if there are others or
     none."""
-    if not (file := folder / "results.json").exists():
-        return None
-    same = read_json(file).get("features") == key
+    file = folder / "results.json"
+    same = file.exists() and read_json(file).get("features") == key
     return np.load(folder / "features.npy") if same else None
 
 
@@ -211,24 +208,19 @@ def cross_validate(
 
     Args:
         features: ``(n_slices, d)``.
-        labels: class of each slice's patient, 0 or 1, ``(n_slices,)``.
-        patients: patient of each slice, ``(n_slices,)``.
+        labels, patients, n_folds, seed: as :func:`wspnb.folds.patient_folds`; methods share folds.
         C: inverse strength of the L2 penalty.
-        n_folds: number of folds.
-        seed: of the shuffling; the folds depend on patients, labels and this number only, so
-            methods share them.
 
     Returns:
         Scores of the held-out patients and AUC per fold.
 
     Raises:
-        ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
-            patients than folds.
+        ValueError: as there.
     """
     features, labels, patients = checked(features, labels, patients)
     people = patient_folds(labels, patients, n_folds, seed)
     people["score"] = held_out_scores(features, labels, patients, people, C)
-    return Probe(people, _fold_auc(people))
+    return Probe(people, fold_auc(people))
 
 
 def judge(
@@ -255,22 +247,12 @@ def judge(
     people["score"] = held_out_scores(*given, people, C)
     people["threshold"] = fold_thresholds(*given, people, C, seed, n_folds)
     people = people[people.fold >= 0].reset_index(drop=True)
-    return Probe(people, _fold_auc(people))
+    return Probe(people, fold_auc(people))
 
 
 def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) -> np.ndarray:
-    """Score of each patient from a classifier that was fitted without their fold.
-
-    Args:
-        features: ``(n_slices, d)``.
-        labels: class of each slice's patient, ``(n_slices,)``.
-        patients: patient of each slice, ``(n_slices,)``.
-        people: patients and folds as :func:`patient_folds` gives them.
-        C: inverse strength of the L2 penalty.
-
-    Returns:
-        Mean slice probability of each row of ``people``.
-    """
+    """Mean slice probability of each patient of ``people`` (of :func:`patient_folds`), from a
+    classifier that was fitted without their fold; the others as :func:`cross_validate`."""
     fold_of_slice = pd.Series(patients).map(people.set_index("patient").fold).to_numpy()
     scores = []
     for fold in people.fold[people.fold >= 0].unique():
@@ -292,8 +274,7 @@ def fold_thresholds(features, labels, patients, people, C: float = 0.01, seed=0,
     Args:
         features, labels, patients, C: as :func:`cross_validate`.
         people: scores of :func:`cross_validate`, for its folds.
-        seed: of the inner folds.
-        n_folds: number of inner folds, None for as many as ``people`` has.
+        seed, n_folds: of the inner folds; None for as many as ``people`` has.
 
     Returns:
         Threshold of each row of ``people``, ``(n_patients,)``.
@@ -323,11 +304,7 @@ def youden(labels, scores) -> float:
 
 
 def fold_balanced_accuracy(people: pd.DataFrame) -> np.ndarray:
-    """Balanced accuracy of each fold at its threshold, ``(n_folds,)``.
-
-    Args:
-        people: one row per patient with label, fold, score and threshold.
-    """
+    """Balanced accuracy of each fold of patients at its threshold, ``(n_folds,)``."""
     called = people.assign(decision=(people.score >= people.threshold).astype(int))
     folds = called.groupby("fold")[["label", "decision"]]
     return folds.apply(lambda p: balanced_accuracy_score(p.label, p.decision)).to_numpy()
@@ -341,9 +318,7 @@ def plane_quality(
 
     Args:
         plane: coordinates ``(n, 2)``.
-        positions: height of each slice in [0, 1], ``(n,)``.
-        labels: class of each slice's patient, ``(n,)``.
-        patients: patient of each slice, ``(n,)``.
+        positions, labels, patients: of each slice, in [0, 1], 0 or 1, by name, ``(n,)``.
         neighbours: number of neighbours.
         n_folds: groups of patients, fewer if a class is smaller.
 
@@ -354,16 +329,14 @@ def plane_quality(
     """
     plane, labels, patients = checked(plane, labels, patients)
     positions = np.asarray(positions, float)
-    depth, score = np.zeros(len(plane)), np.zeros(len(plane))
-    fold = np.zeros(len(plane), int)
+    depth, score, fold = np.zeros((3, len(plane)))
     fewest = pd.Series(labels, patients).groupby(level=0).first().value_counts().min()
     splitter = StratifiedGroupKFold(max(2, min(n_folds, fewest)), shuffle=True, random_state=0)
     for number, (train, test) in enumerate(splitter.split(plane, labels, patients)):
         fold[test] = number
         k = min(neighbours, len(train))
-        depth[test] = (
-            KNeighborsRegressor(k).fit(plane[train], positions[train]).predict(plane[test])
-        )
+        reader = KNeighborsRegressor(k).fit(plane[train], positions[train])
+        depth[test] = reader.predict(plane[test])
         model = KNeighborsClassifier(k).fit(plane[train], labels[train])
         score[test] = model.predict_proba(plane[test]) @ model.classes_
     columns = {"patient": patients, "label": labels, "score": score, "fold": fold}
@@ -377,7 +350,8 @@ def plane_quality(
     }
 
 
-def _fold_auc(people: pd.DataFrame) -> np.ndarray:
+def fold_auc(people: pd.DataFrame) -> np.ndarray:
+    """AUC of the patients of each fold, ``(n_folds,)``."""
     folds = people.groupby("fold")[["label", "score"]]
     return folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy()
 

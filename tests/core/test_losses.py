@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 from wspnb import losses
 from wspnb.kernels import gaussian, same_label
 from wspnb.losses import DENOMINATORS, byol_loss, contrastive_loss
-from wspnb.methods import negative_kernel, pair_kernel
+from wspnb.methods import loss_terms, pair_kernel
 
 DOUBLE = torch.float64
 
@@ -362,7 +362,7 @@ def test_negatives_are_checked(monkeypatch):
 def test_own_class_repels_only_as_far_as_it_attracts():
     """Four slices, two classes, worked by hand: wsp_own leaves the own class elsewhere alone."""
     labels, positions = torch.tensor([0, 0, 1, 1]), torch.tensor([0.0, 1.0, 0.0, 1.0])
-    negatives = negative_kernel("wsp_own", labels, positions, 0.1)
+    negatives = loss_terms("wsp_own", labels, positions, 0.1)["negatives"]
     far = math.exp(-50)
     expected = torch.tensor([[1, far, 1, 1], [far, 1, 1, 1], [1, 1, 1, far], [1, 1, far, 1]])
     torch.testing.assert_close(negatives, expected)
@@ -372,7 +372,7 @@ def test_own_class_repels_only_as_far_as_it_attracts():
     )
     assert loss.item() == pytest.approx(math.log(5))  # itself again, two other slices twice
     for method in ("wsp", "wsp_floor", "supcon", "depth_aware", "simclr"):
-        assert negative_kernel(method, labels, positions) is None
+        assert loss_terms(method, labels, positions)["negatives"] is None
 
 
 @pytest.mark.parametrize("n", [8, 65])

@@ -15,7 +15,6 @@ from wspnb.methods import (
     loss_of,
     loss_terms,
     needs_labels,
-    negative_kernel,
     pair_kernel,
     parse,
     split_name,
@@ -79,9 +78,10 @@ def test_gradients_rows_and_symmetry_of_every_row(method):
     terms = loss_terms(method, labels, positions, 0.2)
     views.requires_grad_()
     assert torch.autograd.gradcheck(lambda v: contrastive_loss(*v, temperature=0.4, **terms), views)
-    for kernel in (pair_kernel, negative_kernel):
-        whole, some = kernel(method, labels, positions, 0.2), torch.tensor([4, 0, 2])
-        part = kernel(method, labels, positions, 0.2, some)
+    some = torch.tensor([4, 0, 2])
+    parts = loss_terms(method, labels, positions, 0.2, rows=some)
+    assert torch.equal(parts["kernel"], pair_kernel(method, labels, positions, 0.2, some))
+    for whole, part in [(terms[key], parts[key]) for key in ("kernel", "negatives")]:
         if whole is None:
             assert part is None
             continue

@@ -107,6 +107,15 @@ def _reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: damaged ({error!r}): {AGAIN}") from error
 
 
+def holds(folder: str | Path, definition: dict) -> bool:
+    """Whether a store is there whose settings say the same, as they are in JSON."""
+    note = Path(folder) / "store.json"
+    if not note.exists() or not (note.parent / "slices.npy").exists():
+        return False
+    found, wanted = read_json(note), json.loads(json.dumps(definition))
+    return all(found.get(name) == value for name, value in wanted.items())
+
+
 def verify_store(folder: str | Path) -> Slices:
     """:func:`open_slices`, and every byte of images and table against the checksum.
 

@@ -22,24 +22,19 @@ BANDS = {
 # --- signs: where and how much --------------------------------------------------------------------
 
 
-def _band(depth, low, high):
+def band(depth, low, high):
     """1 inside [low, high] of depth, 0 outside, with edges 0.08 wide."""
     return np.clip((depth - low) / 0.08 + 0.5, 0, 1) * np.clip((high - depth) / 0.08 + 0.5, 0, 1)
 
 
 def _sign_weight(name, z, depth_dependence):
     """How far a sign shows at the height z (template mm): 1 - d + d x band."""
-    return 1 - depth_dependence + depth_dependence * _band(z / LIVER_HEIGHT, *BANDS[name])
+    return 1 - depth_dependence + depth_dependence * band(z / LIVER_HEIGHT, *BANDS[name])
 
 
-def spleen_growth(sign):
-    """In-plane factor on the spleen's size for the strength of its sign, both without unit."""
-    return 1 + 0.41 * sign
-
-
-def caudate_growth(sign):
-    """In-plane factor on the caudate's size for the strength of its sign, both without unit."""
-    return 1 + 0.57 * sign
+def growth(organ, sign):
+    """In-plane factor on an organ's size for the strength of its sign, both without unit."""
+    return 1 + {"spleen": 0.41, "caudate": 0.57}[organ] * sign
 
 
 # --- the abdomen ----------------------------------------------------------------------------------
@@ -229,7 +224,7 @@ def _paint_spleen(a, slab, kidney):
     radii = np.array([30, 46, 50]) * a["size_spleen"]
     if box := slab.near(centre, radii * 1.5):
         weight = _sign_weight("spleen", slab.position[2][box], a["depth_dependence"])
-        grow = 1 + (spleen_growth(a["signs"]["spleen"]) - 1) * weight
+        grow = 1 + (growth("spleen", a["signs"]["spleen"]) - 1) * weight
         grown = (radii[0] * grow, radii[1] * grow, radii[2] * (0.5 + grow / 2))
         spleen = slab.ellipsoid(box, np.add(centre, (4, 2, 0)), grown) + 2 * slab.shape[box]
         hilum = slab.ellipsoid(box, np.add(centre, (34, 22, -4)), (24, 26, 40))
@@ -268,7 +263,7 @@ def _paint_liver(a, slab, fields, kidney):
 
     # Rounded nodules, sharp valleys. Mimics use the same field: only depth tells them apart.
     nodules = np.abs(evaluate(fields["contour"], axes)) - np.float32(0.8)
-    low, high = _band(depth, -1, 0.27), _band(depth, 0.68, 2)
+    low, high = band(depth, -1, 0.27), band(depth, 0.68, 2)
     rough = strength["contour"] + signs["base_contour"]
     rough = rough + signs["mimic_contour_low"] * low + signs["mimic_contour_high"] * high
     liver = liver + 2.0 * shape + 5.7 * rough * nodules
@@ -277,7 +272,7 @@ def _paint_liver(a, slab, fields, kidney):
 
     grain = np.abs(evaluate(fields["texture"], axes)) - np.float32(0.8)
     coarse = strength["texture"] + signs["base_texture"]
-    coarse = coarse + signs["mimic_texture"] * _band(depth, -1, 0.42)
+    coarse = coarse + signs["mimic_texture"] * band(depth, -1, 0.42)
     tissue = hu["liver"] + 30 * coarse * grain + 1.5 * shape
     cover[box] = inside = slab.paint(box, liver, tissue, max(slab.edge, 0.4 * slab.dome_edge))
     before = slab.hu[box].copy()
@@ -317,7 +312,7 @@ def _lobes(a, slab, box, caudate_sign):
     ligament = slab.tube(box, (0, 84, 84), (8, 40, 82), (7, 5))  # round
     liver = meet(meet(liver, -sheet, 2), -ligament, 4)
     liver = meet(liver, -slab.ellipsoid(box, (-4, -50, 0), (34, 36, None)), 5)  # spine
-    size, grow = a["size_caudate"], 1 + (caudate_growth(1.0) - 1) * caudate_sign
+    size, grow = a["size_caudate"], 1 + (growth("caudate", 1.0) - 1) * caudate_sign
     caudate = slab.ellipsoid(
         box,
         (14, 3 * (grow - 1), 104),

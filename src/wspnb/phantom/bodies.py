@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from wspnb.phantom.anatomy import BANDS, LIVER_HEIGHT, caudate_growth, spleen_growth
+from wspnb.phantom.anatomy import BANDS, LIVER_HEIGHT, growth
 from wspnb.phantom.patients import COHORTS, FIRST_POSITIVE, Phantom, check_cohort, draw_latent
 
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "LAI", "PLS", "SRA")  # as archives hold them
@@ -55,11 +55,11 @@ def _signs(phantom: Phantom, severity: float, rng) -> dict[str, float]:
     shown) with odds 0.15, else uniform in 0.65..1.15. Mimics do not depend on severity. Paper
     silent.
     """
-    growth = 1 / (1 + np.exp(-(severity - 0.58) / 0.07))
+    strength = 1 / (1 + np.exp(-(severity - 0.58) / 0.07))
     signs = {}
     for name in BANDS:
         hidden, shown = rng.random() < 0.15, rng.uniform(0.65, 1.15)
-        signs[name] = float(phantom.sign_strength * growth * (0.15 if hidden else shown))
+        signs[name] = float(phantom.sign_strength * strength * (0.15 if hidden else shown))
     for name in ("mimic_contour_low", "mimic_contour_high", "mimic_texture"):
         signs[name] = float(phantom.mimicry * rng.uniform(0.1, 1.0))
     signs["base_contour"], signs["base_texture"] = (float(v) for v in rng.uniform(0, 0.2, 2))
@@ -77,8 +77,8 @@ def sample_body(phantom: Phantom, cohort: str, number: int):
     a["depth_dependence"] = phantom.depth_dependence
 
     size = _clipped(rng, 0, 1)  # habitus: thin .. big
-    growth = ((1 + 0.035 * size, 0.03), (1 + 0.04 * size, 0.03), (1, 0.06))
-    a["scale"] = np.array([_clipped(rng, mean, sd) for mean, sd in growth])
+    widths = ((1 + 0.035 * size, 0.03), (1 + 0.04 * size, 0.03), (1, 0.06))
+    a["scale"] = np.array([_clipped(rng, mean, sd) for mean, sd in widths])
     a["fat"] = np.clip([18 + 8 * size, 20 + 9 * size], 5, 45)  # mm: sides, front
     a["fat"] *= rng.uniform(0.7, 1.3, 2)
     a["turn"] = _clipped(rng, 0, 0.04)  # rad
@@ -128,8 +128,9 @@ def sample_body(phantom: Phantom, cohort: str, number: int):
     origin = np.array([*rng.normal(0, 15, 2), rng.uniform(-900, 200)])
     a["origin"] = origin.round(2)  # mm, of the table
 
-    def in_plane(organ, growth):
-        return round(float(np.prod(a[f"size_{organ}"][:2]) ** 0.5) * growth, 4)
+    def in_plane(organ):
+        size = float(np.prod(a[f"size_{organ}"][:2]) ** 0.5)
+        return round(size * growth(organ, signs[organ]), 4)
 
     histology = cohort != "radio"
     row = {
@@ -149,7 +150,7 @@ def sample_body(phantom: Phantom, cohort: str, number: int):
         "true_severity": round(severity, 4),
         "true_contour": round(signs["contour"] + signs["base_contour"], 4),
         "true_texture": round(signs["texture"] + signs["base_texture"], 4),
-        "true_spleen": in_plane("spleen", spleen_growth(signs["spleen"])),
-        "true_caudate": in_plane("caudate", caudate_growth(signs["caudate"])),
+        "true_spleen": in_plane("spleen"),
+        "true_caudate": in_plane("caudate"),
     }
     return a, row, seeds[2:]

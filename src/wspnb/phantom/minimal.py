@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from wspnb.phantom.anatomy import BANDS
+from wspnb.phantom.anatomy import BANDS, band
 from wspnb.phantom.patients import (
     COHORTS,
     COUNTS,
@@ -50,17 +50,9 @@ class Minimal:
     seed: int = 0  # of everything, the map included
 
     def __post_init__(self):
-        limits = {
-            "reader_accuracy": (0.55, 0.99),
-            "sign_strength": (0, 10),
-            "depth_dependence": (0, 1),
-            "mimicry": (0, 5),
-            "shift": (0, 5),
-            "noise": (0, 10),
-            "n_slices": (4, 100),
-            "scale": (0.02, 10),
-            "seed": (0, 2**63),
-        }
+        limits = {"reader_accuracy": (0.55, 0.99), "sign_strength": (0, 10), "mimicry": (0, 5)}
+        limits |= {"depth_dependence": (0, 1), "shift": (0, 5), "noise": (0, 10)}
+        limits |= {"n_slices": (4, 100), "scale": (0.02, 10), "seed": (0, 2**63)}
         check_limits(self, limits)
 
 
@@ -132,15 +124,12 @@ def draw_patients(minimal: Minimal, cohort: str, scale: float = 1.0) -> pd.DataF
 
 def sign_weight(depth: np.ndarray, depth_dependence: float) -> np.ndarray:
     """How far each of the four signs shows: 1 - d + d x [in its band], ``(n,)`` -> ``(n, 4)``."""
-    inside = _in_band(depth)
-    return 1 - depth_dependence + depth_dependence * inside
+    return 1 - depth_dependence + depth_dependence * _in_band(depth)
 
 
-def _in_band(depth):
-    """1 in the band of each sign (the phantom's), 0 outside, with edges 0.08 wide, ``(n, 4)``."""
-    low, high = np.array(list(BANDS.values())).T
-    depth = np.asarray(depth)[:, None]
-    return np.clip((depth - low) / 0.08 + 0.5, 0, 1) * np.clip((high - depth) / 0.08 + 0.5, 0, 1)
+def _in_band(depth: np.ndarray) -> np.ndarray:
+    """1 in the band of each sign (the phantom's), 0 outside, ``(n,)`` -> ``(n, 4)``."""
+    return band(depth[:, None], *np.array(list(BANDS.values())).T)
 
 
 def _draw_slices(minimal: Minimal, cohort: str) -> tuple[pd.DataFrame, np.ndarray]:

@@ -6,7 +6,6 @@ positions more than at others. The state of the vitreous is apart from it. Build
 tilt and noise differ between patients. Every strength is a parameter with its source.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 from scipy.special import ndtri
 
 from wspnb.data.bscans import BIOMARKERS, write_bscans
+from wspnb.data.store import holds
 from wspnb.phantom.patients import check_limits
 
 VERSION = 1  # of the definition: raise it with every change that alters a pixel or a label
@@ -216,23 +216,18 @@ def make_oct(folder: str | Path, phantom: OctPhantom, progress=None) -> Path:
         The folder.
     """
     settings = {"source": "phantom", "definition": VERSION, "phantom": asdict(phantom)}
-    settings, there = json.loads(json.dumps(settings)), Path(folder) / "store.json"
-    if (Path(folder) / "slices.npy").exists() and there.exists():
-        found = json.loads(there.read_text(encoding="utf-8"))
-        if all(found.get(name) == value for name, value in settings.items()):
-            return Path(folder)
-    visits, tables = draw_visits(phantom), []
+    if holds(folder, settings):
+        return Path(folder)
+    visits, tables, drawn = draw_visits(phantom), [], []
     positions = np.linspace(0, 1, phantom.scans)
-    drawn = []
     for number, visit in enumerate(visits.itertuples()):
         random = np.random.default_rng([VERSION, phantom.seed, 1, number])
         signs, excess = draw_signs(visit.edema, phantom, random)
         own = {name: getattr(visit, name) for name in visits if name not in ("edema", "build")}
         table = pd.DataFrame({"scan": np.arange(1, phantom.scans + 1), "position": positions})
-        read = visit.visit in (0, phantom.visits - 1)
         table = table.assign(**own, volume=f"{visit.patient}/{visit.side}/V{visit.visit}")
-        table = table.assign(**{k: v if read else np.nan for k, v in signs.items()})
-        tables.append(table)
+        read = visit.visit in (0, phantom.visits - 1)
+        tables.append(table.assign(**{k: v if read else np.nan for k, v in signs.items()}))
         drawn.append((visit, signs, excess, phantom, random))
 
     def paint() -> Iterator[np.ndarray]:

@@ -58,20 +58,10 @@ class Phantom:
     seed: int = 0  # of everything
 
     def __post_init__(self):
-        limits = {
-            "reader_accuracy": (0.55, 0.99),
-            "sign_strength": (0, 5),
-            "depth_dependence": (0, 1),
-            "mimicry": (0, 5),
-            "shift": (0, 3),
-            "image_size": (32, 512),
-            "pixel_mm": (1.5, 4),
-            "pixel_sd": (0, 0.3),
-            "spacing_mm": (1, 20),
-            "spacing_sd": (0, 0.6),
-            "noise_hu": (0, 100),
-            "seed": (0, 2**63),
-        }
+        limits = {"reader_accuracy": (0.55, 0.99), "sign_strength": (0, 5), "mimicry": (0, 5)}
+        limits |= {"depth_dependence": (0, 1), "shift": (0, 3), "image_size": (32, 512)}
+        limits |= {"pixel_mm": (1.5, 4), "pixel_sd": (0, 0.3), "spacing_mm": (1, 20)}
+        limits |= {"spacing_sd": (0, 0.6), "noise_hu": (0, 100), "seed": (0, 2**63)}
         check_limits(self, limits)
 
 
@@ -104,10 +94,8 @@ def calibrate_reader(accuracy: float) -> Reader:
 
     def balanced(noise):
         above = ndtr((grid - READING_BORDER) / noise)
-        return (
-            np.average(above[positive], weights=density[positive])
-            + np.average(1 - above[~positive], weights=density[~positive])
-        ) / 2
+        sides = ((above, positive), (1 - above, ~positive))
+        return sum(np.average(right[side], weights=density[side]) for right, side in sides) / 2
 
     noise = brentq(lambda s: balanced(s) - accuracy, 1e-3, 20)
     total = sum(COUNTS["radio"])

@@ -1,8 +1,7 @@
 """The synthetic scans: each patient's voxels, and the cohorts as NIfTI files with their table."""
 
-import csv
-import io
 import json
+from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -11,12 +10,13 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage
 from tqdm.auto import tqdm
 
 from wspnb.data.volumes import write_image
-from wspnb.files import write_text
+from wspnb.files import read_json, write_csv, write_text
 from wspnb.phantom.anatomy import paint
 from wspnb.phantom.bodies import describe_patient, sample_body
 from wspnb.phantom.patients import Phantom, list_patients
@@ -152,45 +152,32 @@ def make_phantom(
     pairs = list_patients(phantom, scale, scale_histology, population)
     definition = {"version": VERSION, **asdict(phantom)}
     _claim(folder, definition)
-    bar = tqdm(total=len(pairs), desc="phantom", unit="patient", disable=not progress)
     jobs = [(folder, phantom, *pair) for pair in pairs]
-    with bar, closing(in_order(_write_patient, jobs, workers, 3)) as written:
-        for _ in written:
-            bar.update()
-    rows = []
-    for cohort, number in pairs:
-        row = describe_patient(phantom, cohort, number)
-        name = f"{row['patient']}.nii.gz"
-        rows.append({"volume": f"volumes/{name}", "mask": f"masks/{name}", **row})
-    table = io.StringIO()
-    writer = csv.DictWriter(table, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "cohort.csv", table.getvalue())
+    options = {"desc": "phantom", "unit": "patient", "disable": not progress}
+    with closing(in_order(_write_patient, jobs, workers, 3)) as written:
+        deque(tqdm(written, total=len(pairs), **options), maxlen=0)
+    table = pd.DataFrame([describe_patient(phantom, *pair) for pair in pairs])
+    for place, part in enumerate(("volume", "mask")):
+        table.insert(place, part, f"{part}s/" + table.patient + ".nii.gz")
+    write_csv(folder / "cohort.csv", table)
     return folder / "cohort.csv"
 
 
 def _claim(folder: Path, definition: dict[str, Any]) -> None:
     """Make the folder, or check that it holds the same definition."""
-    note = folder / "phantom.json"
+    note, advice = folder / "phantom.json", "choose another folder or delete this one"
     if note.exists():
-        found = json.loads(note.read_text(encoding="utf-8"))
-        names = sorted(definition.keys() | found.keys())
+        found = read_json(note)
         changed = [
             f"{name} = {found.get(name)} there, {definition.get(name)} asked"
-            for name in names
+            for name in sorted(definition.keys() | found.keys())
             if found.get(name) != definition.get(name)
         ]
         if changed:
-            raise ValueError(
-                f"{note}: the folder holds another phantom ({'; '.join(changed)}): "
-                "choose another folder or delete this one"
-            )
+            said = f"the folder holds another phantom ({'; '.join(changed)})"
+            raise ValueError(f"{note}: {said}: {advice}")
     elif any((folder / "volumes").glob("*.nii.gz")):
-        raise ValueError(
-            f"{note}: missing beside volumes of unknown definition: "
-            "choose another folder or delete this one"
-        )
+        raise ValueError(f"{note}: missing beside volumes of unknown definition: {advice}")
     for part in ("volumes", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     write_text(note, json.dumps(definition, indent=1) + "\n")

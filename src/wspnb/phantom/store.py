@@ -4,7 +4,6 @@ Nothing is read from a file here, so nothing of reading is tested by it; noteboo
 way for the cohorts that stand for a hospital's.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from wspnb.data.store import write_store
+from wspnb.data.store import holds, write_store
 from wspnb.data.volumes import central_slices, slice_positions, to_image, window
 from wspnb.phantom.patients import Phantom, list_patients
 from wspnb.phantom.scans import VERSION, draw_patient
@@ -71,12 +70,10 @@ def make_store(
         ValueError: if a scale is outside (0, 1].
     """
     shares = {"scale": scale, "scale_histology": scale_histology, "population": population}
-    pairs, note = list_patients(phantom, **shares), Path(folder) / "store.json"
+    pairs = list_patients(phantom, **shares)
     definition = {"phantom": {"version": VERSION, **asdict(phantom)}, **shares}
-    if note.exists() and (note.parent / "slices.npy").exists():
-        found = json.loads(note.read_text(encoding="utf-8"))
-        if {name: found.get(name) for name in definition} == definition:
-            return note.parent
+    if holds(folder, definition):
+        return Path(folder)
     chunks = [pairs[i : i + CHUNK] for i in range(0, len(pairs), CHUNK)]
     bar = tqdm(total=len(pairs), desc="phantom", unit="patient", disable=not progress)
     images, rows = [], []

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn.metrics import roc_auc_score
 
-from wspnb.probe import cross_validate, fold_balanced_accuracy
+from wspnb.probe import cross_validate, fold_auc, fold_balanced_accuracy
 
 
 class Difference(NamedTuple):
@@ -266,8 +265,8 @@ def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
     """
     records = []
     for group, table in people.items():
-        folds = [roc_auc_score(p.label, p.score) for _, p in table.groupby("fold")]
-        bacc, (low, high) = fold_balanced_accuracy(table), bootstrap_interval([table])
+        folds, bacc = fold_auc(table), fold_balanced_accuracy(table)
+        low, high = bootstrap_interval([table])
         sd, bacc_sd = (pd.Series(values).std(ddof=1) for values in (folds, bacc))
         record = {"method": name, "cohort": group, "auc": np.mean(folds), "sd": sd}
         record |= {"low": low, "high": high, "n": len(table), "bacc": bacc.mean()}

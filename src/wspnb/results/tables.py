@@ -10,7 +10,7 @@ import pandas as pd
 from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import read_csv
 from wspnb.methods import parse, split_name
-from wspnb.pretrain import is_run_name, run_name
+from wspnb.pretrain import run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval, ends
 
@@ -33,6 +33,7 @@ SWITCHES = {
 }
 BACKBONES = {"tiny": "TinyNet", "tiny_padded": "TinyNet (padded)", "resnet18": "ResNet-18"}
 BACKBONES[BACKBONE] = "ViT"
+RUN = r"[A-Za-z0-9_.]+-[a-z0-9_]+-seed\d+"  # the names that pretrain.run_name gives
 
 
 def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
@@ -82,7 +83,7 @@ def _finished(run_dir: Path):
             part = parts[name].drop(columns="run").reset_index(drop=True)
             yield run_dir / "probe" / name, run, part
     for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
-        if not is_run_name(file.parent.name):  # a copy, or a foreign folder
+        if not re.fullmatch(RUN, file.parent.name):  # a copy, or foreign
             continue
         try:
             run = read_probe(file.parent)

@@ -14,7 +14,7 @@ from wspnb.data.bscans import BIOMARKERS
 from wspnb.files import read_csv, read_json
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
-from wspnb.models import build_encoder, build_head
+from wspnb.models import build_encoder, build_head, seeded, two_layers
 from wspnb.momentum import Byol, Moco
 from wspnb.pretrain import verdict
 from wspnb.probe import classifier
@@ -148,10 +148,9 @@ def build(settings: Settings):
     encoder = build_encoder(settings.backbone, settings.norm, settings.seed)
     encoder = encoder.to(memory_format=torch.channels_last)
     head = build_head(settings.backbone, settings.seed)
-    if settings.backbone == "resnet18":  # the authors' head is wider than WSP's: 512-512-128
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed + 1_000_003)
-            head = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 128))
+    if settings.backbone == "resnet18":  # the authors' head is wider than WSP's
+        with seeded(settings.seed + 1_000_003):
+            head = two_layers(512, 512, 128)
     if settings.method == "byol":
         return encoder, head, Byol(encoder, head, settings.backbone, settings.seed)
     if settings.method == "moco":

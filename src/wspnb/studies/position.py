@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from wspnb.methods import has_line, split_name
+from wspnb.models import seeded, two_layers
 from wspnb.phantom.minimal import N_FEATURES, Cohort
 from wspnb.pretrain import UNTRAINED, is_collapsed
 from wspnb.studies import loop
@@ -96,10 +97,8 @@ def run(cohort: Cohort, method: str, seed: int, settings: Settings, watched=()) 
 
 def build_networks(seed: int) -> tuple[nn.Module, nn.Module]:
     """Encoder and head whose weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         sizes = [(N_FEATURES, 128), (128, 64)]
         layers = [(nn.Linear(*size), nn.BatchNorm1d(size[1]), nn.ReLU()) for size in sizes]
         encoder = nn.Sequential(*(layer for block in layers for layer in block))
-        head = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32))
-    return encoder.double(), head.double()
+        return encoder.double(), two_layers(64, 64, 32).double()
