@@ -163,18 +163,16 @@ def jitter(
     brightness: float = 0.4,
     contrast: float = 0.4,
 ) -> Tensor:
-    """Grey images with random brightness and contrast, the colour jitter of a grey image.
+    """Grey images ``(b, 1, h, w)`` in [0, 1] with random brightness and contrast, the colour jitter
+    of a grey image.
 
     Ranges are *paper silent*: those of SimCLR's and SupCon's code.
 
     Args:
-        views: ``(b, 1, h, w)`` in [0, 1].
+        views: the images.
         generator: source of randomness, on the CPU; None = the global generator.
-        brightness: largest relative change of the grey values.
-        contrast: largest relative change of their distance from the image's mean.
-
-    Returns:
-        ``(b, 1, h, w)`` in [0, 1].
+        brightness, contrast: largest relative change of the grey values, and of their distance from
+            the image's mean.
     """
     draws = torch.rand(2, len(views), 1, 1, 1, generator=generator).to(views.device) * 2 - 1
     views = views * (1 + brightness * draws[0])

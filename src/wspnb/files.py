@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
+import psutil
 
 TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
 
@@ -35,7 +36,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".tmp-*-{path.name}"):
-        if not _alive(left.name.split("-")[1]):
+        pid = left.name.split("-")[1]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -198,14 +200,3 @@ def package_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _alive(pid: str) -> bool:
-    """Whether a process of this number runs; anything that is no number counts as running."""
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, OSError):
-        pass
-    return True

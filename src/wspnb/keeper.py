@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wspnb.pretrain import Config, health, save_checkpoint
+from wspnb.pretrain import LOST, Config, health, save_checkpoint
 
 
 class Keeper:
@@ -98,11 +98,10 @@ class Keeper:
             return
         lost = ~torch.stack(self.losses).isfinite().cpu()
         if lost.any():
-            first = step + 1 - len(lost) + int(lost.int().argmax())
-            there = self.checkpoint.exists()
-            raise FloatingPointError(
-                f"the loss is {self.losses[int(lost.int().argmax())].item()} from step {first} on:"
-                " the training diverged. Take a lower learning_rate, more warmup_steps or precision"
-                f" no{f', and delete {self.checkpoint} (the state before)' if there else ''}"
+            first = int(lost.int().argmax())
+            text = (
+                f"the loss is {self.losses[first].item()} from step {step + 1 - len(lost) + first}"
             )
+            there = f", and delete {self.checkpoint} (the state before)"
+            raise FloatingPointError(f"{text} on{LOST}{there if self.checkpoint.exists() else ''}")
         self.losses.clear()

@@ -67,7 +67,7 @@ def contrastive_loss(
     with torch.autocast(view_1.device.type, enabled=False):
         views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
         kernel, negatives = _beside(views, kernel), _beside(views, negatives)
-        if not _learnt(n, views, kernel, negatives, temperature):
+        if not _learnt(views, kernel, negatives, temperature):
             if n > BLOCKWISE_ABOVE or anchors is not None or not isinstance(kernel, Tensor):
                 options = (temperature, normalise, anchors, negatives, denominator)
                 return blockwise_loss(views, kernel, *options)
@@ -103,11 +103,9 @@ def byol_loss(
     collapse.
 
     Args:
-        prediction_1: predictor's output for the first views, ``(n, dim)``, any scale.
-        prediction_2: the same for the second views.
-        target_1: projections of the first views by the moving average, ``(n, dim)``; no gradient
-            flows into them.
-        target_2: the same for the second views.
+        prediction_1, prediction_2: predictor's output for both views, ``(n, dim)``, any scale.
+        target_1, target_2: projections of both views by the moving average, ``(n, dim)``; no
+            gradient flows into them.
         kernel: degrees of positiveness ``(n, n)``, 1 on the diagonal; w are its rows divided by
             their sums over the n views of the other side. None: the identity.
 
@@ -207,13 +205,10 @@ def _whole(kernel: Kernel, views: Tensor) -> Tensor:
     return kernel.to(views)
 
 
-def _learnt(n: int, views: Tensor, *values) -> bool:
+def _learnt(views: Tensor, *values) -> bool:
     """Whether a kernel or the temperature wants a gradient, which the blocks do not give."""
     first = torch.arange(1, device=views.device)
-    values = [
-        value(first) if callable(value) and not isinstance(value, Tensor) else value
-        for value in values
-    ]
+    values = [value(first) if callable(value) else value for value in values]
     return any(isinstance(value, Tensor) and value.requires_grad for value in values)
 
 
@@ -228,9 +223,8 @@ def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors,
             raise ValueError(
                 f"{name} {tuple(given.shape)}: expected {(n, n)}, one row per slice (not per view)"
             )
-    if denominator not in (*DENOMINATORS, *BY_DEGREE):
-        known = ", ".join([*DENOMINATORS, *BY_DEGREE])
-        raise ValueError(f"denominator={denominator!r}: choose one of {known}")
+    if denominator not in (known := (*DENOMINATORS, *BY_DEGREE)):
+        raise ValueError(f"denominator={denominator!r}: choose one of {', '.join(known)}")
     if isinstance(negatives, Tensor):
         check_negatives(negatives, denominator)
         if denominator == "others" and not (negatives.sum(1) > negatives.diagonal()).all():

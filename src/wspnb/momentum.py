@@ -158,8 +158,7 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
         {\exp(q_t k_t / \tau) + \sum_j \exp(q_t u_j / \tau)}
 
     Args:
-        queries: ``(n, dim)`` on the unit sphere.
-        keys: their positives, ``(n, dim)``.
+        queries, keys: ``(n, dim)`` on the unit sphere, keys their positives.
         queue: negatives u, ``(k, dim)``; none gives a loss of 0.
         temperature: tau.
     """

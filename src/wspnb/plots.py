@@ -33,16 +33,9 @@ def colour(name: str) -> str:
 
 
 def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
-    """Write ``name.png`` and ``name.pdf`` without dates, so that equal figures are equal files.
-
-    Args:
-        fig: the figure; it is laid out tightly and left open for the notebook to show.
-        folder: made if missing.
-        name: file name without ending.
-
-    Returns:
-        Path of the PNG.
-    """
+    """Write ``name.png`` and ``name.pdf`` into a folder, without dates, so that equal figures are
+    equal files; the path of the PNG. The figure is laid out tightly and left open for the notebook
+    to show."""
     folder = Path(folder)
     for ending, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         with whole(folder / f"{name}.{ending}") as temporary:
@@ -75,17 +68,16 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
     return fig
 
 
-def mosaic(images, words, columns: int = 10, title: str = "") -> Figure:
+def mosaic(images, words, title: str = "") -> Figure:
     """Many small pictures in one, quicker than a :func:`contact_sheet`, with words above each.
 
     Args:
         images: ``(n, h, w, 3)`` uint8.
         words: n short texts.
-        columns: pictures in a row.
         title: above all.
     """
     n, height, width, _ = images.shape
-    columns = min(columns, n)
+    columns = min(10, n)
     rows, space = -(-n // columns), height // 4  # for the words
     whole = np.full((rows * (height + space), columns * width, 3), 255, np.uint8)
     fig, axis = plt.subplots(figsize=(1.3 * columns, 1.3 * rows * (1 + space / height) + 0.4))
@@ -101,13 +93,8 @@ def mosaic(images, words, columns: int = 10, title: str = "") -> Figure:
 
 
 def draw_outlines(fig: Figure, masks, colour: str) -> None:
-    """Draw the outline of a mask on each picture of a :func:`contact_sheet`; empty ones have none.
-
-    Args:
-        fig: the sheet.
-        masks: ``(n, h, w)``, 0 outside, above 0 inside.
-        colour: of the line.
-    """
+    """Draw the outline of a mask ``(h, w)``, above 0 inside, on each picture of a
+    :func:`contact_sheet`; empty ones have none."""
     for axis, mask in zip(fig.axes, masks, strict=False):
         if mask.any():
             axis.contour(mask > 0, [0.5], colors=colour, linewidths=0.8)
@@ -119,8 +106,7 @@ def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
     Args:
         axis: where to draw; ticks are removed, as the coordinates mean nothing.
         plane: coordinates ``(n, 2)``.
-        values: ``(n,)`` class or depth.
-        kind: "class" or "depth".
+        values, kind: ``(n,)`` and whether they are the "class" or the "depth".
 
     Returns:
         The mappable for a colour bar when ``kind`` is "depth", else None.

@@ -166,10 +166,9 @@ def learning_rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))
 
 
-def byol_momentum(step: int, n_steps: int, start: float = 0.996) -> float:
-    """Share that BYOL's target keeps at a step (0-based): from ``start`` to 1 as a cosine
-    (paper)."""
-    return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+def byol_momentum(step: int, n_steps: int) -> float:
+    """Share that BYOL's target keeps at a step (0-based): from .996 to 1 as a cosine (paper)."""
+    return 1 - (1 - 0.996) * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
 def collapse_loss(batch_size: int) -> float:
@@ -214,8 +213,7 @@ def health(view_1: Tensor, view_2: Tensor, features: Tensor) -> dict[str, float]
     2).
 
     Args:
-        view_1: embeddings ``(n, dim)``, any scale.
-        view_2: embeddings of the other views, ``(n, dim)``.
+        view_1, view_2: embeddings of both views, ``(n, dim)``, any scale.
         features: what the encoder gave for the same images, ``(2n, d)``.
 
     Returns:
@@ -237,15 +235,11 @@ def health(view_1: Tensor, view_2: Tensor, features: Tensor) -> dict[str, float]
 
 
 def identity(images: str, slices: pd.DataFrame, label: str) -> str:
-    """Checksum of what is learnt from: images, and whose they are and which label they bear.
+    """Checksum of what is learnt from: the store's checksum of its images, and whose the slices are
+    and which label (column ``label``) they bear.
 
-    Labels that are not used here do not count, so that a corrected one trains nothing again.
-
-    Args:
-        images: checksum of the store's images.
-        slices: rows that are used, with patient, cohort and label.
-        label: the column, ``weak_label`` or ``label``.
-    """
+    Only ``slices``, the rows that are used, count: a label corrected elsewhere trains nothing
+    again."""
     used = slices[["patient", "cohort", label]].to_csv(index=False)
     return hashlib.sha256(f"{images}{used}".encode()).hexdigest()
 
@@ -266,9 +260,7 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
     """Everything needed to go on after ``step`` steps, in one file that is replaced as a whole.
 
     Args:
-        path: file to write.
-        step: steps done.
-        log: rows of the log so far.
+        path, step, log: file to write, steps done, rows of the log so far.
         config: settings; a checkpoint of other settings is refused by :func:`load_checkpoint`.
         parts: objects with ``state_dict``, or generators; None where a run has no such part.
 

@@ -235,11 +235,10 @@ def judge(
         C, n_folds, seed: as :func:`cross_validate`; with ">" the folds are those of the threshold.
 
     Returns:
-        Scores of the judged patients with the ``threshold`` of their fold, and AUC per fold, one
-        with ">".
+        As there, with the ``threshold`` of their fold for each patient; with ">" one AUC.
 
     Raises:
-        ValueError: as :func:`cross_validate`, or if a patient is on both sides of ">".
+        ValueError: as there, or if a patient is on both sides of ">".
     """
     keep = slices.cohort.isin(cohorts_of([group])).to_numpy()
     people = deal(slices[keep], group, n_folds, seed)

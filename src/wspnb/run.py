@@ -67,6 +67,9 @@ def declared(notebook: Path) -> dict:
     return found
 
 
+NUMBER = r"[-+]?((0|[1-9]\d*)?(\.\d*)?(e[-+]?\d+)?|\.inf)|\.nan"  # as people write them
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML without what it reads otherwise than people do."""
 
@@ -88,9 +91,7 @@ class _PlainLoader(yaml.SafeLoader):
     def number(self, node):
         kind = node.tag.rsplit(":", 1)[1]
         value = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(self, node)
-        if not re.fullmatch(
-            r"[-+]?((0|[1-9]\d*)?(\.\d*)?(e[-+]?\d+)?|\.inf)|\.nan", node.value.lower()
-        ):
+        if not re.fullmatch(NUMBER, node.value.lower()):
             problem = f"YAML reads {node.value} as {value}: write that, or a text in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return value
@@ -131,8 +132,7 @@ def read_parameters(file: str | Path) -> dict:
         text = Path(file).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: no UTF-8 text ({error.reason} at byte {error.start})") from None
-    content = read_yaml(text, str(file))
-    content = {} if content is None else content
+    content = {} if (found := read_yaml(text, str(file))) is None else found
     if not isinstance(content, dict):
         found = type(content).__name__
         raise ValueError(f"{file}: expected lines of `name: value`, found a {found}")
@@ -150,17 +150,12 @@ def cast(name: str, kind: str, value, default=None):
     if kind == "float" and isinstance(value, str):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
-    if kind.split("[")[0] not in types:
+    if (plain := kind.split("[")[0]) not in types:
         raise ValueError(f"parameter {name} is declared as {kind}: take one of {', '.join(types)}")
-    expected = types[kind.split("[")[0]]
-    if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+    if not isinstance(value, types[plain]) or (isinstance(value, bool) and kind != "bool"):
         like = f"{kind}, such as {default!r}" if default else kind
         raise ValueError(f"parameter {name} takes {like}, not {value!r} ({type(value).__name__})")
-    if (
-        kind.startswith("list")
-        and default
-        and all(isinstance(v, (str, int, float)) for v in default)
-    ):
+    if plain == "list" and default and all(isinstance(v, (str, int, float)) for v in default):
         inner = type(default[0]).__name__
         try:
             return [cast(name, inner, member) for member in value]
@@ -290,22 +285,15 @@ def _own_kernel(folder: Path) -> None:
 
 
 def explain(error: Exception, out: Path, failed: Path | None) -> str:
-    """One line: in which cell a run failed, how, and what to try.
-
-    Args:
-        error: what ended the run.
-        out: the notebook that was to be written.
-        failed: the notebook as far as it came, or None.
-    """
+    """One line: in which cell of ``out`` a run failed, how, and what to try; ``failed`` is the
+    notebook as far as it came, or None."""
     import nbformat
 
     cell = getattr(error, "cell_index", None)
     if cell is None and failed:
-        cells = nbformat.read(failed, as_version=4).cells
-        marks = [c.metadata.get("papermill", {}) for c in cells]  # status: "completed" of all
-        code = [c.cell_type == "code" for c in cells]
-        begun = [i for i, mark in enumerate(marks) if code[i] and mark.get("start_time")]
-        cell = begun[-1] if begun else None
+        for number, one in enumerate(nbformat.read(failed, as_version=4).cells):
+            if one.cell_type == "code" and one.metadata.get("papermill", {}).get("start_time"):
+                cell = number  # the last that began
     where = f"FAILED: {out}" if cell is None else f"FAILED in cell {cell}"
     if type(error).__name__ == "DeadKernelError":
         return (
@@ -370,15 +358,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for name in ("asyncio", "traitlets", "papermill"):  # said below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    label = f"{options.out.stem:<34}"
+    label, out = f"{options.out.stem:<34}", options.out.resolve()
     print(f"{label} started", flush=True)
     from wspnb.files import alone
 
-    failed = options.out.resolve().with_name(f"{options.out.stem}.failed.ipynb")
+    failed = out.with_name(f"{out.stem}.failed.ipynb")
     before = failed.stat().st_mtime_ns if failed.exists() else None
     try:
-        with alone(options.out.resolve()):
-            seconds = run(options.notebook.resolve(), options.out.resolve(), parameters)
+        with alone(out):
+            seconds = run(options.notebook.resolve(), out, parameters)
     except KeyboardInterrupt:
         print(f"{label} interrupted", file=sys.stderr)
         return 130

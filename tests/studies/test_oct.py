@@ -134,7 +134,7 @@ def test_moco_queue_and_momentum():
     assert torch.allclose(moved, torch.full_like(moved, 0.1), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [m for m in oct.METHODS if m != "random"])
+@pytest.mark.parametrize("method", [m for m in oct.ROWS if m != "random"])
 def test_every_method_steps_its_encoder(method, values):
     settings = make_settings(method)
     encoder, head, extra = oct.build(settings)

@@ -91,12 +91,12 @@ def split(causes: Tensor) -> dict[str, Tensor]:
 
 
 def draw_patients(minimal: Minimal, cohort: str, scale: float = 1.0) -> pd.DataFrame:
-    """Class, hidden severity and reading of each patient, as in the phantom.
+    """Class, hidden severity and reading of each patient, as in the phantom; reader_accuracy and
+    seed matter.
 
     D_radio's severities are drawn from the population and kept until each reading has its share.
 
     Args:
-        minimal: reader_accuracy and seed matter.
         cohort: radio, d1, d2 or population.
         scale: factor on the paper's number of patients.
 

@@ -130,15 +130,8 @@ def draw_signs(edema: float, phantom: OctPhantom, random) -> tuple[dict, dict]:
 
 
 def paint_visit(visit, signs: dict, excess: dict, phantom: OctPhantom, random) -> np.ndarray:
-    """B-scans of one visit, ``(scans, size, size)`` uint8.
-
-    Args:
-        visit: row of :func:`draw_visits`.
-        signs: labels, see :func:`draw_signs`.
-        excess: how far each cause is over its threshold.
-        phantom: parameters.
-        random: numpy generator.
-    """
+    """B-scans of one visit, ``(scans, size, size)`` uint8: of a row of :func:`draw_visits` and of
+    what :func:`draw_signs` gave for it."""
     n, size, micron = phantom.scans, phantom.image_size, phantom.image_size / phantom.height_um
     x = np.linspace(-0.5, 0.5, size)[None] * SPAN[0]  # mm
     z = np.linspace(-0.5, 0.5, n)[:, None] * SPAN[1]

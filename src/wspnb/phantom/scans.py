@@ -78,15 +78,9 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
 def in_one_piece(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
     """A mask of one part: coarse voxels tear thin edges off the liver, straight lines tie them on.
 
-    Its first and last slice stay, and with them the slices that are kept and their positions.
-
-    Args:
-        mask: uint8, not empty.
-        spacing: mm, along each axis.
-
-    Returns:
-        The mask, hanging together by faces, edges or corners.
-    """
+    Its first and last slice stay, and with them the slices that are kept and their positions. The
+    mask is uint8 and not empty, ``spacing`` in mm along each axis; the result hangs together by
+    faces, edges or corners."""
     parts, n = ndimage.label(mask, np.ones((3, 3, 3)))
     largest = np.bincount(parts.ravel())[1:].argmax() + 1
     body, whole = np.argwhere(parts == largest) if n > 1 else None, mask.copy()

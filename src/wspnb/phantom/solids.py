@@ -16,17 +16,9 @@ LOW, HIGH = np.array([-60.0, -260.0, -260.0]), np.array([260.0, 260.0, 260.0])
 
 
 def draw_fields(rng: np.random.Generator, texture_size: float) -> dict[str, tuple]:
-    """All random fields of a patient, independent of pixels and slices.
-
-    Each is white noise on the knots of a cubic B-spline.
-
-    Args:
-        rng: consumed in the order of the names.
-        texture_size: distance of the knots of the liver's texture, mm.
-
-    Returns:
-        By name, coefficients (z, y, x) float32 and distance of the knots, mm.
-    """
+    """All random fields of a patient, independent of pixels and slices: by name, coefficients (z,
+    y, x) float32 and distance of the knots, mm. Each is white noise on the knots of a cubic
+    B-spline; those of the liver's texture are ``texture_size`` mm apart."""
     knots = {
         "warp_x": 48, "warp_y": 48, "warp_z": 60, "shape": 26, "bowel": 15, "gas": 22,
         "stranding": 9, "contour": 8, "texture": texture_size,

@@ -24,15 +24,9 @@ CHUNK = 16  # patients of one job of a worker
 
 
 def draw_slices(phantom: Phantom, cohort: str, number: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """The kept slices of one drawn patient, as :func:`wspnb.data.slices.prepare_volume` gives them.
-
-    Args:
-        phantom: the definition; its image size is that of the slices.
-        cohort, number: as :func:`~wspnb.phantom.scans.draw_patient`.
-
-    Returns:
-        ``(n_kept, size, size)`` uint8, lowest first, and their rows of the store's table.
-    """
+    """The kept slices of one drawn patient, as :func:`wspnb.data.slices.prepare_volume` gives them:
+    ``(n_kept, size, size)`` uint8, lowest first, and their rows of the store's table; arguments as
+    :func:`~wspnb.phantom.scans.draw_patient`."""
     patient = draw_patient(phantom, cohort, number)
     turn = nib.orientations.io_orientation(patient.affine)
     hu, mask = (nib.orientations.apply_orientation(v, turn) for v in patient[:2])
@@ -52,22 +46,13 @@ def make_store(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw the cohorts of a phantom into a store; a store of the same definition is kept.
+    """Draw the cohorts of a phantom into a store; one of the same definition there is kept, another
+    replaced.
 
-    Args:
-        folder: made if missing; a store of another definition there is replaced.
-        phantom: the definition.
-        scale: share of D_radio's 2,799 patients.
-        scale_histology: share of D1's 106 and D2's 49 patients.
-        population: share of the 1,060 further patients, 0 for none.
-        workers: processes; None is one per core, 1 draws in this process.
-        progress: show a bar.
+    Arguments and errors as :func:`wspnb.phantom.scans.make_phantom`.
 
     Returns:
         The folder, for :func:`wspnb.data.slices.open_slices`.
-
-    Raises:
-        ValueError: if a scale is outside (0, 1].
     """
     shares = {"scale": scale, "scale_histology": scale_histology, "population": population}
     pairs = list_patients(phantom, **shares)

@@ -248,17 +248,10 @@ def evidence(rows: pd.DataFrame, labels: dict) -> str:
 
 
 def judge(claims: dict, sources: dict, cohorts, labels: dict) -> pd.DataFrame:
-    """Verdict and evidence for each claim and cohort, from each source of differences.
-
-    Args:
-        claims: as :func:`claims_of` gives them.
-        sources: ``{name: table with cohort, better, worse, mean, low, high}``.
-        cohorts: in the order wanted.
-        labels: printed name of each method.
-
-    Returns:
-        Columns claim, cohort, and for each source its verdict (under its name) and evidence.
-    """
+    """Verdict and evidence for each claim (of :func:`claims_of`) and cohort, in the order wanted,
+    from each source of differences: ``{name: table with cohort, better, worse, mean, low, high}``.
+    Columns claim, cohort, and for each source its verdict (under its name) and evidence with the
+    methods' printed names."""
     rows = []
     for claim, (better, worse) in claims.items():
         for cohort in cohorts:

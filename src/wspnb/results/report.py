@@ -41,15 +41,11 @@ def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
     return "; ".join(parts) + "."
 
 
-def main_result(runs: list[dict], reference: str = "wsp") -> str:
-    """The reference against the best other pretraining, on the largest cohort, and how sure it is.
+def main_result(runs: list[dict]) -> str:
+    """WSP against the best other pretraining, on the largest cohort, and how sure it is.
 
     The interval is that of the paired difference, over patients and, from two seeds on, over seeds;
     the other method was picked after looking, which flatters it.
-
-    Args:
-        runs: as :func:`~wspnb.results.tables.read_runs` gives them; the first encoder counts.
-        reference: name of the method that is compared.
     """
     cohort = max(runs[0]["results"], key=lambda c: runs[0]["results"][c]["n"])
     own = [r for r in runs if r["backbone"] == runs[0]["backbone"] and r["name"] in tables.ROWS]
@@ -57,22 +53,22 @@ def main_result(runs: list[dict], reference: str = "wsp") -> str:
     means = {k: np.mean([r["results"][cohort]["auc"] for r in g]) for k, g in groups.items()}
     where = NAMES.get(cohort, cohort).replace("Population", "the population")
     where = f"On {where} ({plural(runs[0]['results'][cohort]['n'], 'patient')})"
-    others = [name for name in means if name not in (reference, "supervised")]
-    if reference not in means or not others:
+    others = [name for name in means if name not in ("wsp", "supervised")]
+    if "wsp" not in means or not others:
         found = ", ".join(f"{tables.ROWS[k]} {mean:.2f}" for k, mean in means.items())
         return f"{where} the mean AUC is: {found}. Nothing was compared."
     spoken = tables.ROWS | {"random": "the untrained network"}
-    best, here = max(others, key=means.get), spoken[reference]
-    seeds = {r["seed"] for r in groups[reference]} & {r["seed"] for r in groups[best]}
+    best, here = max(others, key=means.get), spoken["wsp"]
+    seeds = {r["seed"] for r in groups["wsp"]} & {r["seed"] for r in groups[best]}
     sides = [
         [tables.cohort_scores(r, cohort) for r in groups[name] if r["seed"] in seeds]
-        for name in (reference, best)
+        for name in ("wsp", best)
     ]
     if not seeds:
         return f"{where} {here} and {spoken[best]} have no training seed in common."
     gap = statistics.paired_difference(*sides)
     low, high = (gap.low, gap.high) if len(seeds) == 1 else (gap.low_both, gap.high_both)
-    text = f"{where} {here} has a mean AUC of {means[reference]:.2f} and {spoken[best]}, "
+    text = f"{where} {here} has a mean AUC of {means['wsp']:.2f} and {spoken[best]}, "
     text += f"the best of the others, {means[best]:.2f}: a difference of {gap.mean:+.2f}"
     if np.isnan(low):
         return f"{text}; there are too few patients for an interval, so nothing is decided."
@@ -120,14 +116,9 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
 
 
 def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone", "method")):
-    """A table of AUCs to read: cells as :data:`PER_CELL`, the paper's value beside each cohort's,
-    the encoder where there are several.
-
-    Args:
-        table: of :func:`~wspnb.results.tables.auc_table` or ``sigma_table``.
-        printed: the paper's table with the columns of ``key``, or None.
-        key: columns that name a row.
-    """
+    """A table of AUCs (of :func:`~wspnb.results.tables.auc_table` or ``sigma_table``) to read:
+    cells as :data:`PER_CELL`, beside each cohort's the value that the paper printed, the encoder
+    where there are several; ``key`` are the columns that name a row."""
     words = tables.in_words(table, [*key, "n_seeds"])
     tags = [name for name in words if f"auc_{name}" in table]
     glue = {" \\(": "\u00a0(", ", ": ",\u00a0"}  # a line breaks before the interval, not within

@@ -20,7 +20,8 @@ from wspnb.probe import classifier, read_slices
 from wspnb.results import tables
 from wspnb.results.statistics import ends
 
-SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5  # of the training patients; draws of a share below 1
+# Of the training patients of each stage, rounded up; draws of a share below 1, the same for all.
+SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5
 MEASURES = ("severe_auc", "mild_auc", "kappa", "bacc")
 NAMES = ("AUC severe", "AUC mild", "Quadratic kappa", "Balanced accuracy")
 
@@ -69,10 +70,10 @@ def measures(people: pd.DataFrame) -> dict[str, float]:
     return dict(zip(MEASURES, map(float, values), strict=True))
 
 
-def with_intervals(people: pd.DataFrame, n: int = 1000, seed: int = 0) -> dict[str, float]:
+def with_intervals(people: pd.DataFrame, n: int = 1000) -> dict[str, float]:
     """:func:`measures`, each with its 95 % interval from patients drawn again within their stage;
     the probe stays."""
-    rng, own = np.random.default_rng(seed), [part for _, part in people.groupby("stage")]
+    rng, own = np.random.default_rng(0), [part for _, part in people.groupby("stage")]
     drawn = [
         measures(pd.concat(part.iloc[rng.integers(len(part), size=len(part))] for part in own))
         for _ in range(n)
@@ -83,27 +84,22 @@ def with_intervals(people: pd.DataFrame, n: int = 1000, seed: int = 0) -> dict[s
     return row
 
 
-def label_efficiency(
-    features, slices: pd.DataFrame, C: float = 0.01, shares=SHARES, draws=DRAWS, seed: int = 0
-) -> pd.DataFrame:
+def label_efficiency(features, slices: pd.DataFrame, C: float = 0.01) -> pd.DataFrame:
     """:func:`measures` by the share of the training patients that have a label.
 
     Args:
         features: ``(n_slices, d)``.
         slices: patient, cohort ("train", "judged") and stage of each.
         C: inverse strength of the L2 penalty.
-        shares: of the patients of each stage, rounded up.
-        draws: sets of patients drawn for a share below 1, the same for every encoder.
-        seed: of the draws.
 
     Returns:
         One row per share and draw: ``share``, ``draw``, ``patients``, and the measures.
     """
     people = slices[slices.cohort == "train"].groupby("patient").stage.first().sort_index()
     judged, rows = (slices.cohort == "judged").to_numpy(), []
-    for share in shares:
-        for draw in range(draws if share < 1 else 1):
-            rng = np.random.default_rng([seed, draw])
+    for share in SHARES:
+        for draw in range(DRAWS if share < 1 else 1):
+            rng = np.random.default_rng([0, draw])
             chosen = [  # a draw of 25 % holds that of 10 %
                 rng.permutation(own.index)[: int(np.ceil(share * len(own)))]
                 for _, own in people.groupby(people)

@@ -68,9 +68,9 @@ def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) 
 
 
 def bootstrap_interval(
-    runs: list[pd.DataFrame], n: int = 2000, level: float = 0.95, seed: int = 0
+    runs: list[pd.DataFrame], n: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of the fold AUCs, resampling patients within fold and class.
+    """95 % interval of the mean of the fold AUCs, resampling patients within fold and class.
 
     It is the uncertainty from the finite number of test patients, given the trained encoders and
     probes; the spread over training seeds is another thing and is reported beside it.
@@ -79,7 +79,6 @@ def bootstrap_interval(
         runs: score tables of :class:`wspnb.probe.Probe`, one per training seed, of the same
             patients in the same folds; the AUC is averaged over them within each resample.
         n: number of resamples.
-        level: coverage.
         seed: of the resampling.
 
     Returns:
@@ -90,16 +89,14 @@ def bootstrap_interval(
         ValueError: if the runs have other patients or folds than the first.
     """
     wins = [fold.mean(0, keepdims=True) for fold in wins_by_fold(runs)]
-    low, high = ends(resample_patients(wins, n, np.random.default_rng(seed)), level)
+    low, high = ends(resample_patients(wins, n, np.random.default_rng(seed)))
     return (low, high) if high - low > 1e-9 else (np.nan, np.nan)
 
 
-def ends(values, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the resamples that have a value; NaN if none has."""
+def ends(values) -> tuple[float, float]:
+    """95 % percentile interval of the resamples that have a value; NaN if none has."""
     values = np.asarray(values)[~np.isnan(values)]
-    low, high = (
-        np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else [np.nan] * 2
-    )
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
     return float(low), float(high)
 
 
@@ -107,7 +104,6 @@ def paired_difference(
     runs_a: list[pd.DataFrame],
     runs_b: list[pd.DataFrame],
     n: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Difference:
     """AUC of method a minus method b on the same patients, folds and training seeds.
@@ -120,7 +116,7 @@ def paired_difference(
 
     Args:
         runs_a, runs_b: score tables of each method, one per training seed, seed by seed.
-        n, level, seed: as in :func:`bootstrap_interval`.
+        n, seed: as in :func:`bootstrap_interval`.
 
     Raises:
         ValueError: if the numbers of seeds, the patients or the folds differ.
@@ -132,11 +128,11 @@ def paired_difference(
     per_seed = np.mean([fold.mean((1, 2)) for fold in wins], axis=0)
     mean, draws = float(per_seed.mean()), resample_patients(wins, n, rng).mean(1)
     if k == 1:
-        return Difference(mean, *ends(draws, level), per_seed, *[np.nan] * 5)
-    sd, half = float(per_seed.std(ddof=1)), stats.t.ppf((1 + level) / 2, k - 1) / k**0.5
+        return Difference(mean, *ends(draws), per_seed, *[np.nan] * 5)
+    sd, half = float(per_seed.std(ddof=1)), stats.t.ppf(0.975, k - 1) / k**0.5
     both = draws + rng.standard_t(k - 1, n) * sd / k**0.5
     spread = (sd, mean - half * sd, mean + half * sd)
-    return Difference(mean, *ends(draws, level), per_seed, *spread, *ends(both, level))
+    return Difference(mean, *ends(draws), per_seed, *spread, *ends(both))
 
 
 def delong(runs_a: list[pd.DataFrame], runs_b: list[pd.DataFrame]) -> tuple[float, float]:
@@ -167,9 +163,7 @@ def stratified_auc(labels, scores, strata, folds=None) -> dict[str, float]:
     """AUC of all pairs of patients, of pairs within one data set, and of pairs across.
 
     Args:
-        labels: class, ``(n,)``.
-        scores: ``(n,)``.
-        strata: data set of each patient, ``(n,)``.
+        labels, scores, strata: class, score and data set of each patient, ``(n,)``.
         folds: if given, only pairs of patients in the same fold count.
 
     Returns:

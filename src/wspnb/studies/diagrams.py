@@ -37,13 +37,8 @@ FLOW_ARROWS += ["head loss", "labels kernel", "kernel loss", "batch labels"]
 
 
 def draw_boxes(axis: Axes, boxes: dict[str, tuple], arrows: list[str]) -> None:
-    """Texts in boxes on a grid, and arrows between them.
-
-    Args:
-        axis: where to draw, about 12 inches wide.
-        boxes: column, row, kind (of ``COLOURS``) and text by key.
-        arrows: "KEY KEY" each.
-    """
+    """Texts in boxes on a grid and arrows ("KEY KEY" each) between them, on an axis about 12 inches
+    wide; column, row, kind (of ``COLOURS``) and text of a box by its key."""
     texts = {}
     for key, (x, y, kind, text) in boxes.items():
         look = {"boxstyle": "round,pad=.4", "facecolor": COLOURS[kind], "lw": 0.8}
@@ -67,8 +62,8 @@ def layer_table(encoder: nn.Module, head: nn.Sequential, image_size: int) -> pd.
         image_size: side of the square image, pixels.
 
     Returns:
-        Rows "image", "block 1" .., "average", "dense 1" ..; channels, size (side of the map,
-        pixels, 0 for a vector) and parameters.
+        Rows image, block 1 .., average, dense 1 ..; channels, size (side of the map, pixels, 0 for
+        a vector) and parameters.
 
     Raises:
         ValueError: if the encoder has no ``blocks`` or the image is too small for it.
@@ -96,15 +91,8 @@ def layer_table(encoder: nn.Module, head: nn.Sequential, image_size: int) -> pd.
 def draw_network(
     axis: Axes, encoder: nn.Module, head: nn.Sequential, image_size: int
 ) -> pd.DataFrame:
-    """Encoder and head as a row of boxes: what each gives out, and its parameters.
-
-    Args:
-        axis: where to draw, about 12 x 1.2 inches.
-        encoder, head, image_size: see :func:`layer_table`.
-
-    Returns:
-        The rows drawn, see :func:`layer_table`.
-    """
+    """Encoder and head as a row of boxes on an axis of about 12 x 1.2 inches: what each gives out,
+    and its parameters. Returns the rows drawn; see :func:`layer_table`."""
     table, boxes = layer_table(encoder, head, image_size), {}
     for column, row in enumerate(table.itertuples()):
         maps = f"{row.channels} × {row.size}²" if row.size else f"{row.channels}"
@@ -122,11 +110,8 @@ def draw_network(
 
 
 def draw_flow(axis: Axes) -> None:
-    """What goes where: files and notebooks in the upper row, one step of training below.
-
-    Args:
-        axis: where to draw, about 12 x 3 inches.
-    """
+    """What goes where, on an axis of about 12 x 3 inches: files and notebooks in the upper row, one
+    step of training below."""
     draw_boxes(axis, FLOW_BOXES, FLOW_ARROWS)
     axis.plot([3, 3], [1.35, 1.7], ls=":", color="grey", lw=1)
     note = "one step of notebook 02:\ncontrastive methods differ\nin the kernel alone,\n"
@@ -141,12 +126,11 @@ def draw_circle(axis: Axes, plane, labels, positions, kind: str):
     Args:
         axis: where to draw, square.
         plane: points on the unit circle, ``(n, 2)``.
-        labels: class of each, 0 or 1, ``(n,)``.
-        positions: depth of each in [0, 1], ``(n,)``.
-        kind: "class" or "depth", what the colour shows.
+        labels, positions, kind: class, depth, and which of them is shown, see
+            :func:`wspnb.plots.scatter`.
 
     Returns:
-        The mappable for a colour bar when ``kind`` is "depth", else None.
+        As there.
 
     Raises:
         ValueError: if a point is not on the unit circle.

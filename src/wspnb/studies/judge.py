@@ -61,11 +61,8 @@ def population_scores(found: dict[str, tuple]) -> pd.DataFrame:
 
 
 def draw_studies(found: dict[str, tuple], n: int) -> pd.DataFrame:
-    """Many studies of D1's size, drawn from the population without replacement.
-
-    Args:
-        found: from :func:`features_of`.
-        n: number of studies; they are the same for every method of a phantom.
+    """``n`` studies of D1's size, drawn from the population (of :func:`features_of`) without
+    replacement, the same for every method of a phantom.
 
     Returns:
         A row per study: ``study``, ``auc_folds`` (five folds over its patients, what it would have

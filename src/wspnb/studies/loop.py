@@ -30,12 +30,10 @@ def train(
         method: a name that :func:`wspnb.methods.parse` knows.
         slices: patient, weak label and position of each, ``(n,)``.
         views: two views of the slices of a batch, one after the other, ``(2b, ...)``.
-        encoder: what ``views`` returns, to features.
-        head: features to the space of the loss.
+        encoder, head: what ``views`` returns to features; features to the space of the loss.
         settings: sigma, temperature, batch_size, n_steps, warmup_steps, learning_rate and
             weight_decay.
-        draw: of the batches.
-        generator: of the views.
+        draw, generator: of the batches and of the views.
         watch: called with the number of steps done, before each step and after the last.
         byol: the loss of a method without negatives.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -48,16 +48,8 @@ ROWS = {
     "bcva_cst": "BCVA + CST",
     "soft": "BCVA x CST x position (ours)",
 }
-COLOURS = dict(
-    zip(
-        ROWS,
-        ("#999999 #000000 #56B4E9 #CC79A7 #888844 #E69F00 #F0E442 #0072B2 #009E73 #D55E00").split(),
-        strict=True,
-    )
-)
-
-
-METHODS = tuple(ROWS)
+COLOURS = "#999999 #000000 #56B4E9 #CC79A7 #888844 #E69F00 #F0E442 #0072B2 #009E73 #D55E00".split()
+COLOURS = dict(zip(ROWS, COLOURS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -90,8 +82,8 @@ class Settings:
     data: str  # checksum of the store
 
     def __post_init__(self):
-        if self.method not in METHODS:
-            raise ValueError(f"method={self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.method not in ROWS:
+            raise ValueError(f"method={self.method!r}: choose one of {', '.join(ROWS)}")
         for name in ("batch_size", "n_steps", "learning_rate", "temperature", "sigma", "n_keys"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
@@ -192,13 +184,11 @@ def loss(
     Args:
         extra: third part of :func:`build`.
         features: of both views, ``(2n, d)``.
-        view_1: embeddings of the first views, ``(n, dim)``.
-        view_2: of the second views.
+        view_1, view_2: embeddings of each view, ``(n, dim)``.
         views: the images, ``(2n, 1, h, w)``.
         truth: biomarkers, 0/1, ``(n, k)``; read by the supervised method only.
-        values: clinical values and position, ``(n,)`` each.
+        values, widths: of the scans and the kernels, see :func:`clinical_kernel`.
         settings: of the training.
-        widths: of the kernels, see :func:`clinical_kernel`.
     """
     if settings.method == "supervised":
         target = truth.to(features.device).repeat(2, 1)
@@ -213,9 +203,8 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
     """Macro AUROC of each method: mean and SD over seeds, 95 % interval over patients, difference.
 
     Args:
-        labels: 0/1, ``(m, k)``.
+        labels, patients: of each scan, 0/1 ``(m, k)`` and ``(m,)``.
         runs: method -> probabilities of each seed, ``(m, k)`` each.
-        patients: of each scan, ``(m,)``.
         n: number of resamples.
 
     Returns:
@@ -231,8 +220,7 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         both, means[method] = pd.concat(found), np.mean(macro)
         low, high = ends(draws[method])
         row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": means[method]}
-        row |= {"seed_sd": np.std(macro, ddof=1) if len(own) > 1 else np.nan}
-        row |= {"low": low, "high": high}
+        row |= {"seed_sd": pd.Series(macro).std(), "low": low, "high": high}
         kinds = ["rounded", "accuracy", "precision", "recall", "specificity"]
         row |= {kind: both[kind].mean() for kind in kinds}
         row |= {f"auroc_{n}": both.auroc[both.biomarker == n].mean() for n in BIOMARKERS}
@@ -265,27 +253,23 @@ def findings(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def probabilities(features, labels, train, test, C: float = 0.01) -> np.ndarray:
-    """Probability of each biomarker in the test scans, from one linear layer each.
+def probabilities(features, labels, train, test) -> np.ndarray:
+    """Probability ``(len(test), k)`` of each biomarker in the test scans, from one linear layer
+    each.
 
-    The layer is the logistic regression of notebook 03. Under the multi-label loss (a sum of binary
-    cross-entropies) a shared linear layer falls apart into the same layers: this is it as well.
+    The layer is the logistic regression of notebook 03, its C *paper silent*. Under the multi-label
+    loss (a sum of binary cross-entropies) a shared linear layer falls apart into the same layers.
 
     Args:
-        features: ``(n, d)``.
-        labels: 0/1, ``(n, k)``.
+        features, labels: ``(n, d)``; 0/1, ``(n, k)``.
         train, test: row numbers.
-        C: inverse strength of the L2 penalty, *paper silent*.
-
-    Returns:
-        ``(len(test), k)``.
     """
     labels, found = np.asarray(labels).astype(int), []
     for own in labels.T:
         if len(np.unique(own[train])) < 2:  # nothing to learn: the class that all have
             found.append(np.full(len(features[test]), float(own[train][0])))
         else:
-            layer = classifier(C).fit(features[train], own[train])
+            layer = classifier(0.01).fit(features[train], own[train])
             found.append(layer.predict_proba(features[test])[:, 1])
     return np.stack(found, axis=1)
 
@@ -294,26 +278,20 @@ def biomarker_metrics(labels, scores, names) -> pd.DataFrame:
     """Accuracy, precision, recall, specificity at one half, and AUROC of each biomarker.
 
     Args:
-        labels: 0/1, ``(n, k)``.
-        scores: probabilities, ``(n, k)``.
+        labels, scores: 0/1 and probabilities, ``(n, k)``.
         names: k names.
 
     Returns:
         One row per biomarker; ``rounded`` is the AUROC of the scores rounded to 0 or 1, which is
         (recall + specificity) / 2 and no AUROC of the scores; ratios without cases are NaN.
     """
-    rows = []
+    rows, zero = [], {"zero_division": np.nan}
     for name, truth, score in zip(names, np.asarray(labels).T, np.asarray(scores).T, strict=True):
-        called, truth = score >= 0.5, truth == 1
-        with np.errstate(invalid="ignore"):
-            row = {
-                "biomarker": name,
-                "accuracy": np.mean(called == truth),
-                "precision": np.divide((called & truth).sum(), called.sum()),
-                "recall": np.divide((called & truth).sum(), truth.sum()),
-                "specificity": np.divide((~called & ~truth).sum(), (~truth).sum()),
-            }
-        both = 0 < truth.sum() < len(truth)
+        called, both = (score >= 0.5).astype(int), 0 < truth.sum() < len(truth)
+        row = {"biomarker": name, "accuracy": accuracy_score(truth, called)}
+        row["precision"] = precision_score(truth, called, **zero)
+        row["recall"] = recall_score(truth, called, **zero)
+        row["specificity"] = recall_score(truth, called, pos_label=0, **zero)
         row["auroc"] = roc_auc_score(truth, score) if both else np.nan
         row["rounded"] = roc_auc_score(truth, called) if both else np.nan
         rows.append(row)
@@ -321,18 +299,16 @@ def biomarker_metrics(labels, scores, names) -> pd.DataFrame:
 
 
 def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndarray:
-    """Macro AUROC of each run under resamples of the patients, ``(n, n_runs)``.
+    """Macro AUROC of each run under ``n`` resamples of the patients, ``(n, n_runs)``.
 
-    Scans of a patient stay together; one patient fewer is drawn than there are (Rao and Wu 1988).
-    A pair of scans counts as often as its two patients are drawn. Resamples are the same for all
+    Scans of a patient stay together; one patient fewer is drawn than there are (Rao and Wu 1988). A
+    pair of scans counts as often as its two patients are drawn. Resamples are the same for all
     runs, so that differences are paired. A biomarker that a resample lacks is left out of its mean.
 
     Args:
         labels: 0/1, ``(m, k)``.
         runs: probabilities of each run, ``(m, k)`` each.
         patients: of each scan, ``(m,)``.
-        n: number of resamples.
-        seed: of the resampling.
     """
     number, names = pd.factorize(np.asarray(patients))
     size, labels = len(names), np.asarray(labels)
@@ -346,10 +322,7 @@ def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndar
             yes, no = belongs[truth == 1], belongs[truth == 0]
             wins = yes.T @ pairwise_wins(truth, score) @ no  # (size, size)
             pairs = np.outer(yes.sum(0), no.sum(0))
-            with np.errstate(invalid="ignore"):
-                ratio = [np.einsum("np,pq,nq->n", times, x, times) for x in (wins, pairs)]
-                aucs.append(ratio[0] / ratio[1])
-        known = ~np.isnan(aucs)  # (k, n)
-        with np.errstate(invalid="ignore"):
-            total.append(np.where(known, aucs, 0).sum(0) / known.sum(0))
+            above, all_of = (np.einsum("np,pq,nq->n", times, x, times) for x in (wins, pairs))
+            aucs.append(np.divide(above, all_of, out=np.full(n, np.nan), where=all_of > 0))
+        total.append(pd.DataFrame(aucs).mean().to_numpy())
     return np.stack(total, axis=1)

@@ -13,16 +13,9 @@ from wspnb.kernels import effective_positives
 from wspnb.studies import oct
 
 
-def biomarker_sheet(images, table: pd.DataFrame, rows, seed: int = 0) -> Figure:
-    """Eight scans with each biomarker, row by row, then eight with none.
-
-    Args:
-        images: the store, ``(n, h, w)``.
-        table: its rows.
-        rows: row numbers to draw from.
-        seed: of the drawing.
-    """
-    random, names = np.random.default_rng(seed), list(BIOMARKERS)
+def biomarker_sheet(images, table: pd.DataFrame, rows) -> Figure:
+    """Eight scans with each biomarker, then eight with none, of these row numbers of a store."""
+    random, names = np.random.default_rng(0), list(BIOMARKERS)
     own = table.iloc[rows]
     kinds = {name: rows[own[name] == 1] for name in names}
     kinds["none"] = rows[own[names].sum(axis=1) == 0]
@@ -32,14 +25,14 @@ def biomarker_sheet(images, table: pd.DataFrame, rows, seed: int = 0) -> Figure:
     return plots.contact_sheet(images[drawn], titles, columns=8, size=1.2)
 
 
-def links(table: pd.DataFrame, bins: int = 7) -> Figure:
+def links(table: pd.DataFrame) -> Figure:
     """CST against BCVA of every visit, and share of scans with each biomarker along the volume."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
     visits, read = table.drop_duplicates("volume"), table.dropna(subset=list(BIOMARKERS))
     left.scatter(visits.cst, visits.bcva, s=8, color=plots.CLASS_COLOURS[0])
     title = f"{len(visits)} visits, r = {visits.cst.corr(visits.bcva):.2f}"
     left.set(xlabel="CST, um", ylabel="BCVA, letters", title=title)
-    part = (np.floor(read.position.clip(0, 0.999) * bins) + 0.5) / bins
+    part = (np.floor(read.position.clip(0, 0.999) * 7) + 0.5) / 7
     colours = "#D55E00 #E69F00 #CC79A7 #0072B2 #56B4E9 #009E73".split()
     for name, mark, colour in zip(BIOMARKERS, "osv^Dx", colours, strict=True):
         share = read.groupby(part)[name].mean()
@@ -50,12 +43,8 @@ def links(table: pd.DataFrame, bins: int = 7) -> Figure:
 
 
 def kernels(values: dict[str, Tensor], widths: dict[str, float]) -> Figure:
-    """Kernel of each method on one batch; effective positives, and share of anchors with no other.
-
-    Args:
-        values: of the batch, see :func:`wspnb.studies.oct.clinical_kernel`.
-        widths: likewise.
-    """
+    """Kernel of each method on one batch (:func:`wspnb.studies.oct.clinical_kernel`); effective
+    positives, and share of anchors with no other."""
     fig, axes = plt.subplots(1, len(oct.KERNELS), figsize=(13, 2.7))
     for kind, axis in zip(oct.KERNELS, axes, strict=True):
         kernel = oct.clinical_kernel(kind, values, widths)
@@ -70,11 +59,7 @@ def kernels(values: dict[str, Tensor], widths: dict[str, float]) -> Figure:
 
 
 def curves(jobs) -> Figure:
-    """Loss and spread of the embeddings of trainings, smoothed.
-
-    Args:
-        jobs: (folder, settings) of each.
-    """
+    """Loss and spread of the embeddings of trainings, (folder, settings) of each, smoothed."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2), layout="constrained")
     for folder, settings in jobs:
         if settings.method == "random":
@@ -90,12 +75,8 @@ def curves(jobs) -> Figure:
 
 
 def bars(results: pd.DataFrame, methods) -> Figure:
-    """Macro AUROC with its interval over patients, that of rounded scores, and each biomarker's.
-
-    Args:
-        results: from :func:`wspnb.studies.oct.result_table`.
-        methods: names of its rows.
-    """
+    """Macro AUROC with its interval over patients, that of rounded scores, and each biomarker's:
+    from :func:`wspnb.studies.oct.result_table`, whose rows are those of ``methods``."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.8), layout="constrained")
     place, colours = np.arange(len(results)), [oct.COLOURS[m] for m in methods]
     left.barh(place, results.macro_auroc, color=colours, alpha=0.8)

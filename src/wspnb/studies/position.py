@@ -71,7 +71,6 @@ def run(cohort: Cohort, method: str, seed: int, settings: Settings, watched=()) 
         method: what :func:`wspnb.methods.split_name` knows; random is the untrained encoder.
         seed: of weights, batches and views.
         settings: hyper-parameters; the method's name may change one of them (wsp_sigma0.3).
-        watched: steps.
 
     Returns:
         A row per judgement: step, what :func:`judge` returns, and loss (mean of the last tenth) and

@@ -9,13 +9,8 @@ from wspnb.studies.position_runs import paired_difference, point_name
 
 
 def difference_panel(axis: Axes, gaps: pd.DataFrame, ticks: dict[str, str]) -> None:
-    """Differences with their intervals; a ring marks pairs with a collapsed run, grey the base.
-
-    Args:
-        axis: where to draw.
-        gaps: of :func:`~wspnb.studies.position_runs.differences`.
-        ticks: point by the text under it, from left to right.
-    """
+    """Differences (of :func:`~wspnb.studies.position_runs.differences`) with their intervals,
+    points by the text under them; a ring marks pairs with a collapsed run, grey the base."""
     others = list(dict.fromkeys(gaps.other))
     rows = gaps.set_index(["point", "other"])
     for number, other in enumerate(others):
@@ -69,22 +64,14 @@ def difference_map(
 def learning_curves(
     axis: Axes, rows: pd.DataFrame, value: str, methods, gained: bool = False
 ) -> None:
-    """Mean of a judged value against the training step, with 95 % intervals over seeds.
-
-    Args:
-        axis: where to draw.
-        rows: of the table of runs, one point.
-        value: column to draw.
-        methods: in the order of the legend.
-        gained: draw what was gained since step 0, seed by seed, instead of the value.
-    """
+    """Mean of a judged value against the training step, with 95 % intervals over seeds: from the
+    table of runs at one point; ``gained`` draws what was gained since step 0, seed by seed."""
     for method in methods:
         seen = rows[rows.method == method].pivot(index="seed", columns="step", values=value)
         seen = seen.sub(seen[0], axis=0) if gained else seen
         found = pd.DataFrame([paired_difference(seen[step], 0 * seen[step]) for step in seen])
         axis.plot(seen.columns, found["mean"], color=PALETTE[method], marker=".", label=method)
-        axis.fill_between(
-            seen.columns, found.low, found.high, color=PALETTE[method], alpha=0.15, lw=0
-        )
+        look = {"color": PALETTE[method], "alpha": 0.15, "lw": 0}
+        axis.fill_between(seen.columns, found.low, found.high, **look)
     axis.set_xscale("symlog", linthresh=10)
     axis.set(xlabel="training step", xlim=(0, None))

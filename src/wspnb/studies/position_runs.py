@@ -138,18 +138,11 @@ def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFra
     return table
 
 
-def paired_difference(first: pd.Series, second: pd.Series, level: float = 0.95) -> dict:
-    """Mean difference over the seeds that both have, with Student's interval over seeds.
-
-    Args:
-        first, second: a value per seed, indexed by seed.
-        level: coverage.
-
-    Returns:
-        mean, low, high, n; low and high are NaN for fewer than two seeds.
-    """
+def paired_difference(first: pd.Series, second: pd.Series) -> dict:
+    """Mean difference over the seeds that both have (their index), with Student's 95 % interval:
+    mean, low, high, n; low and high are NaN for fewer than two seeds."""
     gap = (first - second).dropna()
-    half = student.ppf(0.5 + level / 2, len(gap) - 1) * gap.std(ddof=1) / max(len(gap), 1) ** 0.5
+    half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / max(len(gap), 1) ** 0.5
     mean = gap.mean()
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(gap)}
 
@@ -163,9 +156,8 @@ def differences(
     table: pd.DataFrame,
     first: str = "wsp",
     others: Sequence[str] = ("supcon", "depth_aware", "simclr"),
-    value: str = "auc_d1",
 ) -> pd.DataFrame:
-    """``first`` minus each other method at the end of training, paired by seed.
+    """AUC on D1 of ``first`` minus each other method at the end of training, paired by seed.
 
     The base's runs of a method without sigma stand for every sigma. A point that ``first`` has not
     reached yet is left out.
@@ -185,7 +177,7 @@ def differences(
             own, theirs = runs.loc[point, first], runs.loc["base" if alone else point, other]
             pairs = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
             bad = pairs[["collapsed", "collapsed_other"]].astype(bool).any(axis=1).sum()
-            found = paired_difference(own[value], theirs[value])
+            found = paired_difference(own.auc_d1, theirs.auc_d1)
             rows.append({"point": point, "other": other, **found, "collapsed": int(bad)})
     return pd.DataFrame(rows)
 
@@ -227,36 +219,31 @@ def over_points(table: pd.DataFrame, value: str = "auc_population") -> pd.DataFr
     return own.pivot_table(value, "seed", "method")
 
 
-def choose_rows(table: pd.DataFrame, n: int = 2, besides=("wsp", "supcon", "depth_aware")) -> list:
-    """The rule of notebook 08: of the methods that read depth as well as WSP, less .01, those with
-    the highest mean AUC on the population (*paper silent*).
-
-    Args:
-        table: of runs on the seeds that choose, and on no other.
-        n: how many.
-        besides: methods that are judged in any case.
-    """
+def choose_rows(table: pd.DataFrame) -> list[str]:
+    """The rule of notebook 08, from runs on the seeds that choose and no other: of the methods that
+    read depth as well as WSP, less .01, the two with the highest mean AUC on the population (*paper
+    silent*); WSP, SupCon and depth-Aware are judged in any case."""
     auc, depth = over_points(table).mean(), over_points(table, "depth_r2").mean()
-    able = depth.index[depth >= depth["wsp"] - 0.01].difference([*besides, *UNTRAINED])
-    return auc[able].nlargest(n).index.tolist()
+    able = depth.index[depth >= depth["wsp"] - 0.01]
+    return (
+        auc[able.difference(["wsp", "supcon", "depth_aware", *UNTRAINED])]
+        .nlargest(2)
+        .index.tolist()
+    )
 
 
-def compare_rows(table: pd.DataFrame, chosen, others=("wsp", "supcon")) -> pd.DataFrame:
-    """Each chosen method, and WSP, minus the others over the seeds of a table, paired: row, minus,
-    mean, low, high, n."""
+def compare_rows(table: pd.DataFrame, chosen) -> pd.DataFrame:
+    """Each chosen method, and WSP, minus WSP and SupCon over the seeds of a table, paired: row,
+    minus, mean, low, high, n."""
     auc = over_points(table)
-    pairs = [(name, other) for name in (*chosen, "wsp") for other in others if name != other]
-    found = [paired_difference(auc[name], auc[other]) for name, other in pairs]
+    pairs = [(a, b) for a in (*chosen, "wsp") for b in ("wsp", "supcon") if a != b]
+    found = [paired_difference(auc[a], auc[b]) for a, b in pairs]
     return pd.DataFrame(pairs, columns=["row", "minus"]).join(pd.DataFrame(found))
 
 
 def recommend(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """What the seeds that judge say of the chosen rows, in words, and which is recommended.
-
-    Args:
-        table: of runs on these seeds.
-        found: of :func:`compare_rows` on them.
-    """
+    """What runs on the seeds that judge, and :func:`compare_rows` of them, say in words of the
+    chosen rows, and which is recommended."""
     depth, lines, best = over_points(table, "depth_r2").mean(), [], []
     for name, own in found.groupby("row", sort=False):
         words = []
