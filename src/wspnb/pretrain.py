@@ -340,11 +340,8 @@ def check_existing(existing: str, folder: Path, config: Config) -> None:
     """
     if existing not in ("resume", "restart", "replace"):
         raise ValueError(f"existing={existing!r}: choose resume, restart or replace")
-    if (
-        existing == "replace"
-        or not (folder / "encoder.safetensors").exists()
-        or not (folder / "config.json").exists()
-    ):
+    kept = all((folder / name).exists() for name in ("encoder.safetensors", "config.json"))
+    if existing == "replace" or not kept:
         return
     then = read_json(folder / "config.json")
     if other := _differences(then, config):

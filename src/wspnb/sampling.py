@@ -53,6 +53,7 @@ class OneSlicePerPatient(Sampler[list[int]]):
 
         # Slices sorted by patient: those of patient p are order[first[p] : first[p] + count[p]].
         self._order = np.argsort(patient, kind="stable")
+        self._owner = patient[self._order]
         self._count = np.bincount(patient)
         self._first = np.cumsum(self._count) - self._count
         class_of_patient = label[self._order[self._first]]
@@ -105,12 +106,9 @@ class OneSlicePerPatient(Sampler[list[int]]):
             chosen = random.choice(members, n, replace=False)
             return self._order[self._first[chosen] + random.integers(self._count[chosen])]
         # All slices of the class in rounds: first one of each patient, then a second of each, ...
-        slices = np.concatenate([self._order[a : a + k] for a, k in self._spans(members)])
-        patient = np.repeat(members, self._count[members])
-        turn = np.concatenate([np.arange(k) for _, k in self._spans(members)])
+        own = np.isin(self._owner, members)
+        slices, patient = self._order[own], self._owner[own]
+        turn = np.flatnonzero(own) - self._first[patient]
         shuffled = slices[np.lexsort((random.random(len(slices)), patient))]
         in_rounds = shuffled[np.lexsort((random.random(len(slices)), turn))]
         return np.resize(in_rounds, n)  # from the start again when n > len(slices)
-
-    def _spans(self, members: np.ndarray):
-        return zip(self._first[members], self._count[members], strict=True)

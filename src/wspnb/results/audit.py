@@ -1,6 +1,6 @@
 """What notebook 06 needs tested: reading the runs, differences of all pairs, verdicts on claims."""
 
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +52,7 @@ def read_probes(
     """
     runs = tables.read_runs(folder, seeds, [backbone])
     for run in runs:
-        other = {k: run[k] for k, v in settings.items() if run.get(k, v) != v}
-        if other:
+        if other := {k: run[k] for k, v in settings.items() if run.get(k, v) != v}:
             raise ValueError(
                 f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
             )
@@ -253,15 +252,12 @@ def judge(claims: dict, sources: dict, cohorts, labels: dict) -> pd.DataFrame:
     Columns claim, cohort, and for each source its verdict (under its name) and evidence with the
     methods' printed names."""
     rows = []
-    for claim, (better, worse) in claims.items():
-        for cohort in cohorts:
-            row = {"claim": claim, "cohort": cohort}
-            for source, table in sources.items():
-                chosen = table[
-                    (table.cohort == cohort) & table.better.isin(better) & table.worse.isin(worse)
-                ]
-                row |= {source: verdict(chosen), f"{source} evidence": evidence(chosen, labels)}
-            rows.append(row)
+    for (claim, (better, worse)), cohort in product(claims.items(), cohorts):
+        row = {"claim": claim, "cohort": cohort}
+        for source, gaps in sources.items():
+            own = gaps[gaps.cohort.eq(cohort) & gaps.better.isin(better) & gaps.worse.isin(worse)]
+            row |= {source: verdict(own), f"{source} evidence": evidence(own, labels)}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -93,9 +93,8 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
     for axis, tag in zip(axes.flat, tags, strict=True):
         for y, row in main.iterrows():
             colour = colours[row.method]
-            own = [r for r in runs if r["folder"].name in row.run.split()]
-            all_of = [o["results"].items() for o in own]
-            single = [r["auc"] for o in all_of for c, r in o if tables.short(c) == tag]
+            own = [r["results"].items() for r in runs if r["folder"].name in row.run.split()]
+            single = [r["auc"] for o in own for c, r in o if tables.short(c) == tag]
             axis.plot([row[f"low_{tag}"], row[f"high_{tag}"]], [y, y], color=colour, lw=2)
             axis.plot(row[f"auc_{tag}"], y, "o", color=colour)
             axis.plot(single, [y + 0.22] * len(single), ".", ms=4, color=colour)

@@ -53,9 +53,14 @@ def judge(found: dict[str, tuple]) -> dict:
 
 def population_scores(found: dict[str, tuple]) -> pd.DataFrame:
     """Patients of the population with label and score of the probe fitted on D1."""
-    model = probe.classifier(C).fit(found["d1"][0], found["d1"][1])
-    features, labels, patients, _ = found["population"]
-    score = model.predict_proba(features)[:, 1]
+    return fitted_scores(found["d1"][:2], found["population"][:3])
+
+
+def fitted_scores(fitted: tuple, judged: tuple) -> pd.DataFrame:
+    """Patients of ``judged`` (features, labels, patients) with label and mean score of the probe
+    fitted on the features and labels of ``fitted``."""
+    features, labels, patients = judged
+    score = probe.classifier(C).fit(*fitted).predict_proba(features)[:, 1]
     table = pd.DataFrame({"patient": patients, "label": labels, "score": score})
     return table.groupby("patient").mean().astype({"label": int}).reset_index()
 
@@ -68,22 +73,19 @@ def draw_studies(found: dict[str, tuple], n: int) -> pd.DataFrame:
         A row per study: ``study``, ``auc_folds`` (five folds over its patients, what it would have
         reported) and ``auc_rest`` (its probe on the patients it has not seen: how good it is).
     """
-    features, labels, patients, _ = found["population"]
-    of_patient = pd.Series(labels, patients).groupby(level=0).first()
-    sizes = pd.Series(found["d1"][1], found["d1"][2]).groupby(level=0).first().value_counts()
+    labels = {k: pd.Series(v[1], v[2]).groupby(level=0).first() for k, v in found.items()}
+    of_patient, sizes = labels["population"], labels["d1"].value_counts()
     rows = []
     for study in range(n):
         rng, chosen = np.random.default_rng([study, 7]), []
         for label in (0, 1):
             people = of_patient.index[of_patient == label]
             chosen += [*rng.choice(people, min(sizes[label], len(people) // 2), replace=False)]
-        own = np.isin(patients, chosen)
-        part = features[own], labels[own], patients[own]
-        model = probe.classifier(C).fit(part[0], part[1])
-        rest = pd.Series(model.predict_proba(features[~own])[:, 1], patients[~own])
-        rest = rest.groupby(level=0).mean()
+        own = np.isin(found["population"][2], chosen)
+        part = [values[own] for values in found["population"][:3]]
         folds = probe.cross_validate(*part, C, N_FOLDS, FOLD_SEED).mean
-        auc = roc_auc_score(of_patient[rest.index], rest)
+        rest = fitted_scores(part[:2], [values[~own] for values in found["population"][:3]])
+        auc = roc_auc_score(rest.label, rest.score)
         rows.append({"study": study, "auc_folds": folds, "auc_rest": auc})
     return pd.DataFrame(rows)
 

@@ -84,13 +84,14 @@ class Settings:
     def __post_init__(self):
         if self.method not in ROWS:
             raise ValueError(f"method={self.method!r}: choose one of {', '.join(ROWS)}")
-        for name in ("batch_size", "n_steps", "learning_rate", "temperature", "sigma", "n_keys"):
+        positive = ("n_steps", "learning_rate", "temperature", "n_keys")
+        for name in (*positive, "sigma", "sigma_bcva", "sigma_cst"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be positive")
         if self.optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer={self.optimizer!r}: choose adam or sgd (authors)")
-        if not (self.sigma_bcva > 0 and self.sigma_cst > 0 and self.batch_size > 1):
-            raise ValueError("sigma_bcva and sigma_cst must be positive, batch_size 2 or more")
+        if not self.batch_size > 1:
+            raise ValueError(f"batch_size={self.batch_size}: must be 2 or more")
         if not 0 <= self.alpha <= 1 or not 0 <= self.momentum < 1:
             raise ValueError(f"alpha={self.alpha}, momentum={self.momentum}: shares are 0 to 1")
 
