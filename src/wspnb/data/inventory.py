@@ -172,16 +172,16 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
     sample = np.stack([scaled(scan.voxels[:, :, z], scan) for z in some], axis=2)
     ends = sorted(float(scaled(np.asarray(f()), scan)) for f in (scan.voxels.min, scan.voxels.max))
     coding, evidence = decide(sample, *ends, str(scan.voxels.dtype))
-    own = {}
+    own, told = {}, "said in the table"
     if said == "MR" and ends[0] < 0 and coding == "HU":
         coding, evidence = "unknown", f"said to be MR, but read as HU: {evidence}; {SAY}"
     elif said == "MR":
         low, high = mr_window(sample)
         own = {"window_low": low, "window_high": high}
-        coding, evidence = said, f"said in the table; body from {low:g} to {high:g}"
+        coding, evidence = said, f"{told}; body from {low:g} to {high:g}"
     elif said:
-        told = f"said in the table; the voxels say {coding}: {evidence}"
-        coding, evidence = said, "said in the table" if coding == said else told
+        told += "" if coding == said else f"; the voxels say {coding}: {evidence}"
+        coding, evidence = said, told
     low, middle, high = np.percentile(sample, [0.5, 50, 99.5]).tolist()
     return {
         "dtype": str(scan.voxels.dtype),
@@ -259,16 +259,12 @@ def _bytes(sample: np.ndarray) -> tuple[str, str]:
     share = np.bincount(sample.ravel(), minlength=256) / sample.size
     jumps = float((np.abs(np.diff(sample.astype(np.int16), axis=0)) > 200).mean())
     if jumps > 0.01:
-        return "wrapped", (
-            f"{jumps:.1%} of neighbours differ by more than 200, as where HU were cast to bytes and"
-            " wrapped around: what was lost cannot be restored, convert from the source again"
-        )
+        found = f"{jumps:.1%} of neighbours differ by more than 200, as where HU were cast to bytes"
+        return "wrapped", f"{found} and wrapped around: convert from the source again"
     peak = 40 + int(np.argmax(np.convolve(share, np.ones(5) / 5, "same")[40:230]))
     fat = float(share[1:16].sum() / max(share[16:250].sum(), 1e-9))
-    words = (
-        f"{share[0]:.0%} are 0, soft tissue peaks at {peak},"
-        f" {fat:.2f} voxels at 1 to 15 for one at 16 to 249"
-    )
+    words = f"{share[0]:.0%} are 0, soft tissue peaks at {peak}, {fat:.2f} voxels at 1 to 15 for"
+    words += " one at 16 to 249"
     if not (0.4 < share[0] < 0.95 and 55 <= peak <= 125 and 0.1 <= fat <= 0.4):
         return "unknown", f"{words}: not as in bytes of the window [-100, 400]; {SAY}"
     comb = _comb(share * sample.size)
@@ -294,15 +290,11 @@ def _comb(counts: np.ndarray) -> str:
     if len(rare) < 2:
         return ""
     hu = np.arange(501)
-    known = {
-        "window": [np.rint(hu * 0.51), np.floor(hu * 0.51)],
-        "half": [np.rint(hu / 2)],
-    }
-    for name, codes in known.items():
-        for code in codes:
-            n = np.bincount(code.astype(int), minlength=256)
-            if rare == {k for k in enough if n[k] < 0.375 * (n[k - 1] + n[k + 1])}:
-                return name
+    known = [("window", np.rint(hu * 0.51)), ("window", np.floor(hu * 0.51))]
+    for name, code in [*known, ("half", np.rint(hu / 2))]:
+        n = np.bincount(code.astype(int), minlength=256)
+        if rare == {k for k in enough if n[k] < 0.375 * (n[k - 1] + n[k + 1])}:
+            return name
     return "other"
 
 

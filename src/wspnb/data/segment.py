@@ -105,11 +105,7 @@ def training_pairs(
 
 
 def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view):
-    """The training pairs of all volumes with a mask.
-
-    Args:
-        pool: rows of the cohort table with ``volume``, ``mask``, ``patient``, perhaps ``coding``.
-        n_slices, value, view: see :func:`training_pairs`.
+    """:func:`training_pairs` of all rows of the cohort table with a mask.
 
     Returns:
         Images and outlines ``(n, size, size)``, the row of the pool that each belongs to ``(n,)``,

@@ -24,7 +24,6 @@ SHA256 = {
     "Cirrhosis_T1_3D.zip": "36f533f0496ffc6bfb5c243a25a5e3927c682a538660484540e2cf565ce434d1",
     "Cirrhosis_T2_3D.zip": "539f0bc3bd3cdb0bb85b465ace8002bcb15631e8b59b81ca04dec0a7c287fda9",
 }
-STAGES = {1: "mild", 2: "moderate", 3: "severe"}
 TABLES = {"t1": "T1_age_gender_evaluation.csv", "t2": "T2_age_gender_evaluation.csv"}
 SCAN = re.compile(r"Cirrhosis_(T[12])_3D/(train|valid|test)_(images|masks)/(\d+)\.nii(\.gz)?$")
 HEALTHY = re.compile(r"(T[12])_W_Healthy/T[12]_(images|masks)/(\d+)\.nii(\.gz)?$")
@@ -83,11 +82,9 @@ def make_cirrmri(
     used["cohort"] = divide(used, folds[0] if folds else "")
     sick = used.cohort != "healthy"
     if not {"train", "judged"} <= set(used.cohort) or used[sick].stage.nunique() < 3:
-        raise ValueError(
-            f"{folder}: {len(used)} scans with mask and stage, parts {sorted(set(used.cohort))}:"
-            f" all stages and both parts are needed; {folder / 'inventory.csv'} says what became"
-            " of each file"
-        )
+        found = f"{len(used)} scans with mask and stage, parts {sorted(set(used.cohort))}"
+        needed = "all stages and both parts are needed; inventory.csv says what became of each file"
+        raise ValueError(f"{folder}: {found}: {needed}")
     used["weak_label"] = (used.stage - 1).where(used.cohort == "train").astype("Int64")
     used["label"] = (used.stage == 3).astype(int)
     used["modality"] = "mr"
@@ -132,10 +129,9 @@ def list_osf(
         raise ValueError(f"{api}: lists no {', '.join(absent)}: look at the project's page")
     for name in set(known) & set(found):
         if found[name]["checksum"] != f"sha256:{known[name]}":
-            raise ValueError(
-                f"{name} at {api} is not what it was: {found[name]['checksum']}, known is"
-                f" {known[name]}. Results would not compare: look at the project's page"
-            )
+            what = f"{name} at {api} is not what it was: {found[name]['checksum']}, known is"
+            advice = "Results would not compare: look at the project's page"
+            raise ValueError(f"{what} {known[name]}. {advice}")
     return {urls[name]: found[name] for name in wanted}
 
 
@@ -176,7 +172,7 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
 
 
 def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
-    """Stage (1 to 3), age and gender of each patient, from the tables of the sequences.
+    """Stage (1 mild, 2 moderate, 3 severe), age and gender of each patient, from the tables of the sequences.
 
     Raises:
         ValueError: if a table is missing, damaged, or contradicts another one.
@@ -190,8 +186,7 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
         if missing := {"patient", "stage", "age", "gender"} - set(table):
             raise ValueError(f"{files[name]}: columns {sorted(missing)} are missing")
         table = table[table.stage.str.strip() != ""]  # is set aside as "no stage"
-        if not (sound := table.stage.isin([str(stage) for stage in STAGES])).all():
-            who = table.patient[~sound].tolist()[:5]
+        if who := table.patient[~table.stage.isin(["1", "2", "3"])].tolist()[:5]:
             raise ValueError(f"{files[name]}: stage of patients {who} is none of 1, 2, 3")
         parts.append(table[["patient", "stage", "age", "gender"]])
     both = pd.concat(parts).drop_duplicates()
@@ -217,10 +212,10 @@ def divide(used: pd.DataFrame, fold: str = "") -> np.ndarray:
     else:
         parts = used[sick].groupby("patient").split.agg(lambda s: sorted(set(s)))
         if moved := [patient for patient, own in parts.items() if len(own) > 1]:
+            who = ", ".join(sorted(moved, key=int))
             warnings.warn(
                 f"{len(moved)} patients change sides between T1 and T2 in the official splits"
-                f" ({', '.join(sorted(moved, key=int))}): judged in both, trained on in none, if"
-                " they are validation or test patients in either",
+                f" ({who}): judged in both, trained on in none",
                 stacklevel=3,
             )
         judged = {patient for patient, own in parts.items() if own != ["train"]}

@@ -41,9 +41,8 @@ class Patience(Retry):
     def get_retry_after(self, response):
         wait = super().get_retry_after(response)
         if wait and wait > LONGEST_WAIT:
-            raise requests.ConnectionError(
-                f"{response.status}, asks to wait over {LONGEST_WAIT:.0f} s"
-            )
+            words = f"{response.status}, asks to wait over {LONGEST_WAIT:.0f} s"
+            raise requests.ConnectionError(words)
         return wait
 
 
@@ -81,10 +80,8 @@ def fetch_file(
     try:
         return Path(cache.fetch(name, downloader=downloader))
     except (OSError, ValueError) as error:  # no network, a refusal, another content
-        raise ConnectionError(
-            f"{url}: download failed ({error}): what is there is kept, try again later; or"
-            f" {instead}"
-        ) from error
+        advice = f"what is there is kept, try again later; or {instead}"
+        raise ConnectionError(f"{url}: download failed ({error}): {advice}") from error
 
 
 def fetch_imagenet(file: str | Path | None = None) -> Path:
@@ -201,10 +198,9 @@ def check_space(folder: Path, files: list[dict]) -> None:
         need += UNPACKED * file["size"] * file["key"].lower().endswith(SUFFIXES)
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise OSError(
-            f"{folder}: {free / 1e9:.1f} GB are free, about {need / 1e9:.1f} GB are needed (the"
-            " files and their unpacked content): make room or choose another folder (source_dir)"
-        )
+        needed = f"about {need / 1e9:.1f} GB are needed (the files and their unpacked content)"
+        advice = "make room or choose another folder (source_dir)"
+        raise OSError(f"{folder}: {free / 1e9:.1f} GB are free, {needed}: {advice}")
 
 
 def _resume(url: str, part: Path, progress: bool) -> None:

@@ -124,33 +124,29 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     raw.columns = raw.columns.str.strip()
     by = next((name for name in ("subject", "patient") if name in raw), None)
     if by is None or not {"score", "class", "label"} & set(raw.columns):
-        raise ValueError(
-            f"{path}: columns {list(raw.columns)}: needed are subject or patient, and at least one"
-            " of score, class, label"
-        )
+        needed = "subject or patient, and at least one of score, class, label"
+        raise ValueError(f"{path}: columns {list(raw.columns)}: needed are {needed}")
     rows, problems, first, labels = [], [], {}, {}
     for line, row in enumerate(raw.to_dict("records"), start=2):
         if not any(value.strip() for value in row.values()):
             continue
         try:
             own = {"line": line, **_row(row, by)}
-            other = first.setdefault(own["key"], own)
-            if other is not own:
-                raise ValueError(f"{own['key']!r} is already in line {other['line']}: delete one")
-            if own["label"] == "":
-                continue
-            known = labels.setdefault(own["patient"], own)
-            if known["label"] != own["label"]:
-                raise ValueError(
-                    f"patient {own['patient']} has label {own['label']} here and {known['label']}"
-                    f" in line {known['line']}: correct it"
-                )
-            rows.append(own)
         except ValueError as error:
-            problems.append(f"  line {line}: {error}")
+            problems.append(f"line {line}: {error}")
+            continue
+        key, patient, label = own["key"], own["patient"], own["label"]
+        if (other := first.setdefault(key, own)) is not own:
+            problems.append(f"line {line}: {key!r} is already in line {other['line']}: delete one")
+        elif label != "":
+            known = labels.setdefault(patient, own)
+            if known["label"] != label:
+                here = f"patient {patient} has label {label} here and {known['label']} in line"
+                problems.append(f"line {line}: {here} {known['line']}: correct it")
+            rows.append(own)
     if problems or not rows:
-        shown = "\n".join(problems[:10]) or "  no row has a label"
-        raise ValueError(f"{path}: {len(problems)} problems in the table of labels\n{shown}")
+        shown = "\n  ".join(problems[:10] or ["no row has a label"])
+        raise ValueError(f"{path}: {len(problems)} problems in the table of labels\n  {shown}")
     table = pd.DataFrame(rows)
     table.attrs["by"] = by
     return table
@@ -186,10 +182,8 @@ def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     images = files[files.status.isin(["", "mask"])]
     twice = images[images.duplicated(["status", "name"], keep=False)].sort_values("name")
     if len(twice):
-        raise ValueError(
-            f"two files of one name: {', '.join(twice.file[:2])}: give the folder of those that"
-            " are CT (local_file); liver masks belong in a folder called masks"
-        )
+        advice = "give the folder of those that are CT (local_file); masks belong in one called"
+        raise ValueError(f"two files of one name: {', '.join(twice.file[:2])}: {advice} masks")
     known = labels.set_index("key")[["score", "class", "label"]].astype(object)
     files = files.join(known, on=by)
     labelled = files[(files.status == "") & files.label.notna()]
@@ -212,31 +206,29 @@ def _row(row: dict, by: str) -> dict:
     if not barcode:
         raise ValueError(f"{by} {name!r} holds no TCGA barcode (TCGA-XX-XXXX): correct it")
     key = re.sub(r"\.nii(\.gz)?$", "", name) if by == "subject" else barcode[0]
-    score, stage, label = (row.get(column, "").strip() for column in ("score", "class", "label"))
-    score, stage, label = ("" if v.lower() in EMPTY else v for v in (score, stage, label))
-    found = {"key": key, "patient": barcode[0], "score": score}
+    given = {column: row.get(column, "").strip() for column in ("score", "class", "label")}
+    score, stage, label = ("" if value.lower() in EMPTY else value for value in given.values())
+    stage, label = _whole("class", stage, 4), _whole("label", label, 1)
     if score:
-        if score.split(" - ")[0].strip() not in ISHAK:
+        if (graded := ISHAK.get(score.split(" - ")[0].strip())) is None:
             raise ValueError(f"score {score!r} is no Ishak score: one of {', '.join(ISHAK)}")
-        graded = ISHAK[score.split(" - ")[0].strip()]
-        if stage and _whole("class", stage, 4) != graded:
+        if stage not in ("", graded):
             raise ValueError(f"score {score!r} is class {graded}, but class is {stage}: correct it")
-        stage = str(graded)
-    stage = _whole("class", stage, 4) if stage else ""
+        stage = graded
     if stage != "":
-        if label and _whole("label", label, 1) != int(stage >= FIRST_POSITIVE):
-            raise ValueError(
-                f"class {stage} is not label {label}: from {FIRST_POSITIVE} on it is 1"
-            )
-        label = str(int(stage >= FIRST_POSITIVE))
-    return {**found, "class": stage, "label": _whole("label", label, 1) if label else ""}
+        positive = int(stage >= FIRST_POSITIVE)
+        if label not in ("", positive):
+            why = f"from {FIRST_POSITIVE} on it is 1"
+            raise ValueError(f"class {stage} is not label {label}: {why}")
+        label = positive
+    return {"key": key, "patient": barcode[0], "score": score, "class": stage, "label": label}
 
 
-def _whole(name: str, value: str, highest: int) -> int:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
+def _whole(name: str, value: str, highest: int) -> int | str:
+    """A whole number from 0, or "" where nothing is given."""
+    if not value:
+        return ""
+    number = pd.to_numeric(value, errors="coerce")
     if number not in range(highest + 1):
         raise ValueError(f"{name} {value!r} is not one of 0 to {highest}: correct it")
     return int(number)

@@ -119,31 +119,29 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
         own = own[own.date == volume.date]
         if volume.name in there or out.exists():
             row["status"] = "there already"
-        elif not len(own):
-            row["status"] = f"none of this date ({dates})" if dates else "none"
+        elif len(own):
+            row |= _best(own, open_header(folder / volume.file), out)
         else:
-            header = open_header(folder / volume.file)
-            row |= _best(own, header, out)
+            row["status"] = f"none of this date ({dates})" if dates else "none"
         rows.append(row)
-    table = pd.DataFrame(rows).reindex(
-        columns=["name", "patient", "date", "status", "segmentation", "off_grid", "inside", "ml"]
-    )
+    columns = ["name", "patient", "date", "status", "segmentation", "off_grid", "inside", "ml"]
+    table = pd.DataFrame(rows, columns=columns)
     write_csv(folder / "masks.csv", table)
     return table
 
 
 def _best(own: pd.DataFrame, header: Header, out: Path) -> dict:
     """Place the segmentation that fits best; what became of it."""
-    able, wrong = [], []
+    able, wrong = [], {}
     for one in own.itertuples():
         try:
             mask, affine = read_liver(one.file)
             drawn = "AI segmentation" in one.description  # by the network alone
             able.append((off_grid(affine, header), drawn, one.file, mask, affine))
         except ValueError as error:
-            wrong.append(str(error))
+            wrong.setdefault("status", f"cannot be read: {error}")
     if not able:
-        return {"status": f"cannot be read: {wrong[0]}", "segmentation": str(own.file.iloc[0])}
+        return wrong | {"segmentation": str(own.file.iloc[0])}
     off, _, file, mask, affine = min(able, key=lambda row: row[:3])
     placed, inside = place(mask, affine, header)
     row = {"segmentation": str(file), "off_grid": off, "inside": inside}
