@@ -172,7 +172,7 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
 
 
 def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
-    """Stage (1 mild, 2 moderate, 3 severe), age and gender of each patient, from the tables of the sequences.
+    """Stage (1 mild, 2 moderate, 3 severe), age and gender of each patient, from the tables.
 
     Raises:
         ValueError: if a table is missing, damaged, or contradicts another one.
