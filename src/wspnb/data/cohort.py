@@ -43,9 +43,6 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     character or in two, in paths and in names; characters that nobody sees are dropped. A row is a
     line: a field with a line break in it is refused, as an open quote makes one.
 
-    Args:
-        path: the CSV file.
-
     Returns:
         One row per volume: ``volume`` and ``mask`` as absolute paths (mask "" when there is none),
         ``patient`` and ``cohort`` as text, ``weak_label`` (0, 1, 2, ...) and ``label`` (0/1) as
@@ -191,9 +188,7 @@ def file_stamp(path: str) -> list:
     Of a pair of header and voxels (.hdr and .img, .HEAD and .BRIK) both. Of gzip its own checksum,
     which the last 8 bytes hold, so that nothing else is read; of a file of several gzip members,
     and of any other, the checksum (CRC-32) of all bytes.
-
-    Args:
-        path: of the file, or empty: then the stamp is.
+    Empty for an empty path.
     """
     if not path:
         return []

@@ -32,12 +32,7 @@ SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # 
 
 
 def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
-    """A row of the table.
-
-    Args:
-        patient: folder of the patient.
-        uid: of the series.
-        files: of the series.
+    """A series of the patient in this folder as a row of the table.
 
     Returns:
         ``plane`` (axial, coronal, sagittal, or "" where slices have no place), ``extent_mm`` along
@@ -59,10 +54,7 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
 
 
 def choose(rows: pd.DataFrame) -> str:
-    """The series that becomes the patient's volume.
-
-    Args:
-        rows: of one patient.
+    """Of the rows of one patient, the series that becomes the volume.
 
     Returns:
         Its SeriesInstanceUID: the one taken; else the only CT of more than one image, so that a
@@ -95,8 +87,7 @@ def convert_patient(
     """One patient's volume, unless it is there and the choice has not changed.
 
     Args:
-        patient: folder.
-        out: folder of the volumes.
+        patient, out: folders of the patient and of the volumes.
         known: the table of an earlier call.
         series: UIDs that go before what is taken there.
 

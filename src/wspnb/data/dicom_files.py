@@ -71,12 +71,8 @@ def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str
 
 
 def account(files: list[File], used: str = "") -> pd.DataFrame:
-    """What became of each file: ``file``, ``series`` and ``use``.
-
-    Args:
-        files: of :func:`index`.
-        used: SeriesInstanceUID that was converted, if one was.
-    """
+    """What became of each file, ``used`` being the series that was converted, if one was: ``file``,
+    ``series`` and ``use``."""
     rows = []
     for file in files:
         uid = file.tags.get("SeriesInstanceUID", "")

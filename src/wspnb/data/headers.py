@@ -94,8 +94,7 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
     """The voxels of an opened volume, canonical, all finite.
 
     Args:
-        path: as given to :func:`open_header`.
-        header: of it.
+        path, header: as given to :func:`open_header`, and what it gave.
         raw: leave slope and intercept of a NIfTI out.
 
     Raises:

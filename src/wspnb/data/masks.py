@@ -84,8 +84,7 @@ def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_
     """Raise ValueError for a mask that no liver can have.
 
     Args:
-        mask: its name, for the error.
-        row: of :func:`measure`.
+        mask, row: its name, and what :func:`measure` says of it.
         limits: least and most, ml. One that the scan cuts off may be smaller.
     """
     ml = row["mask_ml"]
@@ -214,8 +213,7 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     """Make the folder, keep what the same settings left there, or begin afresh.
 
     Args:
-        folder: of masks and fold results.
-        settings: of this run, in JSON's types.
+        folder, settings: of masks and fold results; of this run, in JSON's types.
         resume: False deletes what another run left here (its own files only).
 
     Raises:

@@ -136,9 +136,6 @@ def caption(row: pd.Series) -> str:
 def people(table: pd.DataFrame) -> pd.DataFrame:
     """Who is in a table of slices: one row per cohort.
 
-    Args:
-        table: of :class:`wspnb.data.slices.Slices`.
-
     Returns:
         Index cohort; ``patients``, ``volumes``, ``slices``, patients ``with_weak_label``,
         ``with_label``, and of them ``class_1``.
@@ -159,9 +156,6 @@ def people(table: pd.DataFrame) -> pd.DataFrame:
 
 def refuse_mixed(cohort: pd.DataFrame) -> None:
     """Positions in the scan do not compare with those in the liver.
-
-    Args:
-        cohort: of :func:`wspnb.data.cohort.read_cohort`.
 
     Raises:
         ValueError: if some volumes have a mask and others none; names patients.

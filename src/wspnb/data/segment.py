@@ -61,8 +61,7 @@ def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""
     Args:
         volume: NIfTI file.
         livers: masks ``(x, y, z)``; where all are empty, the slices span the volume.
-        n, size, low, high: see :func:`wspnb.data.inventory.slice_images`.
-        coding: see :func:`training_pairs`.
+        n, size, low, high, coding: see :func:`training_pairs`.
 
     Returns:
         Slice numbers ``(n,)``, images ``(n, size, size)`` uint8 and outlines ``(n, n_livers, size,

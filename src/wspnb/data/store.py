@@ -49,9 +49,6 @@ def open_slices(folder: str | Path) -> Slices:
     Sizes, and the tables' and settings' checksums, are compared; the images' checksum, which takes
     reading them all, only by :func:`verify_store`.
 
-    Args:
-        folder: as given to :func:`wspnb.data.slices.write_slices`.
-
     Returns:
         Images, table (labels as Int64), settings and the volumes left out.
 
@@ -135,8 +132,7 @@ def describe_store(folder: Path, images: Path, settings: dict[str, Any], *tables
     """Tables and ``store.json``, written before the images get their name.
 
     Args:
-        folder: of the store.
-        images: file that is, or is to become, ``slices.npy``.
+        folder, images: of the store; the file that is, or is to become, ``slices.npy``.
         settings: everything else of ``store.json``; checksums are added.
         tables: content of :data:`TABLES`, the first two at least.
     """

@@ -38,9 +38,6 @@ def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     The header's slope and intercept are applied. An oblique volume takes the closest canonical axes
     without resampling; its spacing is the length of the affine's columns.
 
-    Args:
-        path: as :func:`wspnb.data.headers.open_header`.
-
     Returns:
         ``(x, y, z)`` float32, HU, a view with any strides; and the spacing ``(3,)``, mm.
 

@@ -28,10 +28,7 @@ def is_archive(path: Path) -> bool:
 def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path]]) -> list[Path]:
     """Files of a source, and below ``folder / "unpacked"`` what its archives hold.
 
-    Args:
-        folder: of the source.
-        local: folder of a copy, used in place; None fetches.
-        fetch: gives the files where there is no copy.
+    ``local`` is the folder of a copy, used in place; without one, ``fetch`` gives the files.
 
     Raises:
         FileNotFoundError: if there is no such copy.

@@ -59,12 +59,10 @@ def fetch_file(
     An interrupted call goes on at the byte where it stopped.
 
     Args:
-        url: where it is.
+        url, name: where it is; of the file in the folder.
         folder: made if missing; None is the user's cache.
         checksum: "md5:..." or "sha256:...".
-        name: of the file in the folder.
         instead: what to do where it cannot be downloaded, for the error.
-        progress: show a bar.
 
     Raises:
         ConnectionError: if it cannot be had, or what comes is not of this checksum.

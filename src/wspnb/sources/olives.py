@@ -189,9 +189,7 @@ def write_olives(
 
     Args:
         images: folder that the tables' paths start from.
-        train_csv: biomarker table of the training part.
-        test_csv: biomarker table of the test part.
-        folder: of the store.
+        train_csv, test_csv: biomarker tables of the training and of the test part.
         pretrain_csv: further images with clinical values only, or None.
         size: pixels a side.
         repair: take shared patients out of the training part and put swapped headers right, instead
