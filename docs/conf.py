@@ -25,6 +25,7 @@ myst_heading_anchors = 4
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 
+html_show_copyright = False
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]

@@ -96,7 +96,7 @@ def byol_loss(
 
     .. math::
         L = \frac{1}{n} \sum_t \sum_i w_{ti} \left(
-            \|\bar q_{1t} - \bar z_{2i}\|^2 + \|\bar q_{2t} - \bar z_{1i}\|^2\right)
+            \|q_{1t} - z_{2i}\|^2 + \|q_{2t} - z_{1i}\|^2\right)
 
     symmetrised, all vectors on the unit sphere. With the identity, and without a kernel, it is
     BYOL's; a quarter of it minus 1 is SimSiam's. 0 when all are equal: its value does not show a
