@@ -39,7 +39,7 @@ plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
 	$(FLOW) plan --config sweep=workflow/tables.yaml
 
 tables: $(STAMP)  ## every committed table: the reference experiment (a card, or days), then workflow/tables.yaml (ADRENAL=file or a 277 KB download) -> figures/
-	$(BIN)/python benchmarks/gpu.py --out runs/reference --size 64 --plans reference,variants --skip tests,step \
+	$(BIN)/python benchmarks/gpu.py --out runs/reference --size 64 --plans reference,variants,judged --skip tests,step \
 	  --minutes 100000 --workers $(CORES) --publish figures
 	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$$ADRENAL" imagenet="$$IMAGENET"
 
@@ -66,7 +66,7 @@ docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
 	$(BIN)/python docs/fill.py
 
 gpu: $(STAMP)  ## with a card: its tests, its speed and the runs of the reference experiment, nine minutes -> runs/gpu/
-	$(BIN)/python benchmarks/gpu.py --plans reference,variants,kernels,small --size 64
+	$(BIN)/python benchmarks/gpu.py --plans reference,judged,variants,kernels,small --size 64
 
 browser: $(STAMP)  ## JupyterLab and the pages of the smoke run in Chromium (after make smoke): screenshots in runs/browser/
 	$(BIN)/python -m pytest -v -x -m browser --durations 8 tests/project/test_browser.py

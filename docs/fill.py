@@ -190,6 +190,10 @@ def judged() -> str:
     return text + f"{side(rows.loc[best, 'supcon'])} SupCon ({says(best, 'supcon')})."
 
 
+def position_images() -> str:
+    return bullets([position_and_label(), judged()])
+
+
 def training() -> str:
     """How the trainings ended, in the words of their verdicts, beside what the features can do."""
     full, parts = table("reference_population"), []
@@ -632,7 +636,7 @@ def card() -> str:
 BLOCKS = {
     f.__name__: f
     for f in (found, results, summary, table1, population, population_differences,
-              judged_population, judged_differences, studies,
+              judged_population, judged_differences, position_images, studies,
               differences, claims, correlations, accuracy, widths, variants, folds, pairs, adrenal,
               adrenal_summary, adrenal_variants, adrenal_clean, kernels, kernels_choice, position,
               position_base, oct_table, oct_long, oct_summary, oct_audit, choices, ledger, card)

@@ -79,8 +79,8 @@ class Byol(nn.Module):
 
 class SimSiam(nn.Module):
     r"""Predictor of SimSiam (Chen & He 2021), whose targets are the projections themselves, without
-    a gradient: :math:`L = -\frac12 \frac1n \sum_t \sum_i w_{ti} (\bar p_{1t} \bar z_{2i} +
-    \bar p_{2t} \bar z_{1i})`, w as in :func:`wspnb.losses.byol_loss`.
+    a gradient: :math:`L = -\frac12 \frac1n \sum_t \sum_i w_{ti} (p_{1t} z_{2i} +
+    p_{2t} z_{1i})`, w as in :func:`wspnb.losses.byol_loss`.
 
     The last layer of the projection ends in a batch norm without scale, the predictor is a
     bottleneck of a quarter of the latent size, as in the original; its projection has one layer
