@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from wspnb.plots import PALETTE
+from wspnb.results.tables import row_label
 from wspnb.studies.position_runs import paired_difference, point_name
 
 
@@ -18,7 +19,7 @@ def difference_panel(axis: Axes, gaps: pd.DataFrame, ticks: dict[str, str]) -> N
         x = own.index.to_numpy() + 0.16 * (number - (len(others) - 1) / 2)
         error = [own["mean"] - own.low, own.high - own["mean"]]
         look = {"color": PALETTE[other], "capsize": 2, "marker": "o", "ms": 4}
-        axis.errorbar(x, own["mean"], error, label=f"WSP minus {other}", **look)
+        axis.errorbar(x, own["mean"], error, label=f"WSP minus {row_label(other)}", **look)
         bad = own.collapsed.to_numpy() > 0
         axis.plot(x[bad], own["mean"][bad], "o", ms=11, mfc="none", color="black")
     for number, point in enumerate(ticks.values()):
@@ -57,7 +58,7 @@ def difference_map(
         axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(rights)), rights)
     axis.set_yticks(range(len(ups)), ups)
-    axis.set(title=f"WSP minus {other}", xlabel=right)
+    axis.set(title=f"WSP minus {row_label(other)}", xlabel=right)
     return picture
 
 
@@ -70,8 +71,9 @@ def learning_curves(
         seen = rows[rows.method == method].pivot(index="seed", columns="step", values=value)
         seen = seen.sub(seen[0], axis=0) if gained else seen
         found = pd.DataFrame([paired_difference(seen[step], 0 * seen[step]) for step in seen])
-        axis.plot(seen.columns, found["mean"], color=PALETTE[method], marker=".", label=method)
-        look = {"color": PALETTE[method], "alpha": 0.15, "lw": 0}
-        axis.fill_between(seen.columns, found.low, found.high, **look)
+        look = {"color": PALETTE[method], "lw": 0}
+        axis.fill_between(seen.columns, found.low, found.high, alpha=0.15, **look)
+        look = {"color": PALETTE[method], "marker": "."}
+        axis.plot(seen.columns, found["mean"], label=row_label(method), **look)
     axis.set_xscale("symlog", linthresh=10)
     axis.set(xlabel="training step", xlim=(0, None))
