@@ -48,10 +48,12 @@ class Keeper:
     ):
         self.checkpoint, self.config, self.log, self.parts = checkpoint, config, log, parts
         self.log_every, self.every, self.main, self.mean = log_every, every, main, mean
-        self.asked, self.saved, self.before = None, None, {}
+        self.asked, self.last, self.before = None, None, {}
         self.losses: list[Tensor] = []  # since the last look at them, which waits for the device
 
     def __enter__(self):
+        if self.last is not None:  # a loop's cell that is run again
+            raise ValueError("this loop has run: run the cell above it again first")
         self.last = time.monotonic()
         self.start = self.last - (self.log[-1]["seconds"] if self.log else 0.0)
         if threading.current_thread() is threading.main_thread():

@@ -277,7 +277,7 @@ def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkey
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    loop = next(text for text in code if text.startswith("with only, keeper as keep"))
+    loop = next(text for text in code if text.startswith("with keeper as keep, only"))
     imports = code[0]
     # Row numbers, two sets of maps and the kernel, in each of two steps.
     assert run_loop(imports, loop, method, n) == 2 * copies
@@ -351,6 +351,8 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path, number):
         for i in range(6):
             keep(i, *step())
     assert not (tmp_path / "a").exists()  # too short for one
+    with pytest.raises(ValueError, match="this loop has run"), keep:  # its cell, once more
+        pass
     config, parts, step = make_run()
     before = signal.signal(number, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     try:
@@ -371,6 +373,24 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path, number):
             keep(i, *step())
     assert torch.equal(parts["encoder"].weight, whole_parts["encoder"].weight)
     assert [row["step"] for row in log] == [0, 5]
+
+
+def test_a_changed_parameter_or_a_trained_network_is_no_run_of_these_settings():
+    """Cells of notebook 02 out of order: config.json would not say what ran."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    (cell,) = (t for t in ("".join(c["source"]) for c in cells) if "\nasked = " in t)
+    guard = cell[cell.index("asked = ") : cell.index("read = ")]
+    optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters())
+    given = {"pretrain": pretrain, "names": [*SETTINGS], "config": pretrain.Config(**SETTINGS)}
+    given |= SETTINGS | {"parts": {"optimizer": optimizer}, "log": []}
+    exec(guard, dict(given))
+    with pytest.raises(ValueError, match="run all again"):
+        exec(guard, given | {"sigma": 5.0})
+    sum(p.sum() for p in optimizer.param_groups[0]["params"]).backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="run all again"):
+        exec(guard, dict(given))
+    exec(guard, given | {"log": [{"step": 0}]})  # from a checkpoint
 
 
 def test_checkpoints_follow_the_clock(tmp_path):
