@@ -35,13 +35,9 @@ def blockwise_loss(
 
     Args:
         views: embeddings on the unit sphere, ``(2n, dim)``, all first views, then all second ones.
-        kernel: degrees of positiveness ``(n, n)``, or a function from the numbers of m slices
-            ``(m,)`` to their rows ``(m, n)``, so that the matrix never exists.
-        temperature: tau.
-        normalise: "row" or "column".
-        anchors: numbers of the slices whose two views are anchors, ``(m,)``; None for all n.
-        negatives: second kernel, of the denominator, as ``kernel``; None: all 1.
-        denominator: as there.
+        kernel, negatives: matrices ``(n, n)``, or functions from the numbers of m slices ``(m,)``
+            to their rows ``(m, n)``, so that the matrix never exists.
+        temperature, normalise, anchors, denominator: as there.
 
     Returns:
         Scalar, differentiable once and by the views alone, in their type.

@@ -66,7 +66,10 @@ def contrastive_loss(
     n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives)
     with torch.autocast(view_1.device.type, enabled=False):
         views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
-        kernel, negatives = _beside(views, kernel), _beside(views, negatives)
+        kernel, negatives = (  # whole ones beside the views; nothing waits for a GPU
+            k.to(views.device, non_blocking=True) if isinstance(k, Tensor) else k
+            for k in (kernel, negatives)
+        )
         if not _learnt(views, kernel, negatives, temperature):
             if n > BLOCKWISE_ABOVE or anchors is not None or not isinstance(kernel, Tensor):
                 options = (temperature, normalise, anchors, negatives, denominator)
@@ -191,11 +194,6 @@ def _on_sphere(views: Tensor) -> Tensor:
     largest = views.detach().abs().amax(1, keepdim=True)
     usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
     return normalize(views / largest.masked_fill(usual, 1), dim=1)
-
-
-def _beside(views: Tensor, kernel: Kernel | None) -> Kernel | None:
-    """A whole kernel on the views' device; nothing waits for a GPU."""
-    return kernel.to(views.device, non_blocking=True) if isinstance(kernel, Tensor) else kernel
 
 
 def _whole(kernel: Kernel, views: Tensor) -> Tensor:

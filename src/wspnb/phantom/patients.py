@@ -120,8 +120,8 @@ def read_severity(severity, reader: Reader, rng: np.random.Generator):
 def list_classes(cohort: str, seed: int) -> np.ndarray:
     """Class of every patient of the full cohort, by number, in random order."""
     check_cohort(cohort)
-    order = np.random.default_rng([seed, COHORTS[cohort]])
-    return order.permutation(np.repeat(np.arange(len(COUNTS[cohort])), COUNTS[cohort]))
+    classes = np.repeat(np.arange(len(COUNTS[cohort])), COUNTS[cohort])
+    return np.random.default_rng([seed, COHORTS[cohort]]).permutation(classes)
 
 
 def check_cohort(cohort):

@@ -60,12 +60,10 @@ def main_result(runs: list[dict]) -> str:
     spoken = tables.ROWS | {"random": "the untrained network"}
     best, here = max(others, key=means.get), spoken["wsp"]
     seeds = {r["seed"] for r in groups["wsp"]} & {r["seed"] for r in groups[best]}
-    sides = [
-        [tables.cohort_scores(r, cohort) for r in groups[name] if r["seed"] in seeds]
-        for name in ("wsp", best)
-    ]
     if not seeds:
         return f"{where} {here} and {spoken[best]} have no training seed in common."
+    both = [[r for r in groups[name] if r["seed"] in seeds] for name in ("wsp", best)]
+    sides = [[tables.cohort_scores(r, cohort) for r in side] for side in both]
     gap = statistics.paired_difference(*sides)
     low, high = (gap.low, gap.high) if len(seeds) == 1 else (gap.low_both, gap.high_both)
     text = f"{where} {here} has a mean AUC of {means['wsp']:.2f} and {spoken[best]}, "

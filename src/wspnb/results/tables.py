@@ -156,9 +156,8 @@ def accuracy_table(runs: list[dict], cohort: str, readings=None) -> pd.DataFrame
     records = {}
     plain = [run for run in runs if run["name"] in ROWS]
     for (backbone, name), own in grouped(plain or runs).items():
-        bacc = [run["results"][cohort]["bacc"] for run in own]
-        sd = np.mean([run["results"][cohort]["bacc_sd"] for run in own])
-        label = BACKBONES[backbone]
+        label, results = BACKBONES[backbone], [run["results"][cohort] for run in own]
+        bacc, sd = ([result[key] for result in results] for key in ("bacc", "bacc_sd"))
         record = records.setdefault(name, {"method": row_label(name), "bacc": -1.0})
         record |= {f"bacc_{label}": np.mean(bacc), f"n_seeds_{label}": len(own)}
         record[f"seed_sd_{label}"] = np.std(bacc, ddof=1) if len(bacc) > 1 else np.nan
@@ -166,7 +165,7 @@ def accuracy_table(runs: list[dict], cohort: str, readings=None) -> pd.DataFrame
         record["collapsed"] = record.get("collapsed", 0) + _sources(own)["collapsed"]
         if np.mean(bacc) > record["bacc"]:
             low, high = accuracy_interval([cohort_scores(run, cohort) for run in own])
-            record |= {"bacc": np.mean(bacc), "sd": sd, "low": low, "high": high}
+            record |= {"bacc": np.mean(bacc), "sd": np.mean(sd), "low": low, "high": high}
             record["backbone"] = label
     value, low, high = (np.nan,) * 3 if readings is None else reader_accuracy(readings, cohort)
     reading = {"method": "simulated reading", "bacc": value, "low": low, "high": high}

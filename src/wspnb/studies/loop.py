@@ -59,8 +59,7 @@ def train(
         images = views(batch, generator)
         features = encoder(images)
         view_1, view_2 = head(features).chunk(2)
-        given = (labels[batch], positions[batch], settings.sigma)
-        pairs = loss_terms(method, *given, step / n_steps)
+        pairs = loss_terms(method, labels[batch], positions[batch], settings.sigma, step / n_steps)
         pairs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in pairs.items()}
         if loss_of(method) == "contrast":
             loss = contrastive_loss(view_1, view_2, temperature=settings.temperature, **pairs)

@@ -114,15 +114,11 @@ def collapsed(folder: Path) -> bool:
 
 
 def clinical_kernel(method: str, values: dict[str, Tensor], settings: dict[str, float]) -> Tensor:
-    """Kernel of a clinical method for one batch, looked up in ``KERNELS``.
+    """Kernel ``(n, n)`` of a clinical method (a key of ``KERNELS``) for one batch.
 
     Args:
-        method: simclr, bcva, cst, eye, bcva_cst or soft.
         values: bcva, cst, eye, position of each scan, ``(n,)``.
         settings: alpha; sigma_bcva and sigma_cst in units of sd_bcva and sd_cst; sigma.
-
-    Returns:
-        ``(n, n)`` degrees of positiveness.
 
     Raises:
         ValueError: if the method has no kernel.
@@ -133,11 +129,9 @@ def clinical_kernel(method: str, values: dict[str, Tensor], settings: dict[str, 
 
 
 def build(settings: Settings):
-    """Encoder, head and what the method needs besides, with weights that depend on the seed alone.
-
-    The third is BYOL's or MoCo's following copy, the supervised layer of the biomarkers, or an
-    empty module.
-    """
+    """Encoder, head and what the method needs besides (BYOL's or MoCo's following copy, the
+    supervised layer of the biomarkers, or an empty module), with weights that depend on the seed
+    alone."""
     encoder = build_encoder(settings.backbone, settings.norm, settings.seed)
     encoder = encoder.to(memory_format=torch.channels_last)
     head = build_head(settings.backbone, settings.seed)
