@@ -28,9 +28,7 @@ def sample_affine(
     whatever the probabilities.
 
     Args:
-        n: number of images.
-        height: of the images, pixels.
-        width: of the images, pixels.
+        n, height, width: number of images and their size, pixels.
         generator: source of randomness; None = the global generator.
         p_flip: probability of a horizontal flip and, apart, of a vertical flip.
         p_crop: probability of a crop enlarged to the full size.

@@ -108,8 +108,7 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
     Args:
         labels: class of each slice's patient, 0 or 1, ``(n_slices,)``.
         patients: patient of each slice, ``(n_slices,)``.
-        n_folds: number of folds.
-        seed: of the shuffling.
+        n_folds, seed: number of folds, and of the shuffling.
 
     Returns:
         One row per patient, sorted: patient, label, fold.

@@ -214,10 +214,8 @@ def pair_weights(kernel: Tensor, normalise: str = "row") -> Tensor:
 
 
 def effective_positives(kernel: Tensor) -> Tensor:
-    r"""Number of equal positives that would weigh the same: :math:`1 / \sum_i w_{ti}^2` (Kish).
-
-    Args:
-        kernel: degrees of positiveness of the n slices, ``(n, n)``.
+    r"""Number of equal positives that would weigh the same, of a kernel ``(n, n)``: :math:`1 /
+    \sum_i w_{ti}^2` (Kish).
 
     Returns:
         ``(n,)``, between 1 (only the other view) and 2n - 1; 0 for an anchor without positives.

@@ -98,13 +98,10 @@ def run_name(name: str, backbone: str, seed: int) -> str:
 
 
 def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
-    """Weak label of each slice, ``(n,)``; -1 where it is unknown.
+    """Weak label of each slice (column ``weak_label``), ``(n,)``; -1 where it is unknown.
 
-    Args:
-        table: slices with a column ``weak_label``.
-        severe_from: 0 keeps all stages apart (paper); k makes two classes, stage k and above
-            against the rest (released code: severe, 3).
-    """
+    ``severe_from``: 0 keeps all stages apart (paper); k makes two classes, stage k and above
+    against the rest (released code: severe, 3)."""
     stage = table.weak_label.fillna(-1).to_numpy(int)
     return torch.tensor(np.where(stage < 0, -1, stage >= severe_from) if severe_from else stage)
 

@@ -105,12 +105,9 @@ def read_yaml(text: str, source: str):
     """One YAML document; refuses a name given twice, anchors, and numbers like ``010`` (YAML: 8) or
     ``1:30`` (90).
 
-    Args:
-        text: the document.
-        source: file or parameter it comes from, for the error.
-
     Raises:
-        ValueError: in one line: source, line, what was found.
+        ValueError: in one line: ``source``, the file or parameter that it is from, line, what is
+            wrong.
     """
     try:
         return yaml.load(text, Loader=_PlainLoader)

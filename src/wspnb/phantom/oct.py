@@ -198,16 +198,9 @@ def paint_visit(visit, signs: dict, excess: dict, phantom: OctPhantom, random) -
 
 
 def make_oct(folder: str | Path, phantom: OctPhantom, progress=None) -> Path:
-    """Draw all volumes into a store that :func:`wspnb.data.slices.open_slices` opens.
-
-    Args:
-        folder: of the store; one of the same parameters there is kept, another replaced.
-        phantom: parameters.
-        progress: wraps the visits (``tqdm``), or None.
-
-    Returns:
-        The folder.
-    """
+    """Draw all volumes into a store that :func:`wspnb.data.slices.open_slices` opens; one of the
+    same parameters there is kept, another replaced. ``progress`` wraps the visits (``tqdm``).
+    Returns the folder."""
     settings = {"source": "phantom", "definition": VERSION, "phantom": asdict(phantom)}
     if holds(folder, settings):
         return Path(folder)

@@ -41,8 +41,7 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
 
     Args:
         phantom: the definition.
-        cohort: "radio", "d1", "d2" or "population".
-        number: 0..2798, 0..105, 0..48 or 0..1059.
+        cohort, number: "radio", "d1", "d2" or "population"; 0..2798, 0..105, 0..48 or 0..1059.
 
     Raises:
         ValueError: if the cohort or the number does not exist.

@@ -181,18 +181,16 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def over_folds(found: list[pd.DataFrame]) -> pd.DataFrame:
-    """Mean and SD of each measure over folds that are runs of their own, one row per encoder.
-
-    Args:
-        found: ``stages.csv`` of each fold.
+    """Mean and SD of each measure over folds that are runs of their own (``stages.csv`` of each),
+    one row per encoder.
 
     Raises:
         ValueError: if an encoder is missing in a fold.
     """
     rows = pd.concat(found).groupby(["backbone", "name", "seed"], sort=False)[list(MEASURES)]
-    if (rows.size() != len(found)).any():
-        counts = rows.size()[lambda n: n != len(found)]
-        raise ValueError(f"{counts.index[0]}: in {counts.iloc[0]} of {len(found)} runs, not in all")
+    for name, n in rows.size().items():
+        if n != len(found):
+            raise ValueError(f"{name}: in {n} of {len(found)} runs, not in all")
     mean, sd = rows.mean(), rows.std()
     return mean.join(sd.add_suffix("_sd")).assign(folds=len(found)).reset_index()
 

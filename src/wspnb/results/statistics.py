@@ -78,8 +78,7 @@ def bootstrap_interval(
     Args:
         runs: score tables of :class:`wspnb.probe.Probe`, one per training seed, of the same
             patients in the same folds; the AUC is averaged over them within each resample.
-        n: number of resamples.
-        seed: of the resampling.
+        n, seed: number of resamples and their seed.
 
     Returns:
         Its ends; both NaN where it cannot be computed: a fold has one patient of a class, or every
@@ -210,8 +209,7 @@ def permutation_null(
     Args:
         features, labels, patients, C, n_folds, seed: as in :func:`cross_validate`; labels decide
             the folds with the seed.
-        n: number of shuffles.
-        rng: of the shuffles.
+        n, rng: number of shuffles and their source.
         strata: data set of each slice; labels are then shuffled within it, which keeps what the
             data set alone tells.
 

@@ -225,11 +225,8 @@ def reader_accuracy(table: pd.DataFrame, cohort: str) -> tuple[float, float, flo
 
 
 def check_alike(runs: list[dict], data: str) -> None:
-    """All runs of a table judge the same data in the same folds, and were trained alike.
-
-    Args:
-        runs: as :func:`read_runs` gives them.
-        data: checksum of slices and labels, see :func:`wspnb.pretrain.identity`.
+    """All runs of a table judge the same data (checksum of :func:`wspnb.pretrain.identity`) in the
+    same folds, and were trained alike.
 
     Raises:
         ValueError: names the run that differs and in what.
