@@ -191,8 +191,12 @@ def write_slices(
             for name in ("slices.npy", *TABLES, "store.json", "pictures.npy"):
                 (folder / name).unlink(missing_ok=True)
         files = part.begin(folder, settings, len(cohort), overwrite)
-        whats = zip(cohort.path, cohort.mask_path, codings, stamps, files, strict=True)
-        jobs = [(*what, settings) for what in whats if not part.is_done(what[4], what[3])]
+        rows = zip(cohort.path, cohort.mask_path, codings, stamps, files, strict=True)
+        jobs = [
+            (volume, mask, coding, stamp, file, settings)
+            for volume, mask, coding, stamp, file in rows
+            if not part.is_done(file, stamp)
+        ]
         done = len(cohort) - len(jobs)
         bar = tqdm(None, "volumes", len(cohort), initial=done, disable=not progress)
         with bar, closing(in_order(_prepare, jobs, workers)) as results:
