@@ -39,6 +39,8 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
         raise ValueError(f"n_folds={n_folds}: at least two")
     labelled, rows = table[table.label.notna()], []
     for group in evaluate:
+        if any(not name or name != name.strip() for name in cohorts_of([group])):
+            raise ValueError(f"evaluate: {group!r}: write d1, d1+d2 or d1>d2, without blanks")
         absent = sorted(set(cohorts_of([group])) - set(labelled.cohort))
         if absent:
             known = ", ".join(sorted(labelled.cohort.unique())) or "none"
