@@ -222,8 +222,8 @@ def settled() -> str:
     """What a study of the paper's size can settle, from its own numbers and from drawn studies."""
     claims = table("audit_claims")
     n = (claims.paper == "supported").sum()
-    text = f"Of {len(claims)} verdicts on the paper's claims (each claim on each cohort) its own "
-    text += f"printed numbers support {n}, cautiously judged."
+    text = f"The paper's printed means and spreads, cautiously judged, settle {n} of its "
+    text += f"{len(claims)} claims (each on each cohort)."
     studies = table("reference_studies")
     if studies is not None:
         own = studies[studies.better.isin(tables.ROWS) & studies.worse.isin(tables.ROWS)]
