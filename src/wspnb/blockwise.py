@@ -110,7 +110,7 @@ def _all_others(logits: Tensor, weights: Tensor, itself: Tensor, repel: Tensor |
         log_v = repel.log_()
         log_p = logits.sub_((logits + log_v).logsumexp(1, keepdim=True))
     log_p.view(-1).index_fill_(0, itself, 0)
-    part = torch.dot(weights.view(-1), log_p.view(-1))
+    part = torch.linalg.vecdot(weights, log_p).sum()  # one dot over all rows loses two digits
     slope = (log_p if repel is None else log_p.add_(log_v)).exp_()
     slope.mul_(weights.sum(1, keepdim=True)).sub_(weights)
     slope.view(-1).index_fill_(0, itself, 0)
