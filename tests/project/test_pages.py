@@ -105,3 +105,11 @@ def test_the_training_loop_of_the_readme_runs():
     exec(code, names)
     assert len(losses) == 3 and all(torch.isfinite(torch.tensor(losses)))
     assert not torch.equal(before, weights[0])
+
+
+def test_every_committed_picture_stands_on_a_page():
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.md")]
+    shown = {
+        name for page in pages for name in re.findall(r"figures/(\w+\.png)\)", page.read_text())
+    }
+    assert {path.name for path in ROOT.glob("figures/*.png")} == shown
