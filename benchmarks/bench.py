@@ -210,7 +210,7 @@ print(seconds, int(own.split()[1]) / 1024)
             note = f"store of {n * size**2 / 1e9:.1f} GB"
             yield {"what": what, "ours_s": seconds, "peak_mb": peak, "note": note}
             notebook = HERE.parent / "notebooks" / "02_pretrain.ipynb"
-            given = {"cohort_dir": f"{folder}/cohort", "run_dir": folder, "image_size": size}
+            given = {"cohort_dir": f"{folder}/cohort", "run_dir": folder}
             given |= {"backbone": "tiny_padded" if size < 156 else "tiny", "norm": "none"}
             given |= {"batch_size": 8, "n_steps": 3, "method": "wsp"}
             words = [str(notebook), f"{folder}/02.ipynb"]

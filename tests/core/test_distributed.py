@@ -85,7 +85,7 @@ def test_notebook_under_torchrun_learns_the_same(tmp_path, method):
         tmp_path / "source", Phantom(image_size=32, spacing_mm=20), 0.01, 0.1, 1, progress=False
     )
     write_slices(table, tmp_path / "cohort", image_size=32, workers=1, progress=False)
-    values = f"method={method} backbone=tiny_padded image_size=32 norm=none precision=no n_steps=4"
+    values = f"method={method} backbone=tiny_padded norm=none precision=no n_steps=4"
     values += f" batch_size=8 warmup_steps=1 log_every=1 cohort_dir={tmp_path / 'cohort'}"
     pairs = [word for pair in values.split() for word in ("-p", *pair.split("=", 1))]
     run, logs = [sys.executable, "-m", "wspnb.run", str(NOTEBOOK)], []
