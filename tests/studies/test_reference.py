@@ -108,13 +108,15 @@ def test_studies_are_drawn_alike_for_every_method_and_judged_on_the_others():
 
 
 def test_plans_name_each_run_once():
-    for which in ("reference", "variants", "kernels", "small", "judged"):
+    for which in ("reference", "variants", "kernels", "small", "judged", "open"):
         runs = plan(which)
         keys = [(run.name, run.seed, run.phantom) for run in runs]
         assert len(set(keys)) == len(runs) > 0
     assert {run.seed for run in plan("reference")} == {0, 1, 2}
     assert all(dict(run.phantom)["seed"] > 0 for run in plan("judged"))
-    with pytest.raises(ValueError, match="choose reference, variants, kernels, small or judged"):
+    with pytest.raises(
+        ValueError, match="choose reference, variants, kernels, small, judged or open"
+    ):
         plan("all")
 
 

@@ -267,6 +267,8 @@ SMALL = tuple(
 # What phantom seed 0 has left to be judged on others: by the rule of notebook 08 the first two; the
 # row with the highest AUC, which misses that rule by .0001 of depth; and the fewer patients.
 CHOSEN = ("wsp_floor0.4", "wsp_floor0.2", "wsp_sigma0.5", "wsp_patients0.1", "supcon_patients0.1")
+# What three phantoms left open: with fewer patients the interval touched 0, so three more were drawn.
+OPEN = ("wsp_patients0.1", "supcon_patients0.1", "wsp", "supcon", "wsp_sigma0.5")
 
 
 def plan(which: str) -> list[Run]:
@@ -276,7 +278,7 @@ def plan(which: str) -> list[Run]:
     kernels, denominators and numbers of patients on the same phantom, where choices are made.
     ``kernels``: the other rows of the table of methods. ``small``: losses without negatives, with a
     kernel and without, in batches of 16, 32 and 64, beside contrastive ones. ``judged``: what was
-    chosen, on three phantoms on which nothing was.
+    chosen, on three phantoms on which nothing was; ``open``: what these left open, on three more.
 
     Raises:
         ValueError: if there is no such part.
@@ -290,7 +292,9 @@ def plan(which: str) -> list[Run]:
     if which == "judged":
         names = ("wsp", "supcon", "depth_aware", "random", *CHOSEN)
         return [Run(name, s, (("seed", s),)) for s in (1, 2, 3) for name in names]
-    raise ValueError(f"plan {which!r}: choose reference, {', '.join(parts)} or judged")
+    if which == "open":
+        return [Run(name, s, (("seed", s),)) for name in OPEN for s in (4, 5, 6)]
+    raise ValueError(f"plan {which!r}: choose reference, {', '.join(parts)}, judged or open")
 
 
 def run_all(
