@@ -5,7 +5,7 @@ The product of two kernels is plain ``*``; WSP is that of the same label and the
 Where a batch is too large for the whole matrix, ``rows`` asks for some of its rows alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -54,7 +54,8 @@ def gaussian(positions: Tensor, sigma: float, rows: Tensor | None = None) -> Ten
         ``(m, n)``; all rows are symmetric, 1 on the diagonal.
 
     Raises:
-        ValueError: if ``sigma`` is not positive or ``positions`` is not one-dimensional.
+        ValueError: if ``sigma`` is not positive, ``positions`` is not one-dimensional or one is not
+            finite.
     """
     own, positions = _own_and_all(positions, sigma, "sigma", rows)
     return torch.exp(-0.5 * ((own[:, None] - positions[None, :]).abs() / sigma) ** 2)
@@ -224,6 +225,21 @@ def effective_positives(kernel: Tensor) -> Tensor:
     return torch.where(squares > 0, 1 / squares, squares)
 
 
+def check_finite(positions: Tensor, named: Callable[[int], str] = "positions[{}]".format) -> None:
+    """Refuse a position that is NaN or infinite, by name: the whole batch's loss would be NaN.
+
+    Args:
+        positions: height of each slice, ``(n,)``.
+        named: what to call slice number i, and what was found there.
+    """
+    if not (finite := torch.isfinite(positions)).all():
+        first = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"{named(first)}: {float(positions[first])} is no height ({int((~finite).sum())} of"
+            f" {len(positions)} slices): give each a finite position, or leave it out"
+        )
+
+
 def _one_per_slice(values: Tensor, name: str) -> Tensor:
     try:
         values = torch.as_tensor(values)  # a loader's list or array, too
@@ -240,4 +256,6 @@ def _own_and_all(positions: Tensor, width: float, name: str, rows: Tensor | None
         raise ValueError(f"{name}={width}: must be positive (inf ignores the position)")
     positions = _one_per_slice(positions, "positions")
     positions = positions if positions.dtype == torch.float64 else positions.float()
+    if rows is None or positions.is_cpu:  # block after block of a GPU would wait for it
+        check_finite(positions)
     return (positions if rows is None else positions[rows]), positions

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from wspnb.files import read_json, whole, write_csv, write_text
+from wspnb.kernels import check_finite
 from wspnb.methods import has_line, loss_of
 from wspnb.models import HEADS
 
@@ -114,15 +115,21 @@ def slice_positions(table: pd.DataFrame, stored: str, wanted: str) -> Tensor:
         stored: convention of the store, "k/(n-1)" (paper: the last slice is 1) or "k/n" (released
             code).
         wanted: convention to give.
+
+    Raises:
+        ValueError: if a position is missing, no number or not finite; names patient and slice.
     """
-    n = table.n_kept.to_numpy(float)
+    given = table[["position", "n_kept"]].apply(pd.to_numeric, errors="coerce")
+    position, n = given.to_numpy(float, na_value=np.nan).T
     steps = {"k/(n-1)": np.maximum(n - 1, 1), "k/n": n}
-    position = table.position.to_numpy(float)
     if stored != wanted:
         position = np.round(position * steps[stored]) / steps[wanted]
         if wanted == "k/(n-1)":  # one slice alone lies in the middle
             position = np.where(n == 1, 0.5, position)
-    return torch.tensor(position, dtype=torch.float32)
+    positions = torch.tensor(position, dtype=torch.float32)
+    kept = [name for name in ("patient", "z", "position", "n_kept") if name in table]
+    check_finite(positions, lambda i: f"slice {i} {table[kept].iloc[i].to_dict()}")
+    return positions
 
 
 def pick_precision(precision: str) -> str:

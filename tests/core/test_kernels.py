@@ -18,7 +18,7 @@ from wspnb.kernels import (
     soft_graph,
 )
 from wspnb.losses import contrastive_loss
-from wspnb.methods import pair_kernel
+from wspnb.methods import loss_terms, pair_kernel
 
 
 def batch(n, seed=0, n_labels=3):
@@ -185,3 +185,17 @@ def test_lists_and_arrays_of_a_loader_are_taken_and_words_are_not():
 def test_half_precision_positions_are_compared_in_float32():
     positions = torch.rand(8).bfloat16()
     assert torch.equal(gaussian(positions, 0.1), gaussian(positions.float(), 0.1))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kernel", [gaussian, closer, cauchy])
+def test_a_position_that_is_not_finite_is_named(kernel, value):
+    positions = torch.tensor([0.0, 0.5, value, 1.0, value])
+    words = rf"positions\[2\]: {value} is no height \(2 of 5 slices\): give each a finite"
+    for rows in (None, torch.tensor([0])):  # a block without it, too
+        with pytest.raises(ValueError, match=words):
+            kernel(positions, 0.1, rows)
+    for method in ("wsp", "depth_aware", "wsp_mixture", "rank", "pcl", "barlow_wsp"):
+        with pytest.raises(ValueError, match=words):
+            loss_terms(method, torch.zeros(5), positions)
+    assert kernel(positions[:2], 0.1).isfinite().all()

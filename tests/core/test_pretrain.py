@@ -158,6 +158,19 @@ def test_weak_labels_and_positions_as_released():
     assert back.tolist() == pytest.approx(kept["position"])  # one slice alone lies in the middle
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, "", "low", None, pd.NA])
+def test_a_slice_without_a_height_is_named(value):
+    table = pd.DataFrame({"patient": ["007", "08"], "z": [4, 9], "n_kept": 2, "position": [0, 1]})
+    broken = table.astype({"position": object})
+    broken.loc[1, "position"] = value
+    words = r"slice 1 .*'patient': '08', 'z': 9, .* is no height \(1 of 2 slices\): give each"
+    for wanted in ("k/(n-1)", "k/n"):
+        with pytest.raises(ValueError, match=words):
+            pretrain.slice_positions(broken, "k/(n-1)", wanted)
+    with pytest.raises(ValueError, match=r"'n_kept': nan"):
+        pretrain.slice_positions(table.assign(n_kept=np.nan), "k/(n-1)", "k/n")
+
+
 def make_parts(seed: int):
     torch.manual_seed(seed)
     module = torch.nn.Linear(3, 2)
