@@ -236,16 +236,21 @@ def settled() -> str:
     return text
 
 
-def glands() -> str:
-    rows = own_rows("table1_adrenal").sort_values("auc_probe", ascending=False)
-    best, others = rows.iloc[0], gaps("audit_differences_adrenal").set_index("method")
+def glands(suffix: str = "_long") -> str:
+    rows = own_rows(f"table1_adrenal{suffix}").sort_values("auc_probe", ascending=False)
+    best = rows.iloc[0]
+    others = gaps(f"audit_differences_adrenal{suffix}").set_index("method")
     text = f"**Real glands** (AdrenalMNIST3D, weak label simulated): {best.method} is first with "
     text += number(best.auc_probe)
     if best.method != "WSP":
         wsp = rows[rows.method == "WSP"].iloc[0]
         text += f", WSP has {number(wsp.auc_probe)}"
-    parts = [f"{side(others.loc[m])} {m} ({amount(others.loc[m])})" for m in ("SupCon", "SimCLR")]
-    return f"{text}; WSP is {listed(parts)}."
+    parts = {}
+    for method in ("SupCon", "SimCLR"):
+        row = others.loc[method]
+        parts.setdefault(side(row), []).append(f"{method} ({amount(row)})")
+    verdicts = [f"{word} {listed(names)}" for word, names in parts.items()]
+    return f"{text}; WSP is {listed(verdicts)}."
 
 
 def how() -> str:
@@ -458,19 +463,6 @@ def variants_of(name: str) -> str:
     return grid(["variant", "minus", "seeds", *(COHORTS.get(c, c) for c in cohorts)], lines)
 
 
-def folds() -> str:
-    rows = table("audit_folds")
-    if rows is None:
-        return missing("audit_folds")
-    lines = [
-        [tables.row_label(r.method), COHORTS.get(r.cohort, r.cohort),
-         *(number(v) for v in (r.auc, r.seeds, r.repeats, r.folds))]
-        for r in rows.itertuples() if r.method in tables.ROWS
-    ]  # fmt: skip
-    head = ["method", "cohort", "AUC, mean of all deals", "SD over seeds", "over deals"]
-    return grid([*head, "over folds"], lines)
-
-
 def pairs() -> str:
     rows = table("audit_pairs")
     if rows is None:
@@ -496,15 +488,34 @@ def adrenal(suffix: str = "") -> str:
 
 
 def adrenal_summary() -> str:
-    other = gaps("audit_differences_adrenal").set_index("method")
+    return bullets([glands(), *gland_verdicts("_long")])
+
+
+def gland_verdicts(suffix: str) -> list[str]:
+    """What WSP is told from, what wider intervals leave of it, and trainings without a spread."""
+    other = gaps(f"audit_differences_adrenal{suffix}").set_index("method")
     parts = other.apply(side, axis=1).groupby(lambda m: side(other.loc[m]), sort=False)
     words = "; ".join(f"{word} {listed(list(part.index))}" for word, part in parts)
     wide = other.assign(half=(other.high_both - other.low_both) / 2 * 2**0.5)
     lost = [m for m, r in wide.iterrows() if side(r) != "not told from" and r.half > abs(r["mean"])]
-    lines = [glands(), f"WSP is {words}."]
-    text = "Intervals wider by the root of 2 (see above) would no longer tell apart: "
-    lines.append(text + (listed(lost) if lost else "none of these change") + ".")
-    return bullets(lines)
+    lines = [f"WSP is {words}."]
+    if (other.apply(side, axis=1) != "not told from").any():
+        text = "Intervals wider by the root of 2 (see above) would no longer tell apart: "
+        lines.append(text + (listed(lost) if lost else "none of these change") + ".")
+    rows = own_rows(f"table1_adrenal{suffix}").set_index("method")
+    for method, row in rows[rows.collapsed > 0].iterrows():
+        text = f"{method}: embeddings collapsed in {row.collapsed} of {row.n_seeds} trainings; "
+        text += f"the features have an AUC of {number(row.auc_probe)}; untrained they have "
+        lines.append(text + number(rows.loc["None (random)"].auc_probe) + ".")
+    return lines
+
+
+def adrenal_long() -> str:
+    return adrenal("_long")
+
+
+def adrenal_short() -> str:
+    return bullets(gland_verdicts(""))
 
 
 def adrenal_variants() -> str:
@@ -637,9 +648,10 @@ BLOCKS = {
     f.__name__: f
     for f in (found, results, summary, table1, population, population_differences,
               judged_population, judged_differences, position_images, studies,
-              differences, claims, correlations, accuracy, widths, variants, folds, pairs, adrenal,
-              adrenal_summary, adrenal_variants, adrenal_clean, kernels, kernels_choice, position,
-              position_base, oct_table, oct_long, oct_summary, oct_audit, choices, ledger, card)
+              differences, claims, correlations, accuracy, widths, variants, pairs,
+              adrenal, adrenal_long, adrenal_summary, adrenal_short, adrenal_variants,
+              adrenal_clean, kernels, kernels_choice, position, position_base,
+              oct_table, oct_long, oct_summary, oct_audit, choices, ledger, card)
 }  # fmt: skip
 
 

@@ -193,14 +193,15 @@ def _end(values: list[float]) -> float:
 
 
 def verdict(method: str, log: list[dict], batch_size: int) -> str:
-    """ "untrained", "healthy", "at the line" or "COLLAPSED", by the log's last tenth (five rows at
-    least).
+    """ "untrained", "healthy", "at the line" or "embeddings collapsed", by the log's last tenth
+    (five rows at least).
 
-    Collapsed is a contrastive loss at that of equal embeddings, see :func:`is_collapsed`, and an
-    ``embedding_sd`` under 0.1 (*paper silent*). The loss alone does not tell: a label that is too
-    noisy to be learnt leaves it there with embeddings well spread ("at the line"). The loss of BYOL
-    is 0 when collapsed, and denominators of their own have no such line: there the spread alone
-    decides.
+    Embeddings are collapsed where a contrastive loss is that of equal ones, see
+    :func:`is_collapsed`, and their ``embedding_sd`` is under 0.1 (*paper silent*). A label that is
+    too noisy to be learnt leaves the loss there with embeddings well spread ("at the line"). The
+    loss of BYOL is 0 when collapsed, and denominators of their own have no such line: there the
+    spread alone decides. Embeddings are what the head gives: neither verdict says what the
+    encoder's features can do, which only a probe tells.
     """
     if not log:
         return "untrained"
@@ -208,7 +209,7 @@ def verdict(method: str, log: list[dict], batch_size: int) -> str:
     lined = has_line(method)
     if lined and not is_collapsed([row["loss"] for row in log], batch_size):
         return "healthy"
-    return "COLLAPSED" if flat else "at the line" if lined else "healthy"
+    return "embeddings collapsed" if flat else "at the line" if lined else "healthy"
 
 
 @torch.no_grad()

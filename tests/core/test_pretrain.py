@@ -122,13 +122,16 @@ def test_health_of_collapsed_and_of_uniform_embeddings():
 def test_verdict_of_byol_looks_at_the_spread_not_at_the_loss():
     flat = [{"loss": 0.0, "embedding_sd": 0.01}] * 20
     spread = [{"loss": 0.0, "embedding_sd": 0.5}] * 20
-    assert pretrain.verdict("byol", flat, 64) == "COLLAPSED"
+    assert pretrain.verdict("byol", flat, 64) == "embeddings collapsed"
     assert pretrain.verdict("byol", spread, 64) == "healthy"
     assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in spread], 64) == "at the line"
-    assert pretrain.verdict("wsp", [row | {"loss": 4.84} for row in flat], 64) == "COLLAPSED"
+    assert (
+        pretrain.verdict("wsp", [row | {"loss": 4.84} for row in flat], 64)
+        == "embeddings collapsed"
+    )
     broken = {"loss": float("nan"), "embedding_sd": float("nan")}
     assert pretrain.verdict("wsp", [broken], 64) == pretrain.verdict("byol", [broken], 64)
-    assert pretrain.verdict("wsp", [broken], 64) == "COLLAPSED"
+    assert pretrain.verdict("wsp", [broken], 64) == "embeddings collapsed"
     assert pretrain.verdict("wsp", [row | {"loss": 4.7} for row in flat], 64) == "healthy"
     assert pretrain.verdict("random", [], 64) == "untrained"
 

@@ -39,7 +39,7 @@ def test_a_page_that_disagrees_with_its_table_is_noticed(monkeypatch):
 
 def test_a_table_that_is_not_there_is_said_to_be_missing(monkeypatch):
     monkeypatch.setattr(fill, "table", lambda name: None)
-    for name in ("population", "studies", "pairs", "folds", "variants", "adrenal_clean"):
+    for name in ("population", "studies", "pairs", "variants", "adrenal_clean"):
         assert fill.BLOCKS[name]().startswith("*Not there yet: `figures/")
     with pytest.raises(KeyError, match="unheard_of"):
         fill.render("<!-- begin unheard_of -->\n<!-- end unheard_of -->")

@@ -62,7 +62,7 @@ def test_auc_table_has_the_rows_of_the_paper_in_its_order(tmp_path):
     assert table.run[2] == "wsp-tiny-seed0 wsp-tiny-seed1 wsp-tiny-seed2"
     assert (table.low_d1 < table.auc_d1).all() and (table.auc_d1 < table.high_d1).all()
     words = tables.in_words(table, ["method", "n_seeds"])
-    assert words.seeds.tolist() == ["1", "1 (1 collapsed)", "3", "1", "1"]
+    assert words.seeds.tolist() == ["1", "1 (embeddings collapsed: 1)", "3", "1", "1"]
     assert words.d1[2].startswith(f"{table.auc_d1[2]:.2f} ({table.sd_d1[2]:.2f}) ±")
     assert "±" not in words.d1[0]
     tables.check_alike(runs, "abc")

@@ -131,11 +131,13 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
 
 def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Some columns of an :func:`auc_table` and its cells as text: "mean (SD over folds) ±SD over
-    seeds [interval over patients]"; collapsed seeds are named in the column before. What cannot be
-    computed is not printed."""
+    seeds [interval over patients]"; seeds with collapsed embeddings are named in the column before.
+    What cannot be computed is not printed."""
     shown = table[columns].copy()
     shown["n_seeds"] = shown.n_seeds.astype(str)
-    shown["n_seeds"] += table.collapsed.map(lambda n: f" ({n:.0f} collapsed)" if n else "")
+    shown["n_seeds"] += table.collapsed.map(
+        lambda n: f" (embeddings collapsed: {n:.0f})" if n else ""
+    )
     for tag in [name.removeprefix("auc_") for name in table if name.startswith("auc_")]:
         parts = [table[f"{kind}_{tag}"] for kind in ("auc", "sd", "seed_sd", "low", "high")]
         form = "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]"

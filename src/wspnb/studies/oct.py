@@ -110,7 +110,7 @@ def collapsed(folder: Path) -> bool:
     if read_json(folder / "config.json")["method"] in ("random", "supervised"):
         return False
     log = read_csv(folder / "log.csv").to_dict("records")
-    return verdict("byol", log, 0) == "COLLAPSED"  # by the spread alone
+    return verdict("byol", log, 0) == "embeddings collapsed"  # by the spread alone
 
 
 def clinical_kernel(method: str, values: dict[str, Tensor], settings: dict[str, float]) -> Tensor:

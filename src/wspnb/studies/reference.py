@@ -267,7 +267,7 @@ SMALL = tuple(
 # What phantom seed 0 has left to be judged on others: by the rule of notebook 08 the first two; the
 # row with the highest AUC, which misses that rule by .0001 of depth; and the fewer patients.
 CHOSEN = ("wsp_floor0.4", "wsp_floor0.2", "wsp_sigma0.5", "wsp_patients0.1", "supcon_patients0.1")
-# What three phantoms left open: with fewer patients the interval touched 0, so three more were drawn.
+# What three phantoms left open, for three more: with fewer patients the interval touched 0.
 OPEN = ("wsp_patients0.1", "supcon_patients0.1", "wsp", "supcon", "wsp_sigma0.5")
 
 
