@@ -1,6 +1,7 @@
 """Headers that are not to be believed: every format through the same checks, lengths in mm."""
 
 import gzip
+import re
 
 import nibabel as nib
 import numpy as np
@@ -62,6 +63,37 @@ def test_every_kind_of_nifti_reads_alike_and_is_refused_alike(tmp_path, kind):
         with pytest.raises(ValueError, match=words) as error:
             load_volume(path)
         assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("change", [nib.Nifti1Image, nib.Nifti2Image, "big"])
+def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, change):
+    make = nib.Nifti1Image if change == "big" else change
+    image = make(HU, AFFINE, make.header_class(endianness=">") if change == "big" else None)
+    content = image.to_bytes()
+    files = {
+        "zipped.nii": (
+            gzip.compress(content),
+            "compressed with gzip, which its name does not say: rename it to zipped.nii.gz",
+        ),
+        "plain.nii.gz": (
+            content,
+            "not compressed, though its name ends in .gz: rename it to plain.nii",
+        ),
+        "page.nii.gz": (b"<!DOCTYPE html>", "a web page or XML, not a NIfTI: download"),
+        "a.nii": (b"PK\3\4" + bytes(500), "a zip archive, not a NIfTI: unpack it"),
+        "lfs.nii": (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        "dicom.nii": (bytes(128) + b"DICM" + bytes(400), "a DICOM file, not a NIfTI: convert"),
+    }
+    for name, (written, words) in files.items():
+        path = tmp_path / name
+        path.write_bytes(written)
+        with pytest.raises(ValueError, match=re.escape(f"{path}: {words}")) as error:
+            open_header(path)
+        assert "\n" not in str(error.value)
+    for name in ("zipped.nii", "plain.nii.gz"):  # the advice helps
+        told = tmp_path / ("zipped.nii.gz" if name == "zipped.nii" else "plain.nii")
+        (tmp_path / name).rename(told)
+        np.testing.assert_array_equal(load_volume(told)[0], HU)
 
 
 def test_other_formats_are_read_with_their_scaling_or_refused(tmp_path):

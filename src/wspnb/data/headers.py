@@ -21,6 +21,12 @@ FORMATS = (nib.Nifti1Pair, nib.MGHImage, AFNIImage, nib.Minc1Image)
 UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's xyzt_units in mm; 0, unknown: taken as mm
 SPACING = (0.01, 100.0)  # mm, beyond which no voxel of a body scan is
 DEFLATE = 1032  # times at most that gzip makes a file smaller
+NIFTI = {int.from_bytes(n.to_bytes(4, e), "little") for n in (348, 540) for e in ("little", "big")}
+OTHERS = {  # how files begin that are no volume, and what to do
+    b"PK\3\4": "a zip archive, not a NIfTI: unpack it",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch it (git lfs pull)",
+    b"<": "a web page or XML, not a NIfTI: download the file again",
+}
 SHEAR = 0.01  # sine of the largest angle by which axes may miss a right one
 
 
@@ -64,9 +70,8 @@ def open_header(path: str | Path) -> Header:
         shape, kind = tuple(image.shape), image.get_data_dtype()
         affine = np.array(getattr(image, "affine", None), dtype=float)
     except Exception as error:  # whatever nibabel meets in a file that is no image
-        raise ValueError(
-            f"{path}: not readable as NIfTI ({_first_line(error)}): convert it again"
-        ) from error
+        found = f"not readable as NIfTI ({_first_line(error)}): convert it again"
+        raise ValueError(f"{path}: {_misnamed(path) or found}") from error
     if not isinstance(image, FORMATS):
         found = f"{type(image).__name__} does not say which way is up or right"
         raise ValueError(f"{path}: {found}: convert it to NIfTI from the source (DICOM)")
@@ -127,6 +132,20 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
         if bad:
             raise ValueError(f"{path}: {bad} of {array.size} voxels are not finite: replace them")
     return apply_orientation(array.reshape(array.shape[:3]), header.orientation)
+
+
+def _misnamed(path: Path) -> str:
+    """What a file is that its name does not say, and what to do; empty where that does not show."""
+    with path.open("rb") as file:
+        begin = file.read(132)
+    gz, packed = begin[:2] == b"\x1f\x8b", path.suffix in (".gz", ".mgz")
+    if gz and not packed:
+        return f"compressed with gzip, which its name does not say: rename it to {path.name}.gz"
+    if packed and int.from_bytes(begin[:4], "little") in NIFTI:
+        return f"not compressed, though its name ends in {path.suffix}: rename it to {path.stem}"
+    if begin[128:] == b"DICM":
+        return "a DICOM file, not a NIfTI: convert its series (python -m wspnb.data.dicom)"
+    return next((words for start, words in OTHERS.items() if begin.startswith(start)), "")
 
 
 def check_same_grid(path, mask: Header, volume_path, volume: Header) -> None:

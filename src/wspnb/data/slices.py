@@ -280,7 +280,7 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     listed = pd.concat([own, pd.DataFrame(rows, index=own.index)], axis=1)
     failed = own[own.reason != ""][["volume", "patient", "reason"]]
     if len(failed) == len(cohort):
-        shown = "\n".join(f"  {reason}" for reason in failed.reason[:10])
+        shown = "\n".join(f"  {who}: {why}" for who, why in failed.values[:10, 1:])
         shutil.rmtree(folder / store.PART)
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
     table = part.slice_table(cohort, used)
