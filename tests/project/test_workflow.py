@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from wspnb.results.tables import ROWS
@@ -132,6 +134,27 @@ def test_plan_of_the_tables_has_every_row_of_the_paper():
 def test_mistakes_on_the_command_line_are_named(config, message):
     with pytest.raises(AssertionError, match=message):
         plan("report", config)
+
+
+def hours(cores: int, *config: str) -> float:
+    """Estimate of `plan`."""
+    command = [Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile"]
+    command += ["--cores", str(cores), "--nolock", "plan", "--config", *config]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return float(re.search(r"about (\d+) h on", done.stdout + done.stderr)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card's time is not estimated")
+def test_steps_size_batch_and_cores_enter_the_estimate():
+    long = hours(2, "profile=own_160", "methods=wsp_n_steps100000")
+    about = partial(pytest.approx, rel=0.05)  # printed in whole hours, with minutes of the others
+    assert hours(2, "profile=own_160", "methods=wsp_n_steps200000") == about(2 * long)
+    assert hours(2, "profile=own", "methods=wsp_n_steps100000") == about(long * (512 / 160) ** 2)
+    assert hours(8, "profile=own_160", "methods=wsp_n_steps100000") == about(long)  # takes two
+    assert hours(1, "profile=own_160", "methods=wsp_n_steps100000") == about(2 * long)
+    # 500 steps of batches of 64 * 200 slices
+    assert hours(2, "profile=own_160", "methods=wsp_batch_size12800") == about(long)
 
 
 def test_profiles_name_only_parameters_that_exist():
