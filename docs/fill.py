@@ -46,10 +46,11 @@ def cell(row, tag: str) -> str:
 
 
 def amount(row, digits: str = "+") -> str:
-    """Mean and the widest interval that a difference has."""
+    """Mean and the widest interval that a difference has; none where both order all pairs alike."""
     both = "_both" if row.get("low_both") == row.get("low_both", 0) and "low_both" in row else ""
     ends = [number(row[f"{end}{both}"], digits) for end in ("low", "high")]
-    return f"{number(row['mean'], digits)} [{', '.join(ends)}]" if ends[0] else number(row["mean"])
+    known = ends[0] and row[f"low{both}"] < row[f"high{both}"]
+    return f"{number(row['mean'], digits)} [{', '.join(ends)}]" if known else number(row["mean"])
 
 
 def side(row) -> str:

@@ -77,6 +77,13 @@ def by_cohort(runs: list[dict]) -> tuple[dict, dict]:
     return {(run["name"], run["seed"]): run for run in runs}, scores
 
 
+def variant_pairs(probes: dict, names: list[str], reference: str) -> list[tuple[str, str]]:
+    """Each run that is none of the paper's methods (``names``), and what it is compared with: the
+    method it changes one setting of or, for a kernel or loss of its own, the reference."""
+    pairs = {name: run["method"] for (name, _), run in probes.items() if name not in names}
+    return [(name, method if method in names else reference) for name, method in pairs.items()]
+
+
 def differences(scores: dict, pairs) -> pd.DataFrame:
     """:func:`~wspnb.results.statistics.paired_difference` of pairs of runs, over common seeds.
 

@@ -96,8 +96,7 @@ def tables_of(runs: list[dict], suffix: str = "", readings=None, deals=None) -> 
             [run.assign(home=c) for c in scores if "+" not in c for run in scores[c].values()]
         )
         pairs = [(present[-1], name) for name in present]
-        variants = [(name, run["method"]) for (name, _), run in probes.items()]
-        variants = [pair for pair in variants if pair[0] not in present]
+        variants = audit.variant_pairs(probes, present, present[-1])
         own = {
             "differences": audit.named(audit.differences(scores, pairs), "reference", "method"),
             "claims": audit.verdicts(scores, present[-1], project_path("figures/paper"), backbone),

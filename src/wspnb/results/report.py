@@ -106,7 +106,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         axis.set(title=NAMES.get(tag, tag), xlabel=below)
         beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
         axis.set(yticklabels=main.method + beside)
-    if printed is not None:
+    if printed is not None and any(f"auc_{tag}" in printed for tag in tags):
         fig.text(0.99, 0.01, "x: the paper, real CT", ha="right", fontsize=8)
     fig.tight_layout()
     return fig
