@@ -116,6 +116,8 @@ def test_errors_say_what_to_do():
         ([], []),
         ([torch.eye(3)], [1, 1]),
         ([torch.eye(3)], [-1]),
+        ([torch.eye(3)], [0]),
+        ([torch.eye(3), torch.eye(3)], [-1, 2]),
         ([torch.eye(3), torch.eye(4)], [1, 1]),
     ):
         with pytest.raises(ValueError):

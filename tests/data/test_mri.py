@@ -143,13 +143,17 @@ def test_store_of_a_table_that_says_mr(tmp_path):
 
 @pytest.mark.parametrize(
     ("modality", "coding", "message"),
-    [("pet", "", "modality 'pet' is none of ct, mr"), ("mr", "HU", "contradicts coding 'HU'")],
+    [
+        ("pet", "", "modality 'pet' is none of ct, mr"),
+        ("mr", "HU", "modality 'mr' contradicts coding 'HU'"),
+        ("ct", "MR", "modality 'ct' contradicts coding 'MR'"),
+    ],
 )
 def test_modalities_that_are_wrong_are_named(tmp_path, modality, coding, message):
     row = {"volume": saved(tmp_path / "v.nii.gz", drawn()[0]), "mask": "", "patient": "p"}
     row |= {"weak_label": "", "label": "", "cohort": "c", "modality": modality, "coding": coding}
     pd.DataFrame([row]).to_csv(tmp_path / "cohort.csv", index=False)
-    with pytest.raises(ValueError, match=f"line 2: modality.*{message[-20:]}"):
+    with pytest.raises(ValueError, match=f"line 2: {message}"):
         read_cohort(tmp_path / "cohort.csv")
 
 

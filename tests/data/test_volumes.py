@@ -168,6 +168,8 @@ def test_map_of_many_organs_needs_the_livers_label(tmp_path):
     with pytest.raises(ValueError, match=r"4 labels \(1, 5, 90, 117.*say which is the liver"):
         load_mask(path)
     assert np.argwhere(load_mask(path, value=5)).tolist() == [[1, 1, 1]]
+    parts = np.where(organs == 117, 0, organs)  # three: a liver with its vessels and tumours
+    assert load_mask(save(path, parts)).sum() == 3
     save(path, np.where(organs, 255, 0).astype(np.uint8))
     assert load_mask(path).sum() == 4
 

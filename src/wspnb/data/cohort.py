@@ -155,7 +155,7 @@ def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
     if modality not in ("", "ct", "mr"):
         yield f"modality {modality!r} is none of ct, mr: or leave it empty for ct"
     elif modality and coding and (modality == "mr") != (coding == "MR"):
-        yield f"modality 'mr' contradicts coding {coding!r}: delete one"
+        yield f"modality {modality!r} contradicts coding {coding!r}: delete one"
 
 
 def _contradictions(table: pd.DataFrame) -> Iterator[tuple[int, str]]:
