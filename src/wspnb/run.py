@@ -261,7 +261,11 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             raise RuntimeError("sys.exit ended the notebook: the cells below did not run")
     except BaseException:
         if temporary.exists():
-            temporary.replace(failed)
+            try:  # a full disk leaves half a notebook
+                json.loads(temporary.read_text(encoding="utf-8"))
+                temporary.replace(failed)
+            except ValueError:
+                temporary.unlink()
         raise
     temporary.replace(out)
     failed.unlink(missing_ok=True)
@@ -299,10 +303,14 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
         )
     kind = getattr(error, "ename", type(error).__name__)
     said = _line(getattr(error, "evalue", getattr(error, "strerror", None) or error))
+    if getattr(error, "filename", None):
+        said += f": {error.filename}"
     advice = ""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in said:
         advice = ": the disk is full, free some space and run again"
-    elif kind == "NoSuchKernel":
+    elif isinstance(error, (FileExistsError, FileNotFoundError, PermissionError)):
+        advice = ": name another place for the executed notebook"
+    elif kind == "NoSuchKernel" or "Kernel died before replying" in said:
         advice = ": install ipykernel into this environment"
     return f"{where}: {kind}: {said}{advice}"
 

@@ -331,6 +331,25 @@ def test_other_failures_are_one_line_as_well(tmp_path):
     )
     error = RuntimeError("two\n  lines")
     assert run.explain(error, Path("o"), None) == "FAILED: o: RuntimeError: two lines"
+    error = RuntimeError("Kernel died before replying to kernel_info")
+    assert run.explain(error, Path("o"), None).endswith(": install ipykernel into this environment")
+    there = FileExistsError(17, "File exists", "/a/b")
+    told = "FAILED: b/o.ipynb: FileExistsError: File exists: /a/b: name another place for the"
+    assert run.explain(there, Path("b/o.ipynb"), None) == f"{told} executed notebook"
+
+
+def test_a_disk_that_fills_while_the_notebook_is_saved(notebook, tmp_path, monkeypatch, capfd):
+    def half(source, out, *_, **__):
+        Path(out).write_text(notebook.read_text(encoding="utf-8")[:100], encoding="utf-8")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setattr("papermill.execute_notebook", half)
+    monkeypatch.setattr(run, "_own_kernel", lambda folder: None)  # changes the environment
+    assert run.main([str(notebook), str(tmp_path / "out" / "o.ipynb")]) == 1
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device: the disk is full, free some" in said
+    assert not list((tmp_path / "out").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("text", ["[2019]", "[no]", "[1.5]", "[null]", "[[a]]"])
