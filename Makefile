@@ -66,7 +66,7 @@ docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
 	$(BIN)/python docs/fill.py
 
 gpu: $(STAMP)  ## with a card: its tests, its speed and the runs of the reference experiment, nine minutes -> runs/gpu/
-	$(BIN)/python benchmarks/gpu.py --plans reference,judged,variants,kernels,small --size 64
+	$(BIN)/python benchmarks/gpu.py --plans reference,judged,open,variants,kernels,small --size 64
 
 browser: $(STAMP)  ## JupyterLab and the pages of the smoke run in Chromium (after make smoke): screenshots in runs/browser/
 	$(BIN)/python -m pytest -v -x -m browser --durations 8 tests/project/test_browser.py

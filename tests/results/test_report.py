@@ -93,7 +93,7 @@ def test_the_encoder_is_named_where_there_are_several_and_nan_is_not_printed():
     assert [t.get_text() for t in axis.get_yticklabels()] == ["WSP  TinyNet", "WSP  ResNet-18"]
 
 
-def test_seconds_of_notebooks_beside_what_others_leave_there(tmp_path):
+def test_executed_notebooks_beside_what_others_leave_there(tmp_path):
     ran = json.dumps({"metadata": {"papermill": {"duration": 12.5}}, "cells": []})
     runs = {"01_preprocess": ran, "02_pretrain.failed": ran, "01_preprocess-Copy1": ran}
     runs |= {"Untitled": '{"metadata": {}}', "empty": "", "._01_preprocess": "\0", ".x": ran}
@@ -101,4 +101,5 @@ def test_seconds_of_notebooks_beside_what_others_leave_there(tmp_path):
     for name, content in runs.items():
         (tmp_path / f"{name}.ipynb").write_text(content, encoding="utf-8")
     (tmp_path / "folder.ipynb").mkdir()
-    assert report.seconds_of(tmp_path) == {"01_preprocess": 12.5}
+    found = report.executed(tmp_path)
+    assert {name: told["duration"] for name, told in found.items()} == {"01_preprocess": 12.5}

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -156,13 +157,25 @@ def accuracy_words(accuracy: pd.DataFrame, paper: pd.Series | None) -> pd.DataFr
     return words
 
 
-def seconds_of(folder: Path) -> dict[str, float]:
-    """Seconds of each executed notebook of a folder by its name; others that lie there, failed
-    ones, copies and those that still run are passed over."""
-    spent = {}
+def executed(folder: Path) -> dict[str, dict]:
+    """What papermill says of each executed notebook of a folder by its name; others that lie there,
+    failed ones, copies and those that still run are passed over."""
+    found = {}
     for file in sorted(folder.glob("[!.]*.ipynb")):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            took = read_json(file)["metadata"]["papermill"]["duration"]
-            if took and not re.search(r"\.failed$|-Copy\d*$", file.stem):
-                spent[file.stem] = took
-    return spent
+            about = read_json(file)["metadata"]["papermill"]
+            if about["duration"] and not re.search(r"\.failed$|-Copy\d*$", file.stem):
+                found[file.stem] = about
+    return found
+
+
+def commit_of(folder: Path) -> str:
+    """Short commit of a checkout, with "(changed)" if a tracked file differs; "no checkout", or
+    "unknown" where there is no git."""
+    asked = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "-uno"])
+    options = {"capture_output": True, "text": True, "cwd": folder}
+    try:
+        commit, changed = (subprocess.run(git, **options).stdout.strip() for git in asked)
+    except OSError:
+        return "unknown"
+    return f"{commit or 'no checkout'}{' (changed)' if changed else ''}"

@@ -1,0 +1,73 @@
+"""A run that describes itself to machines: ``ro-crate-metadata.json`` (RO-Crate).
+
+``python -m wspnb.results.crate RUN_DIR``, as the workflow calls it after the report: each executed
+notebook is an action with its parameters, times and result; beside them the environment, the commit
+and the checksums of tables, scores and settings.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+
+from rocrate.model.contextentity import ContextEntity
+from rocrate.rocrate import ROCrate
+
+from wspnb.files import write_text
+from wspnb.results.report import commit_of, executed
+from wspnb.run import project_path
+
+KEPT = ("report.html", "figures/*.csv", "pretrain/*/config.json", "probe/*/results.json")
+KEPT += ("pretrain/*/encoder.safetensors", "probe/*/scores.csv", "cohort/store.json")
+
+
+def describe(run_dir: Path) -> Path:
+    """Write the crate's metadata into a run's folder; no file of the run is copied or changed.
+
+    Raises:
+        FileNotFoundError: if the folder holds no executed notebook.
+    """
+    books = executed(run_dir / "notebooks")
+    if not books:
+        raise FileNotFoundError(f"{run_dir}: no executed notebook in its folder notebooks")
+    crate = ROCrate(gen_preview=False)
+    crate.name = crate.description = f"wspnb, run {run_dir.name}"
+    packages = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()})
+    environment = {
+        "@type": "SoftwareApplication", "name": f"Python {platform.python_version()}",
+        "operatingSystem": platform.platform(), "softwareRequirements": packages,
+    }  # fmt: skip
+    code = {"@type": "SoftwareSourceCode", "name": "wspnb", "version": commit_of(project_path("."))}
+    for name, properties in (("#environment", environment), ("#code", code)):
+        crate.add(ContextEntity(crate, name, properties))
+
+    def file(path: Path):
+        about = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        return crate.add_file(path, path.relative_to(run_dir).as_posix(), properties=about)
+
+    for name, about in books.items():
+        given = [
+            crate.add(ContextEntity(crate, f"#{name}-{key}", {
+                "@type": "PropertyValue", "name": key, "value": str(value)
+            }))
+            for key, value in about["parameters"].items()
+        ]  # fmt: skip
+        times = {"startTime": about["start_time"], "endTime": about["end_time"]}
+        crate.add_action(
+            [crate.get("#code"), crate.get("#environment")],
+            f"#{name}",
+            given,
+            [file(run_dir / "notebooks" / f"{name}.ipynb")],
+            {"name": f"papermill {name}", **times},
+        )
+    for path in sorted(path for pattern in KEPT for path in run_dir.glob(pattern)):
+        file(path)
+    text = json.dumps(crate.metadata.generate(), indent=1, ensure_ascii=False)
+    write_text(run_dir / "ro-crate-metadata.json", text + "\n")
+    return run_dir / "ro-crate-metadata.json"
+
+
+if __name__ == "__main__":
+    print(describe(Path(sys.argv[1])))

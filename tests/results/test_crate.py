@@ -1,0 +1,43 @@
+"""A run's description for machines: complete, and readable by the format's own library."""
+
+import hashlib
+import json
+
+import pytest
+from rocrate.rocrate import ROCrate
+
+from wspnb.results.crate import describe
+from wspnb.results.report import commit_of
+
+TOLD = {"parameters": {"n_steps": 3, "method": "wsp"}, "duration": 2.5}
+TOLD |= {"start_time": "2026-01-01T10:00:00+00:00", "end_time": "2026-01-01T10:00:03+00:00"}
+
+
+def test_a_run_names_its_notebooks_parameters_files_code_and_packages(tmp_path):
+    for name, text in {
+        "notebooks/02_pretrain-wsp.ipynb": json.dumps({"metadata": {"papermill": TOLD}}),
+        "notebooks/02_pretrain-byol.failed.ipynb": json.dumps({"metadata": {"papermill": TOLD}}),
+        "probe/wsp-tiny-seed0/scores.csv": "patient,score\np,0.5\n",
+        "cohort/slices.csv": "too large to be hashed each time",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    crate = ROCrate(describe(tmp_path).parent)
+    (action,) = [e for e in crate.get_entities() if e.type == "CreateAction"]
+    assert action["startTime"] == TOLD["start_time"] and action["endTime"] == TOLD["end_time"]
+    assert {e["name"]: e["value"] for e in action["object"]} == {"n_steps": "3", "method": "wsp"}
+    assert [e.id for e in action["result"]] == ["notebooks/02_pretrain-wsp.ipynb"]
+    code, environment = action["instrument"]
+    assert code["version"] == commit_of(tmp_path.cwd())
+    assert any(name.startswith("torch==") for name in environment["softwareRequirements"])
+    scores = crate.get("probe/wsp-tiny-seed0/scores.csv")
+    assert scores["sha256"] == hashlib.sha256(b"patient,score\np,0.5\n").hexdigest()
+    assert {e.id for e in crate.data_entities} == {
+        "notebooks/02_pretrain-wsp.ipynb", "probe/wsp-tiny-seed0/scores.csv"
+    }  # fmt: skip
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no executed notebook"):
+        describe(tmp_path)
+    assert not list(tmp_path.iterdir())
