@@ -52,9 +52,9 @@ def describe(run_dir: Path) -> Path:
             crate.add(ContextEntity(crate, f"#{name}-{key}", {
                 "@type": "PropertyValue", "name": key, "value": str(value)
             }))
-            for key, value in about["parameters"].items()
+            for key, value in about.get("parameters", {}).items()
         ]  # fmt: skip
-        times = {"startTime": about["start_time"], "endTime": about["end_time"]}
+        times = {"startTime": about.get("start_time"), "endTime": about.get("end_time")}
         crate.add_action(
             [crate.get("#code"), crate.get("#environment")],
             f"#{name}",
