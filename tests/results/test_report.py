@@ -83,6 +83,28 @@ def test_tables_have_names_of_people_and_the_paper_beside():
     assert accuracy["Paper"].tolist() == ["–", "0.85"]
 
 
+def test_ones_own_cohorts_are_called_as_in_the_settings():
+    runs = [run("random", 0, 2), run("wsp", 0, 9)]
+    for one in runs:
+        result = one["results"].pop("d1")
+        one["results"] = {c: result for c in ("klinik_a", "klinik_a+b", "klinik_a>b")}
+        scores = one["scores"]
+        parts = [scores.assign(cohort=cohort) for cohort in one["results"]]
+        one["scores"] = pd.concat(parts, ignore_index=True)
+    table = tables.auc_table(runs)
+    words = report.auc_words(table, None, cohorts=runs[0]["results"])
+    assert list(words) == ["Method", "Seeds", "klinik_a", "klinik_a+b", "klinik_a>b"]
+    axes = report.auc_figure(table, runs, None).axes
+    assert [axis.get_title() for axis in axes] == ["klinik_a", "klinik_a+b", "klinik_a>b"]
+
+
+def test_an_interval_without_width_decides_nothing():
+    same = [run("random", 0, 9), run("wsp", 0, 9)]
+    assert "a difference of +0.00; these patients are too few or too alike for an interval, so" in (
+        report.main_result(same)
+    )
+
+
 def test_the_encoder_is_named_where_there_are_several_and_nan_is_not_printed():
     runs = [run("wsp", 0, 9), run("wsp", 0, 8) | {"backbone": "resnet18"}]
     table = tables.auc_table(runs).assign(sd_d1=np.nan)

@@ -53,9 +53,8 @@ def read_probes(
     runs = tables.read_runs(folder, seeds, [backbone])
     for run in runs:
         if other := {k: run[k] for k, v in settings.items() if run.get(k, v) != v}:
-            raise ValueError(
-                f"{run['folder']} says {other}, asked for {settings}: use the same in 03 and 06"
-            )
+            found = f"{run['folder']} says {other}, asked for {settings}"
+            raise ValueError(f"{found}: use the same in 03 and 06{tables.OLD}")
     probes, scores = by_cohort(runs)
     found = sorted({name for name, _ in probes})
     if reference not in found or len(found) < 2:

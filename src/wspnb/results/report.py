@@ -20,6 +20,11 @@ NAMES["probe"] = "Probe patients"  # of cohorts whose patients are split in two
 PER_CELL = "AUC (SD over folds) ±SD over seeds [95 % interval over patients]"
 
 
+def people(cohorts) -> dict[str, str]:
+    """What to call cohorts and the columns named after them: "a>b" for a_on_b."""
+    return {tables.short(cohort): cohort for cohort in cohorts} | NAMES
+
+
 def plural(n: int, word: str) -> str:
     """A number with its noun: "1 seed", "2 seeds"."""
     return f"{n} {word}{'' if n == 1 else 's'}"
@@ -69,8 +74,9 @@ def main_result(runs: list[dict]) -> str:
     low, high = (gap.low, gap.high) if len(seeds) == 1 else (gap.low_both, gap.high_both)
     text = f"{where} {here} has a mean AUC of {means['wsp']:.2f} and {spoken[best]}, "
     text += f"the best of the others, {means[best]:.2f}: a difference of {gap.mean:+.2f}"
-    if np.isnan(low):
-        return f"{text}; there are too few patients for an interval, so nothing is decided."
+    if not high - low > 1e-9:  # every resample gives the same, or none has a value
+        alike = "these patients are too few or too alike for an interval"
+        return f"{text}; {alike}, so nothing is decided."
     sure = "it leaves out zero" if low > 0 or high < 0 else "it holds zero: they are not told apart"
     over = "patients alone, as there is one seed" if len(seeds) == 1 else "patients and seeds"
     return f"{text} [{low:+.2f}, {high:+.2f}] (95 % interval over {over}; {sure})."
@@ -87,6 +93,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
     main = table[table.method.isin(tables.ROWS.values())].reset_index(drop=True)
     colours = {label: plots.colour(name) for name, label in tables.ROWS.items()}
     tags = [name.removeprefix("auc_") for name in table if name.startswith("auc_")]
+    names = people(runs[0]["results"])
     size = (2 + 3.2 * len(tags), 1.1 + 0.32 * len(main))
     fig, axes = plt.subplots(1, len(tags), figsize=size, sharey=True, squeeze=False)
     for axis, tag in zip(axes.flat, tags, strict=True):
@@ -104,7 +111,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
         axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), yticks=range(len(main)))
         below = "AUC" if "_on_" in tag else "mean AUC of the folds"
-        axis.set(title=NAMES.get(tag, tag), xlabel=below)
+        axis.set(title=names.get(tag, tag), xlabel=below)
         beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
         axis.set(yticklabels=main.method + beside)
     if printed is not None and any(f"auc_{tag}" in printed for tag in tags):
@@ -113,10 +120,13 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
     return fig
 
 
-def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone", "method")):
+def auc_words(
+    table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone", "method"), cohorts=()
+) -> pd.DataFrame:
     """A table of AUCs (of :func:`~wspnb.results.tables.auc_table` or ``sigma_table``) to read:
     cells as :data:`PER_CELL`, beside each cohort's the value that the paper printed, the encoder
-    where there are several; ``key`` are the columns that name a row."""
+    where there are several; ``key`` are the columns that name a row, ``cohorts`` those judged."""
+    names = people(cohorts)
     words = tables.in_words(table, [*key, "n_seeds"])
     tags = [name for name in words if f"auc_{name}" in table]
     glue = {" \\(": "\u00a0(", ", ": ",\u00a0"}  # a line breaks before the interval, not within
@@ -131,13 +141,13 @@ def auc_words(table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone"
             text[f"paper {tag}"] = [f"{a:.2f} ({s:.2f})" for a, s in cells]
             beside = rows.merge(text, how="left", on=list(key))[f"paper {tag}"]
             place = words.columns.get_loc(tag) + 1
-            words.insert(place, f"{NAMES.get(tag, tag)}, paper", beside.fillna("–"))
+            words.insert(place, f"{names.get(tag, tag)}, paper", beside.fillna("–"))
     if "effective_positives" in table:
         words.insert(len(key), "Positives of an anchor", table.effective_positives.round(1))
     if "backbone" in words and words.backbone.nunique() == 1:
         words = words.drop(columns="backbone")
-    people = {"backbone": "Encoder", "method": "Method", "seeds": "Seeds", "sigma": "Sigma"}
-    return words.rename(columns=people | NAMES)
+    columns = {"backbone": "Encoder", "method": "Method", "seeds": "Seeds", "sigma": "Sigma"}
+    return words.rename(columns=columns | names)
 
 
 def accuracy_words(accuracy: pd.DataFrame, paper: pd.Series | None) -> pd.DataFrame:

@@ -226,6 +226,9 @@ def reader_accuracy(table: pd.DataFrame, cohort: str) -> tuple[float, float, flo
     return float(np.mean([c.mean() for c in classes])), *ends(np.mean(draws, axis=0))
 
 
+OLD = "; if it is one of an earlier study, delete its folder under probe"
+
+
 def check_alike(runs: list[dict], data: str) -> None:
     """All runs of a table judge the same data (checksum of :func:`wspnb.pretrain.identity`) in the
     same folds, and were trained alike.
@@ -240,15 +243,18 @@ def check_alike(runs: list[dict], data: str) -> None:
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
-            raise ValueError(f"{name} was probed on other slices or labels: run notebook 03 again")
+            found = f"{name} was probed on other slices or labels: run notebook 03 again"
+            raise ValueError(f"{found}{OLD}")
         for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
             if run[key] != first[key]:
-                raise ValueError(f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}")
+                found = f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}"
+                raise ValueError(f"{found}{OLD}")
         if list(run["results"]) != list(first["results"]):
-            raise ValueError(f"{name} was judged on {list(run['results'])}, not as the others")
+            found = f"{name} was judged on {list(run['results'])}, not as the others"
+            raise ValueError(f"{found}{OLD}")
         for kind, other in (("training", trained), ("supervised", supervised)):
             if run.get(kind) and _but_changed(run, run[kind]) != _but_changed(run, other[kind]):
-                raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}")
+                raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")
         for cohort, result in run["results"].items():
             scores = cohort_scores(run, cohort)
             if abs(fold_balanced_accuracy(scores).mean() - result["bacc"]) > 1e-6:
