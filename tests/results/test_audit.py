@@ -199,3 +199,25 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
     written = json.loads(out.read_text(encoding="utf-8"))
     text = str([cell.get("outputs") for cell in written["cells"]])
     assert ("no joined cohort" in text) == (len(cohorts) == 1)
+
+
+@pytest.mark.parametrize("backbone", ["tiny_padded", "resnet18"])
+def test_the_papers_verdicts_rest_on_the_rows_of_the_same_backbone(backbone):
+    folder = ROOT / "figures" / "paper"
+    people = pd.DataFrame({"patient": [f"p{k}" for k in range(40)], "label": np.arange(40) % 2})
+    people["fold"] = np.arange(40) // 8
+    draws = np.random.default_rng(0).normal(size=(2, 40))
+    runs = [people.assign(score=draw + people.label) for draw in draws]
+    claims = audit.verdicts(
+        {"d1": {(name, 0): run for name, run in zip(("wsp", "supcon"), runs, strict=True)}},
+        "wsp",
+        folder,
+        backbone,
+    )
+    printed = pd.read_csv(folder / "table1_auc.csv")
+    name = {"tiny_padded": "TinyNet", "resnet18": "ResNet-18"}[backbone]
+    auc = printed[printed.backbone == name].set_index("method").auc_d1
+    least = (auc["WSP"] - auc.drop("WSP")).min()
+    found = claims[claims.cohort == "d1"].set_index("claim")["paper evidence"]
+    assert f"{least:+.2f}" in found["WSP beats every other method"].replace("−", "-")
+    assert found.str.contains("sigma").any() == (backbone == "tiny_padded")

@@ -6,8 +6,7 @@ import json
 import pytest
 from rocrate.rocrate import ROCrate
 
-from wspnb.results.crate import describe
-from wspnb.results.report import commit_of
+from wspnb.results.crate import commit_of, describe
 
 TOLD = {"parameters": {"n_steps": 3, "method": "wsp"}, "duration": 2.5}
 TOLD |= {"start_time": "2026-01-01T10:00:00+00:00", "end_time": "2026-01-01T10:00:03+00:00"}

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,11 +17,23 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from wspnb.files import write_text
-from wspnb.results.report import commit_of, executed
+from wspnb.results.report import executed
 from wspnb.run import project_path
 
 KEPT = ("report.html", "figures/*.csv", "pretrain/*/config.json", "probe/*/results.json")
 KEPT += ("pretrain/*/encoder.safetensors", "probe/*/scores.csv", "cohort/store.json")
+
+
+def commit_of(folder: Path) -> str:
+    """Short commit of a checkout, with "(changed)" if a tracked file differs; "no checkout", or
+    "unknown" where there is no git."""
+    asked = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "-uno"])
+    options = {"capture_output": True, "text": True, "cwd": folder}
+    try:
+        commit, changed = (subprocess.run(git, **options).stdout.strip() for git in asked)
+    except OSError:
+        return "unknown"
+    return f"{commit or 'no checkout'}{' (changed)' if changed else ''}"
 
 
 def describe(run_dir: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -177,15 +176,3 @@ def executed(folder: Path) -> dict[str, dict]:
             if about["duration"] and not re.search(r"\.failed$|-Copy\d*$", file.stem):
                 found[file.stem] = about
     return found
-
-
-def commit_of(folder: Path) -> str:
-    """Short commit of a checkout, with "(changed)" if a tracked file differs; "no checkout", or
-    "unknown" where there is no git."""
-    asked = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "-uno"])
-    options = {"capture_output": True, "text": True, "cwd": folder}
-    try:
-        commit, changed = (subprocess.run(git, **options).stdout.strip() for git in asked)
-    except OSError:
-        return "unknown"
-    return f"{commit or 'no checkout'}{' (changed)' if changed else ''}"
