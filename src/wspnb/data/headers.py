@@ -7,7 +7,7 @@ do, as every position and every millilitre hangs on it.
 
 import gzip
 import math
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +136,8 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
 
 def _misnamed(path: Path) -> str:
     """What a file is that its name does not say, and what to do; empty where that does not show."""
-    with path.open("rb") as file:
+    begin = b""
+    with suppress(OSError), path.open("rb") as file:  # a bad disk: the reader's words say it
         begin = file.read(132)
     gz, packed = begin[:2] == b"\x1f\x8b", path.suffix in (".gz", ".mgz")
     if gz and not packed:
