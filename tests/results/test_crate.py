@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pytest
 from rocrate.rocrate import ROCrate
@@ -27,13 +28,19 @@ def test_a_run_names_its_notebooks_parameters_files_code_and_packages(tmp_path):
     assert {e["name"]: e["value"] for e in action["object"]} == {"n_steps": "3", "method": "wsp"}
     assert [e.id for e in action["result"]] == ["notebooks/02_pretrain-wsp.ipynb"]
     code, environment = action["instrument"]
-    assert code["version"] == commit_of(tmp_path.cwd())
+    assert re.fullmatch(r"[0-9a-f]{7,}( \(changed\))?|no checkout|unknown", code["version"])
     assert any(name.startswith("torch==") for name in environment["softwareRequirements"])
     scores = crate.get("probe/wsp-tiny-seed0/scores.csv")
     assert scores["sha256"] == hashlib.sha256(b"patient,score\np,0.5\n").hexdigest()
     assert {e.id for e in crate.data_entities} == {
         "notebooks/02_pretrain-wsp.ipynb", "probe/wsp-tiny-seed0/scores.csv"
     }  # fmt: skip
+
+
+def test_the_commit_is_said_to_be_missing_where_there_is_none(tmp_path, monkeypatch):
+    assert commit_of(tmp_path) == "no checkout"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert commit_of(tmp_path) == "unknown"
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
