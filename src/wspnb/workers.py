@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,8 +12,6 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 def in_order(
@@ -91,7 +90,9 @@ def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def start_worker() -> None:
     """One thread; Ctrl-C is the parent's business; leave when the parent is gone, even killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, if a job loads it
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
     def leave_with_parent():
         parent_process().join()

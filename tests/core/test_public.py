@@ -16,6 +16,8 @@ def test_public_names_are_those_of_their_files():
     assert not hasattr(wspnb, "no_such_name") and "TinyNet" in dir(wspnb)
 
 
-def test_import_alone_loads_no_torch():
-    code = "import sys, wspnb, wspnb.files; sys.exit('torch' in sys.modules)"
+def test_what_needs_no_torch_loads_none():
+    """It takes seconds and memory: the package alone, and every worker that makes slices."""
+    code = "import sys, wspnb, wspnb.data.slices, wspnb.data.dicom"
+    code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -400,8 +400,8 @@ def test_damaged_stores_are_refused(tmp_path):
     refused("store.json", kept["store.json"][:-9], "store.json: damaged")
     refused("store.json", b"[1]", "store.json: damaged")
     refused("store.json", kept["store.json"].replace(b"400.0", b"300.0"), "was edited or damaged")
-    newer = kept["store.json"].replace(b'"format": 1', b'"format": 9')
-    refused("store.json", newer, "a store of format 9, not 1")
+    newer = kept["store.json"].replace(b'"format": 2', b'"format": 9')
+    refused("store.json", newer, "a store of format 9, not 2")
     (folder / "store.json").unlink()
     with pytest.raises(ValueError, match=r"store\.json"):
         open_slices(folder)

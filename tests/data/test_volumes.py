@@ -5,6 +5,7 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from wspnb.data.volumes import (
@@ -278,6 +279,14 @@ def test_resize_pads_to_a_square_and_keeps_proportions():
     assert tall.shape == (80, 80) and (tall == 100).all()
     same = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     np.testing.assert_array_equal(resize(same, 64), same)
+
+
+@pytest.mark.parametrize("size", [24, 64, 96])
+def test_resize_is_the_antialiased_one_of_torch(size):
+    image = np.random.default_rng(0).normal(0, 60, (80, 80)).astype(np.float32)
+    batch = torch.from_numpy(image)[None, None]
+    theirs = torch.nn.functional.interpolate(batch, (size, size), mode="bilinear", antialias=True)
+    np.testing.assert_allclose(resize(image, size), theirs[0, 0], atol=0.01)
 
 
 def test_resize_averages_instead_of_aliasing():

@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from wspnb.files import package_version, read_csv, read_json, whole, write_csv, write_text
 
-FORMAT = 1  # of the store: raise it with every change that alters a stored byte
+if TYPE_CHECKING:
+    import torch  # tables and checksums need none, and it takes seconds
+
+FORMAT = 2  # of the store: raise it with every change that alters a stored byte
 TABLES = ("slices.csv", "failed.csv", "inventory.csv")
 PART = "slices.part"  # folder of what is done of an unfinished store
 # Of slices.csv, what the images are; all other columns, such as labels, may be corrected.
@@ -223,8 +225,8 @@ def digest(content: Any) -> str:
 
 
 def reader(
-    images: np.ndarray, device: torch.device, hold: bool | None = None
-) -> Callable[[np.ndarray], torch.Tensor]:
+    images: np.ndarray, device: "torch.device", hold: bool | None = None
+) -> Callable[[np.ndarray], "torch.Tensor"]:
     """Function from row numbers ``(b,)`` to their images ``(b, 1, h, w)``, uint8 on the device.
 
     A GPU with room takes the whole store once, so that no later step waits for the disk; otherwise
@@ -236,6 +238,8 @@ def reader(
         device: where the images are wanted.
         hold: whether to put all there; None: if they fill less than half of a GPU's free memory.
     """
+    import torch
+
     if hold is None:
         hold = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
     if hold:
@@ -243,7 +247,7 @@ def reader(
         for first in range(0, len(images), 1024):
             held[first : first + 1024] = torch.from_numpy(np.array(images[first : first + 1024]))
 
-        def take(rows: np.ndarray) -> torch.Tensor:
+        def take(rows: np.ndarray) -> "torch.Tensor":
             return held[torch.from_numpy(np.asarray(rows)).to(device, non_blocking=True)][:, None]
 
         return take
@@ -252,7 +256,7 @@ def reader(
     file = open(file, "rb") if file and hasattr(os, "preadv") else None
     size, pinned = images[0].nbytes, device.type == "cuda"
 
-    def read(rows: np.ndarray) -> torch.Tensor:
+    def read(rows: np.ndarray) -> "torch.Tensor":
         batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)
         for image, row in zip(batch, rows, strict=True):
             if file is None:

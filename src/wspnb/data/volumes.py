@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
+from PIL import Image
 
 from wspnb.data.headers import check_same_grid, open_header, read_voxels
 from wspnb.files import whole
@@ -280,11 +280,7 @@ def resize(
     padded[inside] = image
     if square == (size, size):
         return padded
-    batch = torch.from_numpy(padded)[None, None]
-    resized = torch.nn.functional.interpolate(
-        batch, (size, size), mode="bilinear", align_corners=False, antialias=True
-    )
-    return resized[0, 0].numpy()
+    return np.array(Image.fromarray(padded).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
