@@ -96,7 +96,18 @@ def test_tables_to_read_of_a_run(tmp_path):
         run = {"name": name, "backbone": backbone, "seed": 0, "results": [], "C": 0.01}
         scores = rows.groupby("patient").first().reset_index()
         save_probe(tmp_path / "probe" / f"{name}-{backbone}-seed0", scores, run, features, rows)
+    # A network fine-tuned on severe against the rest: scores of the judged patients, no features.
+    tuned = {"name": "finetuned_wsp", "backbone": "tiny", "seed": 0, "results": [], "C": 0.01}
+    scores = scores[scores.cohort == "judged"].assign(label=lambda s: (s.stage == 3).astype(int))
+    scores["score"] = np.where(scores.label == 1, 0.9, 0.1)
+    scores.loc[scores.index[scores.label == 1][0], "score"] = 0.0  # 1 of 20, below all others
+    own = scores[["patient", "label", "score"]].assign(cohort="train>judged")
+    save_probe(tmp_path / "probe" / "finetuned_wsp-tiny-seed0", own, tuned)
     table, few = write(tmp_path)
+    alone = table[table.Method == "WSP, fine-tuned"].iloc[0]
+    assert alone["AUC severe"].startswith("0.95 [0.") and alone["Fitted on"] == 90
+    assert [alone[name] for name in NAMES[1:]] == ["–"] * 3 and alone.Judged == 60
+    table = table[table.Method != "WSP, fine-tuned"].reset_index(drop=True)
     assert table.Method.tolist() == ["WSP", "DINOv2"] and table.Encoder.tolist()[1] == "ViT"
     assert table.Judged.tolist() == [60, 60] and table["Fitted on"].tolist() == [90, 90]
     assert [*table.columns[-4:]] == [*NAMES] and table["AUC severe"][0].startswith(

@@ -349,9 +349,11 @@ def test_make_cirrmri_killed_and_resumed(tmp_path, osf):
     tuned, frozen = (r["scores"] for r in found if r["name"] in ("finetuned_wsp", "wsp"))
     assert sorted(tuned.patient) == sorted(frozen.patient)  # the same patients are judged
     table = pd.read_csv(run / "figures" / "stages.csv")
-    names = ["random", "supcon", "depth_aware", "wsp", "dinov2"]
+    names = ["random", "supcon", "depth_aware", "wsp", "dinov2", "finetuned_wsp"]
     assert table.name.tolist() == names and set(table.n) == {7}
-    assert set(table.trained) == {13} and table[[*MEASURES]].notna().all(axis=None)
+    known = table[[*MEASURES]].notna()  # fine-tuned on severe against the rest: that alone
+    assert set(table.trained) == {13} and known[:-1].all(axis=None) and known.severe_auc.all()
+    assert not known.iloc[-1, 1:].any()
     curve = pd.read_csv(run / "figures" / "stages_curve.csv")
     assert curve.groupby(["name", "share"]).size().tolist() == [5, 5, 5, 1] * 5
     report = (run / "report.html").read_text(encoding="utf-8")

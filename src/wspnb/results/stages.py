@@ -56,7 +56,11 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
 
 def measures(people: pd.DataFrame) -> dict[str, float]:
     """From :func:`read_stages`: AUC of severe and of mild against the rest, and of the likeliest
-    stage the quadratic kappa and the balanced accuracy; NaN where a stage is absent."""
+    stage the quadratic kappa and the balanced accuracy; NaN where a stage is absent, and but for
+    the first where only ``p3`` is given."""
+    if "p1" not in people:
+        severe = roc_auc_score(people.stage == 3, people.p3)
+        return dict.fromkeys(MEASURES, np.nan) | {"severe_auc": severe}
     if people.stage.nunique() < 3:
         return dict.fromkeys(MEASURES, np.nan)
     read = people[["p1", "p2", "p3"]].to_numpy().argmax(1) + 1
@@ -114,14 +118,20 @@ def label_efficiency(features, slices: pd.DataFrame, C: float = 0.01) -> pd.Data
 
 
 def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Tables of all finished probes of a folder: stages with intervals, and the curve.
+    """Tables of all finished probes of a folder: stages with intervals, and the curve. A network
+    that was fine-tuned on severe against the rest has no features: its first measure alone.
 
     Raises:
         ValueError: if there is none with features of both cohorts and a column ``stage``.
     """
-    table, curve = [], []
+    table, curve, tuned = [], [], []
     for run in tables.read_runs(run_dir):
+        who = {name: run[name] for name in ("name", "backbone", "seed")}
         if not (file := run["folder"] / "features.npy").exists():
+            people = tables.cohort_scores(run, "train>judged")
+            if len(people):  # its class 1 is severe; the others are one
+                people = pd.DataFrame({"stage": 1 + 2 * people.label, "p3": people.score})
+                tuned.append(who | {"n": len(people)} | with_intervals(people))
             continue
         slices = read_slices(file.parent)
         if "stage" not in slices or not {"train", "judged"} <= set(slices.cohort):
@@ -130,7 +140,6 @@ def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         slices, features = slices[keep].reset_index(drop=True), np.load(file)[keep]
         train = (slices.cohort == "train").to_numpy()
         people = read_stages(features, slices.stage, slices.patient, train, run["C"])
-        who = {name: run[name] for name in ("name", "backbone", "seed")}
         counts = {"n": len(people), "trained": slices.patient[train].nunique()}
         table.append(who | counts | with_intervals(people))
         curve.append(label_efficiency(features, slices, run["C"]).assign(**who))
@@ -139,6 +148,7 @@ def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"{run_dir}: no probe with stages of the cohorts train and judged: run notebook 03 with"
             " evaluate [train>judged]"
         )
+    table += [row | {"trained": table[0]["trained"]} for row in tuned]
     return pd.DataFrame(table), pd.concat(curve, ignore_index=True)
 
 
@@ -168,6 +178,8 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         | {"Seed": run["seed"], "Fitted on": run["trained"], "Judged": run["n"]}
         | {
             name: f"{run[m]:.2f} [{run[f'{m}_low']:.2f}, {run[f'{m}_high']:.2f}]"
+            if run[m] == run[m]
+            else "–"
             for name, m in zip(NAMES, MEASURES, strict=True)
         }
         for run in table.to_dict("records")
