@@ -154,7 +154,7 @@ def saved(page, path: Path) -> list[dict]:
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
             if path.stat().st_mtime_ns != before:
                 return [c for c in cells if c["cell_type"] == "code"]
-    raise AssertionError(f"{path}: not saved")
+    raise TimeoutError(f"{path}: not saved in {PATIENCE} s")
 
 
 def errors(cells: list[dict]) -> list[str]:

@@ -203,8 +203,8 @@ def test_differences_are_paired_and_a_point_without_a_method_takes_the_base():
         ):
             key = {"point": point, "seed": seed, "method": method}
             bad = method == "supcon" and seed == 1
-            rows.append(key | {"step": 3, "auc_d1": 0.0, "collapsed": bad})
-            rows.append(key | {"step": 5, "auc_d1": auc + shift, "collapsed": bad})
+            rows.append(key | {"step": 3, "auc_population": 0.0, "collapsed": bad})
+            rows.append(key | {"step": 5, "auc_population": auc + shift, "collapsed": bad})
     found = position_runs.differences(pd.DataFrame(rows), others=("supcon", "depth_aware"))
     found = found.set_index(["point", "other"])
     assert found["mean"].loc["base"].to_dict() == pytest.approx(
@@ -247,15 +247,14 @@ def test_findings_name_the_points_whose_interval_leaves_out_zero():
                 auc = 0.7 + 0.01 * seed + (gain + 0.001 * seed) * (method == "wsp")
                 row = {"point": point, "seed": seed, "method": method}
                 marked = method == "supcon" and point != "base"
-                rows.append(row | {"step": 300, "auc_d1": auc, "collapsed": marked})
+                rows.append(row | {"step": 300, "auc_population": auc, "collapsed": marked})
     lines = position_runs.findings(pd.DataFrame(rows))
     assert lines[0] == (
         "WSP minus SupCon: +0.00 [-0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
         "not told at 1 of 2 points."
     )
     assert lines[-1] == (
-        "SupCon is marked in 3 of 6 runs; their mean AUC on D1 is 0.71, that of untrained "
-        "encoders 0.71."
+        "SupCon is marked in 3 of 6 runs; their mean AUC is 0.71, that of untrained encoders 0.71."
     )
 
 

@@ -157,7 +157,7 @@ def differences(
     first: str = "wsp",
     others: Sequence[str] = ("supcon", "depth_aware", "simclr"),
 ) -> pd.DataFrame:
-    """AUC on D1 of ``first`` minus each other method at the end of training, paired by seed.
+    """AUC on the population of ``first`` minus each other method at the end, paired by seed.
 
     The base's runs of a method without sigma stand for every sigma. A point that ``first`` has not
     reached yet is left out.
@@ -177,7 +177,7 @@ def differences(
             own, theirs = runs.loc[point, first], runs.loc["base" if alone else point, other]
             pairs = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
             bad = pairs[["collapsed", "collapsed_other"]].astype(bool).any(axis=1).sum()
-            found = paired_difference(own.auc_d1, theirs.auc_d1)
+            found = paired_difference(own.auc_population, theirs.auc_population)
             rows.append({"point": point, "other": other, **found, "collapsed": int(bad)})
     return pd.DataFrame(rows)
 
@@ -203,10 +203,10 @@ def findings(table: pd.DataFrame) -> list[str]:
         lines.append(f"{text}; not told at {len(rows) - named} of {len(rows)} points.")
     for method, rows in ends[ends.collapsed.astype(bool)].groupby("method", sort=False):
         total = (ends.method == method).sum()
-        before = ends.auc_d1[ends.method == "random"].mean()
+        before = ends.auc_population[ends.method == "random"].mean()
         lines.append(
-            f"{ROWS[method]} is marked in {len(rows)} of {total} runs; their mean AUC on D1 is "
-            f"{rows.auc_d1.mean():.2f}, that of untrained encoders {before:.2f}."
+            f"{ROWS[method]} is marked in {len(rows)} of {total} runs; their mean AUC is "
+            f"{rows.auc_population.mean():.2f}, that of untrained encoders {before:.2f}."
         )
     return lines
 
