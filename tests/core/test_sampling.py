@@ -181,6 +181,7 @@ def test_errors_say_what_to_do():
         with pytest.raises(ValueError, match="need whole numbers >= 1"):
             sampler(patients, labels, size, 1)
     assert len(next(iter(sampler(patients, labels, 4.0, 1)))) == 4
+    assert sorted(next(iter(sampler(patients, labels, 30, 1)))) == list(range(30))  # all there are
     mixed = labels.copy()
     mixed[-1] = 0
     with pytest.raises(ValueError, match="patient 5 has slices of different labels"):

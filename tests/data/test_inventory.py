@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 
-from wspnb.data.inventory import CODINGS, decide, decode, describe, duplicates, open_hu
+from wspnb.data.inventory import (
+    CODINGS,
+    decide,
+    decode,
+    describe,
+    duplicates,
+    open_hu,
+    slice_images,
+)
 from wspnb.data.slices import open_slices, prepare_volume, write_slices
 from wspnb.data.volumes import load_volume, read_scan, window
 
@@ -107,6 +115,27 @@ def test_without_a_comb_the_family_is_one_and_says_so():
         full = bytes_of(HU, low, high).astype(np.float32)
         found, evidence = judge(np.rint(0.7 * full[1:] + 0.3 * full[:-1]).astype(np.uint8))
         assert found == "(HU+100)/2" and "2 % too high" in evidence
+
+
+def test_a_pixel_that_is_no_square_keeps_its_form(tmp_path):
+    """40 x 80 pixels of 2 x 1 mm are a square, without padding; a body of 20 x 40 is one too."""
+    hu = np.full((40, 80, 2), 0, np.int16)
+    hu[10:30, 20:60] = 400
+    path = save(tmp_path / "v.nii.gz", hu, np.diag([2.0, 1, 5, 1]))
+    (image,) = slice_images(open_hu(path, "HU"), [1], 40, -100, 400)
+    inside = image > 153  # halfway from 0 to 400 HU
+    assert (inside.any(0).sum(), inside.any(1).sum()) == (20, 20) and image.min() == 51
+
+
+def test_a_heap_at_250_with_none_above_is_told():
+    """Cut off at 400 HU, which is byte 250 of one member of the family and none of the other's."""
+    full = bytes_of(HU, -100, 400).astype(np.float32)
+    blurred = np.rint(0.7 * full[1:] + 0.3 * full[:-1]).astype(np.uint8)
+    heap = np.where(blurred > 200, 250, blurred)
+    above = np.where(blurred == blurred.max(), 252, heap).astype(np.uint8)
+    for bytes_, said in [(heap, True), (above, False), (np.minimum(blurred, 200), False)]:
+        found, evidence = judge(bytes_.astype(np.uint8))
+        assert found == "(HU+100)/2" and ("many are 250" in evidence) is said, evidence
 
 
 def save(path, array, affine=None, axes="RAS", level=None):
