@@ -71,7 +71,7 @@ def test_auc_table_has_the_rows_of_the_paper_in_its_order(tmp_path):
 def test_accuracy_table_takes_the_better_backbone_and_shows_both(tmp_path):
     for seed in (0, 1):
         save(tmp_path, "wsp", seed=seed, shift=0.5)
-    folder = save(tmp_path, "wsp", backbone="resnet18", shift=4.0)
+    folder = save(tmp_path, "wsp", backbone="resnet18", shift=4.0, collapsed=True)
     table = tables.accuracy_table(tables.read_runs(tmp_path), "d1")
     assert table.backbone.tolist() == ["ResNet-18"]
     scores = pd.read_csv(folder / "scores.csv").query("cohort == 'd1'")
@@ -81,7 +81,7 @@ def test_accuracy_table_takes_the_better_backbone_and_shows_both(tmp_path):
     assert table.bacc[0] == table["bacc_ResNet-18"][0] == pytest.approx(np.mean(folds))
     assert table["bacc_TinyNet"][0] < table.bacc[0]
     assert table.low[0] <= table.bacc[0] <= table.high[0]
-    assert table.n_seeds_TinyNet[0] == 2
+    assert table.n_seeds_TinyNet[0] == 2 and table.collapsed[0] == 1
 
 
 def test_accuracy_interval_by_hand():
