@@ -173,6 +173,7 @@ def test_words_for_unknown(tmp_path, word):
 
 
 LOOKS = [("P1", "p1"), ("0012", "12"), ("12", "12.0"), ("P 1", "P1"), ("P-1", "P–1"), ("Ｐ1", "P1")]
+LOOKS += [("P-01", "P1"), ("Doe.J", "Doe J")]
 
 
 @pytest.mark.parametrize("one, two", LOOKS)
@@ -261,6 +262,24 @@ def test_looks_of_cohorts_and_codes_for_unknown_are_warned_of(tmp_path):
         read_cohort(write(tmp_path, "a.nii.gz,m.nii.gz,p,0,,r", "b.nii.gz,m.nii.gz,q,0,,r"))
     with pytest.warns(UserWarning, match="weak_label 99 is a class of its own"):
         read_cohort(write(tmp_path, "a.nii.gz,,p,1,,r", "b.nii.gz,,q,99,,r"))
+
+
+@pytest.mark.parametrize("date", ["05. Jan", "5-Jan", "Jan-05", "2023-01-05 00:00:00"])
+def test_names_that_a_spreadsheet_made_dates_of_are_warned_of(tmp_path, date):
+    with pytest.warns(UserWarning, match=f"patient '{date}' looks like a date"):
+        read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", f"b.nii.gz,,{date},1,,r"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # separators of numbers count
+        read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", "b.nii.gz,,11-3,,1,d1"))
+
+
+def test_what_differs_in_case_or_comes_before_the_header_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"A\.nii\.gz' is not a file: .*, there is a\.nii\.gz"):
+        read_cohort(write(tmp_path, "A.nii.gz,,p,0,,r"))
+    with pytest.raises(ValueError, match=r"columns \['label', 'Label'\] appear more than once"):
+        read_cohort(write(tmp_path, "a.nii.gz,,p,0,0,r,1", header=HEADER + ",Label"))
+    with pytest.raises(ValueError, match=r"its first line is 'sep='.*: delete that line"):
+        read_cohort(write(tmp_path, HEADER.replace(",", ";"), "a.nii.gz;;p;0;;r", header="sep=;"))
 
 
 def test_columns_without_name_and_content_go_and_codes_keep_their_zeros(tmp_path):

@@ -152,6 +152,7 @@ def test_refused(tmp_path, options, words):
         {"PixelRepresentation": 1},
         {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
         {"PatientID": "P2"},
+        {"PatientName": "Roe^B"},
         {"Modality": "OT"},
         {"FrameOfReferenceUID": ROOT},
         {"ConvolutionKernel": "B70f"},
@@ -184,9 +185,14 @@ def test_rounded_places_and_jitter_of_the_axes_are_no_gaps(tmp_path):
         assert spacing[2] == pytest.approx(0.625, rel=2e-3)
 
 
-@pytest.mark.parametrize("tag", ["AcquisitionNumber", "AcquisitionTime"])
+@pytest.mark.parametrize(
+    "tag", ["AcquisitionNumber", "AcquisitionTime", "AcquisitionDateTime", "SeriesNumber"]
+)
 def test_two_phases_half_a_slice_apart_are_not_woven_into_one(tmp_path, tag):
-    values = {"AcquisitionNumber": (1, 2), "AcquisitionTime": ("101010.0", "101040.0")}[tag]
+    times = {"AcquisitionTime": ("101010.0", "101040.0")}
+    values = (times | {"AcquisitionDateTime": ("20200101101010", "20200101101040")}).get(
+        tag, (1, 2)
+    )
     woven = lambda k: {tag: values[k % 2]}  # noqa: E731
     write_series(tmp_path / "p", volume(depth=8), change=woven)
     with pytest.raises(ValueError, match=f"acquisitions are interleaved \\({tag}"):
@@ -195,6 +201,32 @@ def test_two_phases_half_a_slice_apart_are_not_woven_into_one(tmp_path, tag):
     write_series(tmp_path / "q", volume(depth=8), change=blocks)  # one slab after the other
     convert_series(tmp_path / "q", tmp_path / "q.nii.gz")
     np.testing.assert_array_equal(open_hu(tmp_path / "q.nii.gz")[...], as_read(volume(depth=8)))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_numbers_of_two_stacks_tell_them_apart(tmp_path, twice):
+    """Anonymised: nothing else says that each second slice is of another phase."""
+    woven = lambda k: {"InstanceNumber": k // 2 + (0 if twice else 20 * (k % 2)) + 1}  # noqa: E731
+    write_series(tmp_path / "p", volume(depth=8), change=woven)
+    with pytest.raises(ValueError, match="InstanceNumber goes to and fro along the slices"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    for name, numbers in {"down": range(8, 0, -1), "slabs": [5, 6, 7, 8, 1, 2, 3, 4]}.items():
+        change = lambda k, n=numbers: {"InstanceNumber": n[k]}  # noqa: E731
+        write_series(tmp_path / name, volume(depth=8), change=change)
+        convert_series(tmp_path / name, tmp_path / "q.nii.gz")
+        np.testing.assert_array_equal(open_hu(tmp_path / "q.nii.gz")[...], as_read(volume(depth=8)))
+
+
+@pytest.mark.parametrize("below", ["nifti", "."])
+def test_volumes_among_the_patients_are_no_patient(tmp_path, below, capsys):
+    write_series(tmp_path / "P1", volume())
+    for _ in range(2):
+        assert main([str(tmp_path), str(tmp_path / below)]) == 0
+    assert pd.read_csv(tmp_path / below / "series.csv").patient.tolist() == ["P1"]
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), str(tmp_path / "file")])
+    assert f"{tmp_path / 'file'}': name a folder for the volumes" in capsys.readouterr().err
 
 
 def broken(file, how):
@@ -397,6 +429,12 @@ def test_a_note_of_a_mac_is_no_slice_and_a_name_like_the_slices_is(tmp_path):
         ({"RescaleType": "Z_EFF"}, "values in Z_EFF"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a scout or pictures"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "a scout or pictures"),
+        (
+            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"},
+            r"multi-frame file \(1 frames in.*dcm2niix",
+        ),
+        ({"BitsStored": 12}, "HighBit is 15 where 12 bits are stored, such as in"),
+        ({"ImagePositionPatient": None}, "no ImagePositionPatient in .*: get the series"),
     ],
 )
 def test_series_that_are_no_hu_are_refused(tmp_path, fields, words):

@@ -144,8 +144,28 @@ def test_units_that_make_no_body_are_refused(tmp_path):
             open_header(tmp_path / "ct.nii")
 
 
-def test_an_identity_says_nothing(tmp_path):
-    nib.save(nib.Nifti1Image(HU, np.eye(4)), tmp_path / "ct.nii")
+@pytest.mark.parametrize("name", ["V.NII", "V.NII.GZ", "v.nii.GZ"])
+def test_names_in_capitals_are_read_to_the_checksum(tmp_path, name):
+    content = nib.Nifti1Image(HU, AFFINE).to_bytes()
+    packed = gzip.compress(content)
+    (tmp_path / name).write_bytes(packed if "GZ" in name else content)
+    np.testing.assert_array_equal(load_volume(tmp_path / name)[0], HU)
+    (tmp_path / name).write_bytes(packed[:-4] + bytes(4) if "GZ" in name else content[:-4])
+    with pytest.raises(ValueError, match=r"damaged|too small for|not readable") as error:
+        load_volume(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_voxels_do_not_begin_within_the_header(tmp_path):
+    content = edited(nib.Nifti1Image(HU, AFFINE), at_108=bytes(4))  # vox_offset
+    (tmp_path / "v.nii").write_bytes(content)
+    with pytest.raises(ValueError, match=r"v\.nii: its voxels begin at byte 0, within the header"):
+        load_volume(tmp_path / "v.nii")
+
+
+@pytest.mark.parametrize("noise", [0, 1e-6])
+def test_an_identity_says_nothing(tmp_path, noise):
+    nib.save(nib.Nifti1Image(HU, np.eye(4) + noise), tmp_path / "ct.nii")
     with pytest.raises(ValueError, match=r"ct\.nii: its affine is the identity.*any other origin"):
         open_header(tmp_path / "ct.nii")
     moved = np.eye(4)

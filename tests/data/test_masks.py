@@ -466,6 +466,28 @@ def test_cut_off_livers_and_islands_are_named_in_the_inventory(tmp_path):
     assert (table.n_kept[["whole", "cut", "island"]] > 0).all()
 
 
+def test_masks_on_the_left_or_half_in_air_are_named(tmp_path):
+    """A liver lies on the right; mirrored, its mask still lies on tissue."""
+    hu, liver = body(0, (40, 30, 20)), organ()
+    lung = np.where(np.indices(hu.shape)[2] > 13, np.int16(-800), hu)
+    cases = {"right": (hu, liver), "left": (hu, liver[::-1]), "high": (lung, liver)}
+    for name, (voxels, mask) in cases.items():
+        for end, array in (("", voxels), ("-m", mask.astype(np.uint8))):
+            image = nib.Nifti1Image(array, np.diag([5.0, 5, 10, 1]))
+            nib.save(image, tmp_path / f"{name}{end}.nii.gz")
+    rows = [f"{name}.nii.gz,{name}-m.nii.gz,{name},0,,radio" for name in cases]
+    header = "volume,mask,patient,weak_label,label,cohort"
+    (tmp_path / "cohort.csv").write_text("\n".join([header, *rows]) + "\n")
+    with pytest.warns(UserWarning) as said:
+        write_slices(tmp_path / "cohort.csv", tmp_path / "s", 32, workers=1, progress=False)
+    said = " ".join(str(warning.message) for warning in said)
+    assert "1 masks, such as that of left.nii.gz, lie on the patient's left" in said
+    assert "1 masks, such as that of high.nii.gz, hold a tenth of air, lung or bone" in said
+    table = pd.read_csv(tmp_path / "s" / "inventory.csv").set_index("patient")
+    assert table.mask_right_mm["right"] == pytest.approx(-table.mask_right_mm["left"], abs=0.3)
+    assert table.mask_right_mm["right"] > 10 and table.mask_outside["right"] == 0
+
+
 def test_masks_of_other_voxels_are_not_gone_on_with(tmp_path):
     """Uncompressed volumes of one grid always have one size."""
     line = "volume,mask,patient,weak_label,label,cohort\nct.nii,m.nii,p,0,,radio\n"

@@ -140,13 +140,13 @@ def test_bad_volumes_are_refused_by_name(tmp_path):
 def test_mask_must_lie_on_the_volume(tmp_path):
     ct = save(tmp_path / "ct.nii.gz", VOXELS)
     organs = np.zeros(VOXELS.shape, np.uint8)
-    organs[1, 2, 3], organs[2, 2, 4] = 5, 1
+    organs[1, 2, 3], organs[2, 2, 3] = 5, 1
     good = save(tmp_path / "m.nii.gz", organs)
-    assert np.argwhere(load_mask(good, ct)).tolist() == [[1, 2, 3], [2, 2, 4]]
+    assert np.argwhere(load_mask(good, ct)).tolist() == [[1, 2, 3], [2, 2, 3]]
     assert np.argwhere(load_mask(good, ct, value=5)).tolist() == [[1, 2, 3]]
     whole = save(tmp_path / "float.nii.gz", organs.astype(np.float32) + 1e-5)
-    assert np.argwhere(load_mask(whole, ct)).tolist() == [[1, 2, 3], [2, 2, 4]]
-    assert np.argwhere(load_mask(whole, ct, value=1)).tolist() == [[2, 2, 4]]
+    assert np.argwhere(load_mask(whole, ct)).tolist() == [[1, 2, 3], [2, 2, 3]]
+    assert np.argwhere(load_mask(whole, ct, value=1)).tolist() == [[2, 2, 3]]
     for move, accepted in [(0.3, True), (0.4, False), (3.2, False)]:  # half a voxel is 0.35 mm
         near = AFFINE.copy()
         near[1, 3] += move
@@ -173,6 +173,20 @@ def test_map_of_many_organs_needs_the_livers_label(tmp_path):
     assert load_mask(save(path, parts)).sum() == 3
     save(path, np.where(organs, 255, 0).astype(np.uint8))
     assert load_mask(path).sum() == 4
+
+
+@pytest.mark.parametrize(("other", "refused"), [((2, 2, 3), False), ((1, 2, 4), False),
+                                                ((1, 3, 3), False), ((3, 2, 3), True)])  # fmt: skip
+def test_a_label_that_touches_no_other_is_another_organ(tmp_path, other, refused):
+    organs = np.zeros(VOXELS.shape, np.uint8)
+    organs[1, 2, 3], organs[other] = 1, 2
+    path = save(tmp_path / "m.nii.gz", organs)
+    if not refused:
+        assert load_mask(path).sum() == 2
+        return
+    with pytest.raises(ValueError, match=r"m\.nii\.gz: labels that touch no other \(\[1, 2\]\)"):
+        load_mask(path)
+    assert np.argwhere(load_mask(path, value=1)).tolist() == [[1, 2, 3]]
 
 
 def test_window_never_wraps():

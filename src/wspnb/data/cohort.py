@@ -27,6 +27,7 @@ SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
     "\u03b1\u03b2\u03b5\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
     "abekmhopctxyabehikvoptyx",
 )
+DATE = re.compile(r"\d{1,2}[-. ]{1,2}[A-Z]\w{2}|[A-Z]\w{2}-\d\d|\d{4}-\d\d-\d\d 00:00:00")
 EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE][+-][0-9]+")  # as spreadsheets show long numbers
 
 
@@ -101,6 +102,9 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         for (one, first), (other, line) in _look_alikes(raw[column]):
             who = f"{column}s {one!r} (line {first}) and {other!r} (line {line})"
             yield f"{who} look like one: if they are, write both alike"
+    for name in filter(DATE.fullmatch, raw["patient"].unique()):
+        made = "a date that a spreadsheet made of a name such as 5-1"
+        yield f"patient {name!r} looks like {made}: write the column as text"
     for code in classes if len(classes) > 1 else ():
         if {*str(code)} == {"9"} and code - 1 not in classes:
             advice = "where it stands for unknown, leave it empty"
@@ -145,6 +149,8 @@ def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
         if row[column] and not os.path.isfile(row[column]):
             advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
             advice += ", with / for \\" if "\\" in row[column] and os.sep == "/" else ""
+            if near := _other_case(row[column]):
+                advice += f", there is {near}"
             yield f"{column} {row[column]!r} is not a file: {advice}"
     for column in ("weak_label", "label"):
         if problem := _label_problem(column, row[column]):
@@ -230,8 +236,9 @@ def _look(patient: str) -> str:
     """What is left of a name when case, blanks, kinds of punctuation, zeros in front of and behind
     a number, wide letters and other scripts' letters of the same shape do not count."""
     text = unicodedata.normalize("NFKC", patient).casefold()
-    text = re.sub(r"^(\d+)\.0+$", r"\1", "".join(text.split())).translate(SHAPES)
-    text = re.sub(r"[\W_]+", "-", text).strip("-")
+    text = re.sub(r"^(\d+)[.,]0+$", r"\1", "".join(text.split())).translate(SHAPES)
+    text = re.sub(r"[\W_]+", "-", text)
+    text = re.sub(r"(?<!\d)-|-(?!\d)", "", text)  # P-1 is P1, but 1-12 is not 11-2
     return re.sub(r"(?<!\d)0+(?=\d)", "", text)
 
 
@@ -255,6 +262,13 @@ def _resolve(folder: str, name: str) -> str:
     wanted = unicodedata.normalize("NFC", name)
     there = (n for n in os.listdir(parent) if unicodedata.normalize("NFC", n) == wanted)
     return os.path.join(parent, next(there, name))
+
+
+def _other_case(path: str) -> str:
+    """Name of a file there that differs in case only, as where a table comes from Windows."""
+    folder, name = os.path.split(path)
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    return next((other for other in there if other.casefold() == name.casefold()), "")
 
 
 def _label_problem(column: str, value: str) -> str:
@@ -293,11 +307,14 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
 
 def _table_error(names: list[str], content: list[tuple[int, list[str]]]) -> str:
     """Why header and rows are no cohort table, or nothing."""
+    if names and names[0].startswith("sep="):
+        return f"its first line is {names[0]!r}, which spreadsheets write: delete that line"
     if missing := [name for name in COLUMNS if name not in names]:
         hint = " and separate columns by commas" if len(names) == 1 else ""
         advice = f"add them{hint} (mask and labels may be empty)"
         return f"columns {missing} are missing, found {names}: {advice}"
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
+    cases = Counter(name.lower() for name in names)
+    if twice := [name for name in names if cases[name.lower()] > 1]:
         return f"columns {twice} appear more than once: rename or delete them"
     if not content:
         return "no rows below the header: add one line per volume"

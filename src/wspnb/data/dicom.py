@@ -19,7 +19,7 @@ import pandas as pd
 from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
 from wspnb.data.series import convert_series
 from wspnb.data.store import digest, digest_file
-from wspnb.files import read_csv, separator, write_csv
+from wspnb.files import check_writable, read_csv, separator, write_csv
 
 __all__ = ["account", "convert_series", "find_series", "index", "main", "printable"]
 
@@ -161,8 +161,14 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if not asked.folder.is_dir():
         parser.error(f"{asked.folder}: no such folder")
+    try:
+        check_writable(asked.out)
+    except OSError as error:
+        parser.error(f"{error}: name a folder for the volumes that can be written to")
+    ours = [asked.out.resolve(), asked.out.resolve() / "files"]  # where it lies among the patients
     inside = sorted(path for path in asked.folder.iterdir() if path.name[0] != ".")
     patients = [path for path in inside if path.is_dir() and path.name not in SYSTEM]
+    patients = [path for path in patients if path.resolve() not in ours]
     problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
     loose = [path for path in inside if not path.is_dir()]
     if loose := [path for path in loose if path.is_symlink() or index_file(str(path)).tags]:

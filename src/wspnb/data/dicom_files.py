@@ -13,18 +13,18 @@ from wspnb.files import need
 DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
 # What must be the same in all slices of a series.
 SAME = (
-    "PatientID Modality Rows Columns PixelSpacing ImageOrientationPatient SamplesPerPixel"
-    " PhotometricInterpretation BitsAllocated BitsStored HighBit PixelRepresentation RescaleSlope"
-    " RescaleIntercept RescaleType ImageType FrameOfReferenceUID ConvolutionKernel SliceThickness"
-    " SOPClassUID KVP StudyInstanceUID PatientPosition"
+    "PatientID PatientName Modality Rows Columns PixelSpacing ImageOrientationPatient"
+    " SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit"
+    " PixelRepresentation RescaleSlope RescaleIntercept RescaleType ImageType FrameOfReferenceUID"
+    " ConvolutionKernel SliceThickness SOPClassUID KVP StudyInstanceUID PatientPosition"
 ).split()
 # What may change from one block of slices to the next, but not to and fro.
 BLOCKS = (
     "AcquisitionNumber AcquisitionUID TemporalPositionIdentifier AcquisitionTime TriggerTime"
-    " NominalPercentageOfCardiacPhase"
+    " NominalPercentageOfCardiacPhase AcquisitionDateTime SeriesNumber SeriesDescription"
 ).split()
 TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
-TAGS += ["ImagePositionPatient", "SeriesDescription", "ContrastBolusAgent"]
+TAGS += ["ImagePositionPatient", "ContrastBolusAgent"]
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
 

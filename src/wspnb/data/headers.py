@@ -81,6 +81,10 @@ def open_header(path: str | Path) -> Header:
         raise ValueError(f"{path}: shape {image.shape}, not one 3-D volume: split or convert it")
     if kind.fields is not None or kind.kind not in "iufb":
         raise ValueError(f"{path}: voxels of type {kind}, not plain numbers: convert it to HU")
+    if isinstance(image, nib.Nifti1Image):
+        if (first := image.dataobj.offset) < image.header.single_vox_offset:
+            found = f"its voxels begin at byte {first}, within the header (vox_offset)"
+            raise ValueError(f"{path}: {found}: convert it again")
     if problem := _affine_problem(image, affine):
         raise ValueError(f"{path}: {problem}")
     if isinstance(image, nib.Nifti1Pair):  # the others have mm
@@ -111,7 +115,7 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
 
     try:
         data = str(header.image.file_map["image"].filename)
-        packed = data.endswith((".gz", ".mgz"))
+        packed = data.lower().endswith((".gz", ".mgz"))
         _check_size(data, header.image, packed)
         with gzip.open(data) if packed else nullcontext() as stream:
             if packed and hasattr(header.image, "from_stream"):  # once, without nibabel's cache
@@ -139,7 +143,7 @@ def _misnamed(path: Path) -> str:
     begin = b""
     with suppress(OSError), path.open("rb") as file:  # a bad disk: the reader's words say it
         begin = file.read(132)
-    gz, packed = begin[:2] == b"\x1f\x8b", path.suffix in (".gz", ".mgz")
+    gz, packed = begin[:2] == b"\x1f\x8b", path.suffix.lower() in (".gz", ".mgz")
     if gz and not packed:
         return f"compressed with gzip, which its name does not say: rename it to {path.name}.gz"
     if packed and int.from_bytes(begin[:4], "little") in NIFTI:
@@ -182,7 +186,7 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
         with _open(image) as file:
             if not file.read(30)[28:].strip(b"\0"):
                 return "no valid affine (goodRASFlag is 0): write the orientation into the header"
-    if (np.abs(affine) == np.eye(4)).all():  # ITK writes its own identity as -1, -1, 1
+    if np.allclose(np.abs(affine), np.eye(4), 0, 1e-4):  # ITK's own identity is -1, -1, 1
         return (
             "its affine is the identity, as where an array was saved without its place: voxels of"
             " 1 mm, and feet and head unknown. Write the true affine into the header; if this is"
@@ -222,7 +226,8 @@ def _check_size(data: str, image: nib.spatialimages.SpatialImage, packed: bool) 
     """Refuse a header that asks for more than the file can hold, before memory is asked for it."""
     need = math.prod(image.shape) * image.get_data_dtype().itemsize
     most = Path(data).stat().st_size * (DEFLATE if packed else 1)
-    if data.endswith((".gz", ".mgz", ".nii", ".img", ".BRIK", ".mgh")) and need > most:
+    ends = (".gz", ".mgz", ".nii", ".img", ".brik", ".mgh")
+    if data.lower().endswith(ends) and need > most:
         raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
 
 

@@ -91,7 +91,8 @@ def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_
     if ml > limits[1] or (ml < limits[0] and not row["mask_cut"]):
         raise ValueError(
             f"{mask}: {ml:g} ml, and a liver has {limits[0]:g} to {limits[1]:g} ml: a mask of"
-            " something else, or wrong units in the header? Look at it"
+            " something else, or wrong units in the header? Look at it, and if it is right, as a"
+            " child's may be, give other limits (organ_ml)"
         )
 
 

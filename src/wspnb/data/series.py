@@ -99,7 +99,8 @@ def _without_copies(files: list[File], name: str) -> list[File]:
 def _difference(files: list[File]) -> str:
     """How slices differ in what must be the same, or nothing."""
     for file in files:
-        if (frames := file.tags["NumberOfFrames"] or "1") not in ("1", 1):
+        frames, enhanced = file.tags["NumberOfFrames"] or 1, f"{CT[1]}."  # such as ...1.2.1
+        if frames not in ("1", 1) or file.tags["SOPClassUID"].startswith(enhanced):
             where = f"{frames} frames in {printable(file.path)}"
             return f"a multi-frame file ({where}), which is not read here: convert it with dcm2niix"
     for tag in SAME:
@@ -113,7 +114,8 @@ def _difference(files: list[File]) -> str:
     for file in files:
         place = file.tags["ImagePositionPatient"]
         if not isinstance(place, tuple) or len(place) != 3 or not np.isfinite(place).all():
-            return f"no ImagePositionPatient in {printable(file.path)}"
+            where = printable(file.path)
+            return f"no ImagePositionPatient in {where}: get the series from its source again"
     return ""
 
 
@@ -142,6 +144,9 @@ def _no_ct(tags: dict, file: str) -> str:
     if tags["PhotometricInterpretation"] != "MONOCHROME2" or tags["SamplesPerPixel"] != 1:
         kind = f"{tags['PhotometricInterpretation']}, {tags['SamplesPerPixel']} samples"
         return f"pixels are {kind}, not MONOCHROME2, so no plain CT"
+    if tags["HighBit"] != tags["BitsStored"] - 1:
+        found = f"HighBit is {tags['HighBit']} where {tags['BitsStored']} bits are stored"
+        return f"{found}, such as in {file}: which bits hold the pixels is not sure; correct it"
     return ""
 
 
@@ -182,7 +187,14 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
                 " of two phases: put the files of each into a folder of its own"
             )
     numbers = [file.tags["InstanceNumber"] for file in files]
-    numbers = sorted({int(n) for n in numbers if str(n).isdecimal()})
+    numbers = [int(n) for n in numbers if str(n).isdecimal()]
+    if len(numbers) == len(files) and _woven(numbers):
+        some = ", ".join(map(str, numbers[:6]))
+        raise ValueError(
+            f"{name}: InstanceNumber goes to and fro along the slices ({some}, ...), as of two"
+            " acquisitions in one: put the files of each into a folder of its own"
+        )
+    numbers = sorted(set(numbers))
     if len(numbers) == len(files) and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(files)):
         warnings.warn(
             f"{name}: {len(files)} slices with InstanceNumber {numbers[0]} to {numbers[-1]}: are"
@@ -195,6 +207,17 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
     affine[:3, 2], affine[:3, 3] = (origins[-1] - origins[0]) / (len(files) - 1), origins[0]
     affine[:2] *= -1  # DICOM's left and back are NIfTI's right and front
     return files, affine
+
+
+def _woven(numbers: list[int]) -> bool:
+    """Whether every second number, or every third or fourth, goes one way, but not all together."""
+
+    def one_way(some):
+        steps = np.diff(some)
+        return len(steps) > 1 and ((steps > 0).all() or (steps < 0).all())
+
+    turns = ([numbers[k::n] for k in range(n)] for n in (2, 3, 4))
+    return not one_way(numbers) and any(all(map(one_way, turn)) for turn in turns)
 
 
 def _read_pixels(files: list[File], name: str) -> np.ndarray:
@@ -211,7 +234,8 @@ def _read_pixels(files: list[File], name: str) -> np.ndarray:
                 plane = sitk.GetArrayFromImage(sitk.ReadImage(path)).reshape(shape)
             except (RuntimeError, ValueError) as error:
                 why = f"cannot be decoded ({str(error).strip().splitlines()[-1][:160]})"
-                raise ValueError(f"{name}: {printable(file.path)} {why}") from error
+                advice = "decompress the series first (gdcmconv --raw), or copy it again"
+                raise ValueError(f"{name}: {printable(file.path)} {why}: {advice}") from error
             whole = plane.dtype.kind in "iu" or (plane == np.rint(plane)).all()
             fits = whole and -32768 <= plane.min() and plane.max() <= 32767
             planes.append(plane.T.astype(np.int16 if fits else np.float32))

@@ -100,6 +100,10 @@ def prepare_volume(
     inventory.refuse(volume, row)
     if mask:
         _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
+        if organ_ml[1] == LIVER_ML[1]:
+            body = hu[:, :, kept[len(kept) // 2]] > (ends[0] if coding == "MR" else volumes.BODY_HU)
+            middles = [np.nonzero(a)[0].mean() for a in (inside[:, :, kept], body)]
+            row["mask_right_mm"] = round(float((middles[0] - middles[1]) * scan.spacing[0]), 1)
     return inventory.slice_images(hu, kept, image_size, low, high), {
         "z": kept.tolist(),
         "position": volumes.slice_positions(len(kept), convention).tolist(),
@@ -233,7 +237,11 @@ def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
         name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
         steps = np.array([np.median(v) for v in values if len(v)]).clip(low)
         row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
-    row[name] = round(float(np.median(np.concatenate(values))), 1)
+    values = np.concatenate(values)
+    row[name] = round(float(np.median(values)), 1)
+    air = low if row["coding"] == "MR" else volumes.BODY_HU  # fat at the rim is no fault
+    outside = (values < air) | (values > high)
+    row["mask_outside"] = round(float(outside.mean()), 3)
     if not low <= row[name] <= high:
         raise ValueError(
             f"{mask}: a median of {row[name]:g} {unit} under it in {volume}, no organ's: the mask"
@@ -300,7 +308,7 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
 def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
     """Say what is odd about volumes that are used; returns those decoded by evidence."""
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
-    measured += ["mask_left_out_ml", "slice_bias"]  # of MRI
+    measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
     used = used.reindex(columns=used.columns.union(measured))
     guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
@@ -315,6 +323,10 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
         "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
         " the scan has not the positions of a whole one: look at mask_cut": used.mask_cut.notna()
         & (used.mask_cut != ""),
+        "masks, such as that of {}, lie on the patient's left, where no liver is: mirrored, or of"
+        " another organ? Look at mask_right_mm": used.mask_right_mm < -10,
+        "masks, such as that of {}, hold a tenth of air, lung or bone: are they shifted, turned"
+        " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
         f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
         " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
         "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"

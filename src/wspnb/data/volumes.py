@@ -95,8 +95,8 @@ def load_mask(
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: as :func:`load_volume`; if values are not whole numbers, none is ``value``, more
-            than three are there and ``value`` is None, or shape or place in space differ from the
-            volume's (by more than half a voxel at any corner).
+            than three are there and ``value`` is None or one of them touches no other, or shape or
+            place in space differ from the volume's (by more than half a voxel at any corner).
     """
     header = open_header(path)
     if volume is not None:
@@ -119,6 +119,11 @@ def load_mask(
                     f"{path}: {len(there)} labels ({', '.join(map(str, there[:5]))}, ...), a map of"
                     " several organs: say which is the liver (mask_value)"
                 )
+        if labels.max() > 1 and (lone := _lone_labels(labels)):
+            raise ValueError(
+                f"{path}: labels that touch no other ({lone}), as of several organs and not of"
+                " lesions: say which is the liver (mask_value)"
+            )
         return labels != 0
     found = labels == value
     if not found.any():
@@ -127,6 +132,20 @@ def load_mask(
             f"{path}: no voxel has the value {value}, there are {there}: correct mask_value"
         )
     return found
+
+
+def _lone_labels(labels: np.ndarray) -> list[int]:
+    """Of several labels, those that have no face in common with another, plane by plane."""
+    there, touching, below = set(), set(), np.zeros_like(labels[:, :, 0])
+    for plane in np.moveaxis(labels, 2, 0):
+        there.update(np.unique(plane).tolist())
+        sides = (plane, below), (plane[1:], plane[:-1]), (plane[:, 1:], plane[:, :-1])
+        for one, other in sides:
+            meet = (one != other) & (one != 0) & (other != 0)
+            touching.update(one[meet].tolist(), other[meet].tolist())
+        below = plane
+    there.discard(0)
+    return sorted(there - touching) if len(there) > 1 else []
 
 
 def window(hu: np.ndarray, low: float = -100.0, high: float = 400.0) -> np.ndarray:
