@@ -222,6 +222,8 @@ def test_a_path_is_found_in_the_other_form_of_its_accents(tmp_path, written, sto
         ['a.nii.gz,,p0,0,,"radio', "b.nii.gz,,p1,1,,radio", "c.nii.gz,,p2,2,,radio"],
         ['a.nii.gz,,p0,0,,"radio', 'b.nii.gz,,p1,1,,radio"', "c.nii.gz,,p2,2,,radio"],
         ['a.nii.gz,,"p0,0,,radio', 'b.nii.gz,,p1",1,,radio', "c.nii.gz,,p2,2,,radio"],
+        ['a.nii.gz,,p0,0,,"', 'radio"', "c.nii.gz,,p2,2,,radio"],
+        ['a.nii.gz,,p0,0,,"radio', '"', "c.nii.gz,,p2,2,,radio"],
     ],
 )
 def test_an_open_quote_swallows_no_rows(tmp_path, lines):

@@ -289,7 +289,9 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True, delimiter=separator(path))
             names = [name.strip() for name in next(reader, [])]
-            stripped = ([field.strip() for field in row] for row in reader)
+            # Blanks go, line breaks stay: a quote that is left open ends in one and swallows rows.
+            ends = re.compile(r"^[^\S\r\n]+|[^\S\r\n]+$")
+            stripped = ([ends.sub("", field) for field in row] for row in reader)
             content = [(reader.line_num, row) for row in stripped if any(row)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}): save the table as CSV UTF-8") from error
