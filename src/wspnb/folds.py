@@ -146,17 +146,27 @@ def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndar
     arrays.
 
     Raises:
-        ValueError: if lengths differ, or a slice has no patient or another label.
+        ValueError: if lengths differ, features are no finite numbers ``(n_slices, d)``, or a slice
+            has no patient or another label.
     """
     patients = pd.Series(np.asarray(patients, dtype=object)).reset_index(drop=True)
     labels = pd.to_numeric(pd.Series(labels), errors="coerce").to_numpy(float, na_value=np.nan)
-    features = np.zeros(len(labels)) if features is None else np.asarray(features)
+    given = features is not None
+    features = np.asarray(features) if given else np.zeros(len(labels))
     if features.dtype == np.float16:  # whose sums leave its range
         features = features.astype(np.float32)
     if not len(features) == len(labels) == len(patients):
         sizes = f"{len(features)} features, {len(labels)} labels, {len(patients)} patients"
         raise ValueError(f"{sizes}: give one of each per slice")
     check_names(patients)
+    if patients.map(lambda name: isinstance(name, str)).nunique() > 1:  # have no order
+        raise ValueError("patients are partly numbers, partly text: write all as text")
+    if given and (features.ndim != 2 or not features.size or features.dtype.kind not in "fiub"):
+        found = f"features {features.dtype} {features.shape}"
+        raise ValueError(f"{found}: expected numbers (n_slices, d)")
+    if given and len(bad := np.flatnonzero(~np.isfinite(features).all(1))):
+        found = f"features of {len(bad)} slices are not finite, such as of patient"
+        raise ValueError(f"{found} {patients[bad[0]]!r}: train or extract them again")
     if (other := ~np.isin(labels, (0, 1))).any():
         raise ValueError(f"{other.sum()} slices with a label other than 0 or 1: leave them out")
     return features, labels.astype(int), patients.to_numpy()

@@ -217,6 +217,10 @@ def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors,
         raise ValueError(f"{shapes}: expected two equal (n, dim)")
     n = len(view_1)
     for name, given in (("kernel", kernel), ("negatives", negatives)):
+        absent = given is None and name == "negatives"
+        if not (isinstance(given, Tensor) or callable(given) or absent):
+            found = f"{name} is a {type(given).__name__}"
+            raise ValueError(f"{found}: give a tensor {(n, n)}, or a function that gives its rows")
         if isinstance(given, Tensor) and given.shape != (n, n):
             raise ValueError(
                 f"{name} {tuple(given.shape)}: expected {(n, n)}, one row per slice (not per view)"

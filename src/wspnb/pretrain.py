@@ -370,6 +370,7 @@ def save_run(
     Weights are stored in float32 on the CPU. ``facts``, anything measured about the run (seconds,
     collapsed, versions), are kept in ``config.json``.
     """
+    encoder = getattr(encoder, "_orig_mod", encoder)  # of torch.compile, which renames all weights
     state = {k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}
     content = save({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     settings = {**asdict(config), **facts, "encoder_sha256": hashlib.sha256(content).hexdigest()}

@@ -146,15 +146,21 @@ def extract_features(
         encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on its device, weights channels last
             (twice as fast on a CPU), in evaluation mode whatever its own.
         images: the store, ``(n_slices, h, w)`` uint8, may be memory-mapped.
-        rows: slice numbers to read, ``(n,)``.
+        rows: slice numbers to read, ``(n,)``, or which, ``(n_slices,)`` bool.
         batch_size: slices at a time. With 32 of 160 px a layer exceeds what glibc keeps (32 MB):
             every batch asks for zeroed pages anew, a third slower, the same features.
         progress: wraps the iterable of batches (``tqdm``), or None.
 
     Returns:
         ``(n, d)`` float32.
+
+    Raises:
+        ValueError: if there is no slice to read.
     """
     rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
+    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+    if not len(rows):
+        raise ValueError("no slice to take features of: rows is empty")
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
     device, features = next(encoder.parameters()).device, []

@@ -354,21 +354,25 @@ def main(arguments: list[str] | None = None) -> int:
     options.parameter += pairs
     if options.out.resolve() == options.notebook.resolve():
         parser.error(f"{options.out} is the notebook itself: give the executed one another name")
-    if rank := int(os.environ.get("RANK") or 0):  # one of torchrun's further processes
+    rank = os.environ.get("RANK", "")
+    if rank.isdecimal() and int(rank):  # one of torchrun's further processes
         options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:
         parameters = gather(options.notebook, options.file, options.parameter)
+        if options.out.is_dir():
+            raise ValueError(f"{options.out} is a folder: name the executed notebook in it")
+        out = options.out.resolve()
+        failed = out.with_name(f"{out.stem}.failed.ipynb")
+        before = failed.stat().st_mtime_ns if failed.exists() else None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name in ("asyncio", "traitlets", "papermill"):  # said below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    label, out = f"{options.out.stem:<34}", options.out.resolve()
+    label = f"{options.out.stem:<34}"
     print(f"{label} started", flush=True)
     from wspnb.files import alone
 
-    failed = out.with_name(f"{out.stem}.failed.ipynb")
-    before = failed.stat().st_mtime_ns if failed.exists() else None
     try:
         with alone(out):
             seconds = run(options.notebook.resolve(), out, parameters)

@@ -275,6 +275,9 @@ def test_errors_say_what_to_do():
         contrastive_loss(view[0], view[0], torch.eye(4))
     with pytest.raises(ValueError, match="per slice"):
         contrastive_loss(view, view, torch.eye(8))
+    for other in (torch.eye(4).numpy(), [[1.0] * 4] * 4, None):
+        with pytest.raises(ValueError, match=rf"kernel is a {type(other).__name__}: give a tensor"):
+            contrastive_loss(view, view, other)
     with pytest.raises(ValueError, match="temperature=0"):
         contrastive_loss(view, view, torch.eye(4), temperature=0)
     with pytest.raises(ValueError, match="choose one of all, others, printed"):

@@ -229,6 +229,8 @@ def test_saved_run_reads_back(tmp_path):
     assert pd.read_csv(tmp_path / "run" / "log.csv").loss.tolist() == [2, 1]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["collapsed"] is False
     assert len(list((tmp_path / "run").iterdir())) == 3
+    pretrain.save_run(tmp_path / "fast", torch.compile(module), pretrain.Config(**SETTINGS), log)
+    assert load_file(tmp_path / "fast" / "encoder.safetensors").keys() == weights.keys()
 
 
 def test_rows_of_a_cohort():

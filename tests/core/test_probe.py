@@ -130,6 +130,26 @@ def test_features_are_read_in_order_and_in_eval_mode(tmp_path):
         expected = encoder(torch.from_numpy(images[rows]).float().div(255)[:, None]).numpy()
     assert np.allclose(found, expected, rtol=0, atol=1e-6)  # features are of order 1
     assert found.dtype == np.float32
+    which = np.isin(np.arange(7), rows)
+    by_mask = probe.extract_features(encoder, mapped, which, batch_size=2)
+    np.testing.assert_allclose(by_mask, expected[[1, 2, 0]], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="no slice to take features of"):
+        probe.extract_features(encoder, mapped, [])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_no_finite_numbers_are_refused_by_patient(value):
+    features, labels, patients = make_slices(20)
+    wrong, names = features.copy(), np.array([f"p{p}" for p in patients], dtype=object)
+    wrong[9, 1] = value
+    with pytest.raises(ValueError, match=f"features of 1 slices are not finite.*{names[9]!r}"):
+        probe.cross_validate(wrong, labels, names)
+    for other in (features[:, 0], features[:, :0], features.astype(str)):
+        with pytest.raises(ValueError, match=r"expected numbers \(n_slices, d\)"):
+            probe.cross_validate(other, labels, names)
+    names[patients == patients[0]] = 0
+    with pytest.raises(ValueError, match="partly numbers, partly text"):
+        probe.patient_folds(labels, names)
 
 
 def test_encoder_of_an_unfinished_or_other_run_is_refused(tmp_path):

@@ -338,6 +338,17 @@ def test_other_failures_are_one_line_as_well(tmp_path):
     assert run.explain(there, Path("b/o.ipynb"), None) == f"{told} executed notebook"
 
 
+@pytest.mark.parametrize("name, words", [("folder", "is a folder: name"), ("n" * 300, "too long")])
+def test_a_place_that_cannot_be_written_is_told_before_the_run(
+    notebook, tmp_path, monkeypatch, capfd, name, words
+):
+    monkeypatch.setenv("RANK", "senior")  # of another system than torchrun
+    (tmp_path / "folder").mkdir()
+    assert run.main([str(notebook), str(tmp_path / name)]) == 2
+    said = capfd.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and not said.out
+
+
 def test_a_disk_that_fills_while_the_notebook_is_saved(notebook, tmp_path, monkeypatch, capfd):
     def half(source, out, *_, **__):
         Path(out).write_text(notebook.read_text(encoding="utf-8")[:100], encoding="utf-8")
