@@ -3,25 +3,22 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import load
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score, roc_curve
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
-from wspnb.augment import to_unit
 from wspnb.files import read_csv, read_json, whole, write_csv, write_text
 from wspnb.folds import checked, cohorts_of, deal, patient_folds
-from wspnb.models import build_encoder
-from wspnb.pretrain import UNTRAINED
+
+if TYPE_CHECKING:  # scores of features need no torch, which takes seconds
+    from torch import nn
 
 # Settings of the pretraining that runs in one table must share.
 EQUAL_SETTINGS = ("n_steps", "warmup_steps", "batch_size", "learning_rate", "weight_decay")
@@ -46,7 +43,7 @@ class Probe(NamedTuple):
 
 def load_encoder(
     folder: Path | None, backbone: str, norm: str, seed: int
-) -> tuple[nn.Module, dict]:
+) -> tuple["nn.Module", dict]:
     """The encoder of a finished pretraining, or the untrained one of that seed (``folder`` None).
 
     Returns:
@@ -57,6 +54,10 @@ def load_encoder(
         ValueError: if the run's config names another backbone, norm or seed, or the weights are not
             those that were written.
     """
+    from safetensors.torch import load
+
+    from wspnb.models import build_encoder
+
     encoder = build_encoder(backbone, norm, seed)
     if folder is None:
         return encoder.eval(), {}
@@ -121,6 +122,8 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
     Raises:
         ValueError: if the pretraining saw one of the cohorts, or the image sizes differ.
     """
+    from wspnb.pretrain import UNTRAINED
+
     if not trained or trained.get("method") in UNTRAINED:  # has seen no CT
         return
     cohort, images = trained["train_cohort"], trained.get("images", trained["data"])
@@ -136,9 +139,8 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
         )
 
 
-@torch.inference_mode()
 def extract_features(
-    encoder: nn.Module, images: np.ndarray, rows, batch_size: int = 16, progress=None
+    encoder: "nn.Module", images: np.ndarray, rows, batch_size: int = 16, progress=None
 ) -> np.ndarray:
     """Frozen features of slices, in float32 and without augmentation (paper: none at inference).
 
@@ -157,6 +159,10 @@ def extract_features(
     Raises:
         ValueError: if there is no slice to read.
     """
+    import torch
+
+    from wspnb.augment import to_unit
+
     rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
     rows = np.flatnonzero(rows) if rows.dtype == bool else rows
     if not len(rows):
@@ -166,16 +172,17 @@ def extract_features(
     device, features = next(encoder.parameters()).device, []
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     try:
-        for batch in progress(batches) if progress else batches:
-            pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
-            features.append(encoder(pixels).float().cpu().numpy())
+        with torch.inference_mode():
+            for batch in progress(batches) if progress else batches:
+                pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
+                features.append(encoder(pixels).float().cpu().numpy())
     finally:
         for module, was in training.items():
             module.training = was
     return np.concatenate(features)
 
 
-def features_key(encoder: nn.Module, data: str, rows) -> str:
+def features_key(encoder: "nn.Module", data: str, rows) -> str:
     """What features depend on, as one SHA-256: layers and weights of the encoder, checksum of the
     store, slice numbers."""
     digest = hashlib.sha256(f"{encoder}{data}".encode())

@@ -17,7 +17,9 @@ def test_public_names_are_those_of_their_files():
 
 
 def test_what_needs_no_torch_loads_none():
-    """It takes seconds and memory: the package alone, and every worker that makes slices."""
-    code = "import sys, wspnb, wspnb.data.slices, wspnb.data.dicom"
+    """It takes seconds and memory: the package alone, every worker that makes slices, what fetches
+    and what counts."""
+    code = "import sys, wspnb, wspnb.data.slices, wspnb.data.dicom, wspnb.sources.lihc"
+    code += ", wspnb.sources.cirrmri, wspnb.sources.adrenal, wspnb.results.statistics"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
 
 from wspnb.files import read_csv, write_csv
 from wspnb.sources.archives import gather, is_archive, warn_left
@@ -207,6 +206,8 @@ def divide(used: pd.DataFrame, fold: str = "") -> np.ndarray:
     if fold:
         people = used[sick].drop_duplicates("patient")
         people = people.sort_values("patient").reset_index(drop=True)
+        from sklearn.model_selection import StratifiedKFold  # takes seconds
+
         splits = StratifiedKFold(5, shuffle=True, random_state=0).split(people, people.stage)
         judged = set(people.patient[[test for _, test in splits][int(fold[-1])]])
     else:

@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from urllib3.util.retry import Retry
 
 from wspnb.files import package_version, write_text
-from wspnb.models import IMAGENET_FILE, IMAGENET_URL
 from wspnb.sources.archives import SUFFIXES
 
 API = "https://zenodo.org/api"
@@ -86,6 +85,11 @@ def fetch_imagenet(file: str | Path | None = None) -> Path:
     """torchvision's ResNet-18 weights, 45 MB: a copy that is there, or downloaded to the cache."""
     if file:
         return Path(file).expanduser()
+    from wspnb.models import (  # with torch, which nothing else here needs
+        IMAGENET_FILE,
+        IMAGENET_URL,
+    )
+
     instead = f"get {IMAGENET_FILE} by other means and give its path as imagenet_file"
     return fetch_file(IMAGENET_URL, None, f"sha256:{IMAGENET_SHA256}", IMAGENET_FILE, instead)
 
