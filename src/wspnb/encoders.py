@@ -80,13 +80,17 @@ def read_folders(text: str) -> dict[str, str]:
     """Name and folder of each encoder in ``"dinov2=/data/dinov2-base, curia2=/data/curia-2"``.
 
     Raises:
-        ValueError: if a part is no such pair, or names an encoder that the table does not know.
+        ValueError: if a part is no such pair, or names an encoder twice or one that the table does
+            not know.
     """
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
-    folders = {name.strip(): folder.strip() for name, _, folder in pairs}
-    for name, folder in folders.items():
+    folders = {}
+    for name, _, folder in ((name.strip(), sign, folder.strip()) for name, sign, folder in pairs):
         if name not in ENCODERS or not folder:
             raise ValueError(f"{name}={folder}: NAME=FOLDER, NAME one of {', '.join(ENCODERS)}")
+        if name in folders:
+            raise ValueError(f"{name} twice, {folders[name]} and {folder}: one a run (run_dir)")
+        folders[name] = folder
     return folders
 
 
@@ -116,21 +120,30 @@ def load_frozen(name: str, folder: str | Path) -> Frozen:
             f"{' or '.join(row.kinds)} of {row.channels}: get it from {row.address}"
         )
     with contextlib.suppress(FileNotFoundError):
-        mean = read_json(folder / "preprocessor_config.json").get("image_mean")
-        if mean and row.mean and tuple(mean) != tuple(row.mean):
-            raise ValueError(f"{folder}: image_mean is {mean}, {name}'s {row.mean}: which is it?")
+        about = read_json(folder / "preprocessor_config.json")
+        for key, own in (("image_mean", row.mean), ("image_std", row.sd)):
+            if own and about.get(key) and tuple(about[key]) != tuple(own):
+                raise ValueError(f"{folder}: {key} is {about[key]}, {name}'s {own}: which is it?")
     try:
         from transformers import AutoModel
         from transformers.utils import logging
     except ImportError as error:
         raise ImportError(f"{name} needs transformers: pip install 'wspnb[encoders]'") from error
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its report of the keys; what is wrong in it is said below
     options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
+    options["ignore_mismatched_sizes"] = True
     try:
         model, info = AutoModel.from_pretrained(folder, **options)
     except Exception as error:
         raise ValueError(f"{folder}: cannot be read as {name} ({error}): get it again") from None
-    # The library draws what is missing at random; the mask token serves training only.
-    if absent := sorted(key for key in info["missing_keys"] if not key.endswith("mask_token")):
-        raise ValueError(f"{folder}: no {absent[0]} in the weights: another network's, or damaged")
+    # The library draws what is missing at random and drops what has no place, as registers; a head
+    # beside the network's parts may go. The mask token serves training only.
+    parts = tuple(f"{part}." for part, _ in model.named_children())
+    wrong = [f"no {key} in the weights" for key in info["missing_keys"]]
+    wrong += [f"{key} of another size in the weights" for key, *_ in info["mismatched_keys"]]
+    extra = [key for key in info["unexpected_keys"] if key.startswith(parts)]
+    wrong += [f"{key} in the weights has no place in config.json's network" for key in extra]
+    if wrong := sorted(words for words in wrong if "mask_token" not in words):
+        raise ValueError(f"{folder}: {wrong[0]}: another network's, or damaged")
     return Frozen(model, row)

@@ -119,9 +119,12 @@ def test_other_networks_are_refused(tmp_path):
     load_frozen("rad_dino", home)
     with pytest.raises(ValueError, match=r"image_mean is \[0\.5307.*dinov2's \(0\.485"):
         load_frozen("dinov2", home)
+    (home / "preprocessor_config.json").write_text(json.dumps({"image_std": [0.5] * 3}))
+    with pytest.raises(ValueError, match=r"image_std is \[0\.5, .*rad_dino's \(0\.2583"):
+        load_frozen("rad_dino", home)
 
 
-def test_weights_that_do_not_fit_or_are_damaged_are_refused(tmp_path):
+def test_weights_that_do_not_fit_or_are_damaged_are_refused(tmp_path, capfd):
     publish(tmp_path, "dinov2")
     file = tmp_path / "model.safetensors"
     whole = load_file(file)
@@ -130,8 +133,16 @@ def test_weights_that_do_not_fit_or_are_damaged_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no layernorm\.weight in the weights"):
         load_frozen("dinov2", tmp_path)
     save_file(whole | {"layernorm.weight": torch.ones(3)}, file, {"format": "pt"})
-    with pytest.raises(ValueError, match="cannot be read as dinov2"):
+    with pytest.raises(ValueError, match=r"layernorm\.weight of another size in the weights"):
         load_frozen("dinov2", tmp_path)
+    more = {"embeddings.register_tokens": torch.ones(1, 4, 3)}  # the features would be others
+    save_file(whole | more, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"embeddings\.register_tokens in the weights has no"):
+        load_frozen("dinov2", tmp_path)
+    capfd.readouterr()
+    save_file(whole | {"classifier.weight": torch.ones(3)}, file, {"format": "pt"})
+    load_frozen("dinov2", tmp_path)
+    assert capfd.readouterr() == ("", "")
     file.write_bytes(b"no weights")
     with pytest.raises(ValueError, match="cannot be read as dinov2"):
         load_frozen("dinov2", tmp_path)
@@ -150,3 +161,5 @@ def test_folders_as_given_on_the_command_line():
     for wrong in ("dinov2", "dinov2=", "resnet=/a"):
         with pytest.raises(ValueError, match="NAME one of dinov2, rad_dino, curia2, dinov3"):
             read_folders(wrong)
+    with pytest.raises(ValueError, match="dinov2 twice, /a and /b"):
+        read_folders("dinov2=/a,dinov2=/b")
