@@ -246,6 +246,29 @@ def test_real_tables_and_official_splits():
     assert (table.groupby("patient").cohort.nunique() == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("t1", "t2", "message"),
+    [
+        ("patient id ,AGE,Gender,Radiological Evaluation \n4,60,2,3", "", ""),
+        ("Patient ID,Age,Gender,Grade\n4,60,2,3", "", r"\['radiological evaluation'\] .*'Grade'"),
+        ("Patient ID,Age,Gender,Radiological Evaluation\n4,60,2,9", "", "{'4': '9'} are none of"),
+        ("", "Patient ID,Age,Gender,Radiological Evaluation\n4,60,2,1", r"\['4'\] have two stages"),
+    ],
+)
+def test_tables_that_are_wrong_are_named_with_what_was_found(tmp_path, t1, t2, message):
+    good = "Patient ID,Age,Gender,Radiological Evaluation\n4,60,2,3"
+    files = {}
+    for kind, text in (("T1", t1 or good), ("T2", t2 or good)):
+        path = tmp_path / f"{kind}_age_gender_evaluation.csv"
+        path.write_text(text + "\n", encoding="utf-8-sig")
+        files[path.name] = path
+    if not message:
+        assert read_stages(files, ["t1", "t2"]).stage.to_dict() == {"4": 3}
+        return
+    with pytest.raises(ValueError, match=message):
+        read_stages(files, ["t1", "t2"])
+
+
 SMALL = {"image_size": 32, "backbone": "tiny_padded", "n_folds": 2, "n_steps": 60, "batch_size": 8}
 SMALL |= {"warmup_steps": 1, "supervised_steps": 2, "log_every": 1, "save_every": 0.2}
 SMALL |= {"toy_steps": 20, "toy_seeds": 2, "toy_held_out": 60, "live_seeds": [0]}

@@ -164,7 +164,11 @@ def test_another_grid_is_resampled_by_the_nearest_voxel(tmp_path):
 def test_errors_are_one_line(tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path)]) == 1
     assert "inventory.csv does not exist: run `make lihc` first" in capsys.readouterr().err
-    pd.DataFrame({"name": [], "status": [], "patient": []}).to_csv(tmp_path / "inventory.csv")
+    pd.DataFrame({"volume": [], "patient": []}).to_csv(tmp_path / "inventory.csv")  # notebook 01's
+    assert main([str(tmp_path), str(tmp_path)]) == 1
+    assert "is not the one of `make lihc`, without columns ['date'" in capsys.readouterr().err
+    columns = ["name", "file", "patient", "date", "status"]
+    pd.DataFrame(columns=columns).to_csv(tmp_path / "inventory.csv")
     assert main([str(tmp_path), str(tmp_path)]) == 1
     assert "no DICOM segmentation below" in capsys.readouterr().err
     draw(tmp_path / "s.dcm", liver(), "p")

@@ -176,17 +176,19 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
     Raises:
         ValueError: if a table is missing, damaged, or contradicts another one.
     """
-    parts, columns = [], {"Patient ID": "patient", "Radiological Evaluation": "stage"}
+    parts, columns = [], {"patient id": "patient", "radiological evaluation": "stage"}
     for name in [TABLES[kind] for kind in kinds]:
         if name not in files:
-            raise ValueError(f"{name} is missing: it comes with Metadata.zip, put it beside")
-        table = read_csv(files[name], text=True).rename(columns=columns)
-        table = table.rename(columns=str.lower)
-        if missing := {"patient", "stage", "age", "gender"} - set(table):
-            raise ValueError(f"{files[name]}: columns {sorted(missing)} are missing")
+            raise ValueError(f"{name} is missing: put it, or Metadata.zip, beside the images")
+        table = read_csv(files[name], text=True)
+        if missing := {*columns, "age", "gender"} - {key.strip().lower() for key in table}:
+            said = f"{files[name]}: columns {sorted(missing)} are missing, there are {list(table)}"
+            raise ValueError(f"{said}: take the set's own table")
+        table = table.rename(columns=lambda key: key.strip().lower()).rename(columns=columns)
         table = table[table.stage.str.strip() != ""]  # is set aside as "no stage"
-        if who := table.patient[~table.stage.isin(["1", "2", "3"])].tolist()[:5]:
-            raise ValueError(f"{files[name]}: stage of patients {who} is none of 1, 2, 3")
+        if len(odd := table[~table.stage.isin(["1", "2", "3"])]):
+            found = dict(zip(odd.patient[:5], odd.stage, strict=False))
+            raise ValueError(f"{files[name]}: stages of patients {found} are none of 1, 2, 3")
         parts.append(table[["patient", "stage", "age", "gender"]])
     both = pd.concat(parts).drop_duplicates()
     if twice := both.patient[both.patient.duplicated()].tolist():

@@ -104,12 +104,16 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: if there is no inventory; says what makes it.
-        ValueError: if there is no segmentation.
+        ValueError: if it is another inventory, or there is no segmentation.
     """
     folder, rows = Path(folder), []
     if not (inventory := folder / "inventory.csv").is_file():
         raise FileNotFoundError(f"{inventory} does not exist: run `make lihc` first")
-    files, found = read_csv(inventory, text=True), find_segmentations(segmentations)
+    files = read_csv(inventory, text=True)
+    if missing := {"name", "file", "patient", "date", "status"} - set(files):
+        said = f"{inventory} is not the one of `make lihc`, without columns {sorted(missing)}"
+        raise ValueError(f"{said}: name its source folder, runs/lihc/source")
+    found = find_segmentations(segmentations)
     there = set(files.name[files.status == "mask"])
     for volume in files[files.status == "used"].sort_values("patient").itertuples():
         row = {"name": volume.name, "patient": volume.patient, "date": volume.date}
