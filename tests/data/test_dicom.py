@@ -429,6 +429,7 @@ def test_a_note_of_a_mac_is_no_slice_and_a_name_like_the_slices_is(tmp_path):
         ({"RescaleType": "Z_EFF"}, "values in Z_EFF"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a scout or pictures"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "a scout or pictures"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "a scout or pictures"),
         (
             {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"},
             r"multi-frame file \(1 frames in.*dcm2niix",
@@ -455,6 +456,14 @@ def test_numbers_that_do_not_begin_at_one_are_warned_of(tmp_path):
     hu = np.zeros((4, 5, 3), np.int16)
     write_series(tmp_path / "P1", hu, change=lambda k: {"InstanceNumber": k + 3})
     with pytest.warns(UserWarning, match="3 slices with InstanceNumber 3 to 5"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+def test_slices_thinner_than_their_gaps_are_warned_of(tmp_path):
+    """Each second slice lost in a transfer leaves even gaps."""
+    hu = np.zeros((4, 5, 3), np.int16)
+    write_series(tmp_path / "P1", hu, heights=[0, 10, 20], SliceThickness=5)
+    with pytest.warns(UserWarning, match="slices of 5 mm lie 10 mm apart: is every second one"):
         convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
 
 

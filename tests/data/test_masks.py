@@ -411,6 +411,17 @@ def test_a_mask_is_measured(tmp_path):
     assert (found["mask_parts"], found["mask_reach"], found["mask_gaps"]) == (3, 4, 1)
 
 
+@pytest.mark.parametrize("inside", [1, 255, 0.5])
+def test_whatever_is_not_zero_is_inside(tmp_path, inside):
+    mask, odd = organ(), organ() * inside
+    assert measured(tmp_path, odd) == measured(tmp_path, mask)
+    row = {"volume": str(tmp_path / "v.nii.gz"), "patient": "p", "cohort": "c"}
+    found = masks.compare(mask * 2, odd, row)
+    assert found["dice"] == 1 and found["ml"] == found["ml_given"] == pytest.approx(588)
+    with pytest.raises(ValueError, match=r"m\.nii\.gz: mask \(40, 30, 19\) for .*\(40, 30, 20\)"):
+        masks.write_mask(tmp_path / "m.nii.gz", mask[:, :, 1:], tmp_path / "v.nii.gz")
+
+
 @pytest.mark.parametrize(
     "mask, words",
     [
@@ -470,7 +481,7 @@ def test_masks_on_the_left_or_half_in_air_are_named(tmp_path):
     """A liver lies on the right; mirrored, its mask still lies on tissue."""
     hu, liver = body(0, (40, 30, 20)), organ()
     lung = np.where(np.indices(hu.shape)[2] > 13, np.int16(-800), hu)
-    cases = {"right": (hu, liver), "left": (hu, liver[::-1]), "high": (lung, liver)}
+    cases = {"right": (hu, liver), "left": (body(1, hu.shape), liver[::-1]), "high": (lung, liver)}
     for name, (voxels, mask) in cases.items():
         for end, array in (("", voxels), ("-m", mask.astype(np.uint8))):
             image = nib.Nifti1Image(array, np.diag([5.0, 5, 10, 1]))
@@ -485,7 +496,9 @@ def test_masks_on_the_left_or_half_in_air_are_named(tmp_path):
     assert "1 masks, such as that of high.nii.gz, hold a tenth of air, lung or bone" in said
     table = pd.read_csv(tmp_path / "s" / "inventory.csv").set_index("patient")
     assert table.mask_right_mm["right"] == pytest.approx(-table.mask_right_mm["left"], abs=0.3)
-    assert table.mask_right_mm["right"] > 10 and table.mask_outside["right"] == 0
+    assert table.mask_right_mm["right"] == pytest.approx(35, abs=0.5)
+    assert table.mask_outside["right"] == pytest.approx(0.071, abs=0.002)
+    assert table.mask_outside["high"] == pytest.approx(0.164, abs=0.002)  # one of ten is lung
 
 
 def test_masks_of_other_voxels_are_not_gone_on_with(tmp_path):

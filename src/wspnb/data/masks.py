@@ -63,6 +63,7 @@ def measure(mask: np.ndarray, header: Header) -> dict:
 def _parts(mask: np.ndarray, touching: np.ndarray | None):
     """The box around a mask that is not empty, its parts numbered from 1, and their voxels; only
     the box, as labelling a whole scan takes as long as reading it."""
+    mask = mask.astype(bool, copy=False)
     box = ndimage.find_objects(mask.view(np.uint8))[0]
     parts, n = ndimage.label(mask[box], touching)
     return box, parts, np.bincount(parts.ravel(), minlength=n + 1)[1:]
@@ -113,8 +114,14 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
         path: ending in .nii.gz; it appears whole or not at all.
         mask: ``(x, y, z)``, canonical.
         volume: file that the mask belongs to.
+
+    Raises:
+        ValueError: if the shapes differ.
     """
-    affine = open_header(volume).stored
+    header = open_header(volume)
+    if mask.shape != header.shape:
+        raise ValueError(f"{path}: mask {mask.shape} for {volume} of {header.shape}: not written")
+    affine = header.stored
     turn = ornt_transform(io_orientation(np.eye(4)), io_orientation(affine))
     write_image(Path(path), apply_orientation(np.asarray(mask, np.uint8), turn), affine)
 
@@ -122,7 +129,8 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     r"""Overlap of two masks, :math:`2|A \cap B| / (|A| + |B|)`; 1 when both are empty."""
     total = np.count_nonzero(a) + np.count_nonzero(b)
-    return float(2 * np.count_nonzero(a & b) / total) if total else 1.0
+    both = np.count_nonzero((a != 0) & (b != 0))
+    return float(2 * both / total) if total else 1.0
 
 
 def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
@@ -139,7 +147,8 @@ def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
     """
     header = open_header(row["volume"])
     who = {name: row[name] for name in ("volume", "patient", "cohort")}
-    ml = {"ml": drawn.sum() * header.voxel_ml, "ml_given": given.sum() * header.voxel_ml}
+    voxels = {"ml": drawn, "ml_given": given}
+    ml = {name: np.count_nonzero(mask) * header.voxel_ml for name, mask in voxels.items()}
     ends = [np.flatnonzero(mask.any((0, 1)))[[0, -1]] for mask in (given, drawn) if mask.any()]
     bottom, top = (ends[1] - ends[0]) * header.spacing[2] if drawn.any() else (np.nan, np.nan)
     return who | {"dice": dice(given, drawn)} | ml | {"bottom_mm": bottom, "top_mm": top}

@@ -7,6 +7,7 @@ from a part of a series: a file that cannot be read might belong to it.
 
 import filecmp
 import os
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -22,6 +23,7 @@ from wspnb.files import need
 NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  # how many, needed
 NUMBERS |= {"RescaleIntercept": 1}
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
+PICTURES = re.compile("LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN SAVE")  # in ImageType: no slices
 HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
 
@@ -129,7 +131,7 @@ def _no_ct(tags: dict, file: str) -> str:
     """Why slices with these tags are no CT in HU, or nothing."""
     if tags["Modality"] != "CT":
         return f"Modality is {tags['Modality'] or 'unknown'}, not CT"
-    if tags["SOPClassUID"] not in CT or "LOCALIZER" in tags["ImageType"].upper():
+    if tags["SOPClassUID"] not in CT or PICTURES.search(tags["ImageType"].upper()):
         kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
         return f"no slices of a CT but a scout or pictures ({kind})"
     if tags["RescaleType"].upper() not in HU:
@@ -201,6 +203,10 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
             " some missing at an end? Compare with the source",
             stacklevel=4,
         )
+    thick = files[0].tags["SliceThickness"]
+    if isinstance(thick, float) and 0 < 1.5 * thick < step:
+        found = f"{name}: slices of {thick:g} mm lie {step:g} mm apart"
+        warnings.warn(f"{found}: is every second one lost? Compare with the source", stacklevel=4)
     affine = np.eye(4)
     pixel = files[0].tags["PixelSpacing"]  # between rows, between columns
     affine[:3, 0], affine[:3, 1] = along[0] * pixel[1], along[1] * pixel[0]
