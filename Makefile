@@ -47,7 +47,7 @@ lihc: $(STAMP)  ## TCGA-LIHC, public CT (downloaded, or LIHC=folder LABELS=table
 	$(FLOW) report --config profile=lihc methods=random lihc="$$LIHC" labels="$$LABELS" public_encoders="$$ENCODERS"
 
 cirrmri: $(STAMP)  ## CirrMRI600+, public MRI with stages (about 5.5 GB, or CIRRMRI=folder; T1 takes less): pretrained, judged -> runs/cirrmri
-	@test -n "$$CIRRMRI" || echo "CirrMRI600+, CC BY-NC 4.0: the T1 part of about 5.5 GB is downloaded unless it is there (CIRRMRI=folder of a copy)"
+	@test -n "$$CIRRMRI" || echo "CirrMRI600+, CC BY-NC 4.0: the T1 part of about 5.5 GB is downloaded unless it is there (CIRRMRI=folder of a copy); never run on the real archive: docs/real-data.md"
 	$(FLOW) report --config profile=cirrmri methods=random,depth_aware,supcon,wsp,finetuned_wsp cirrmri="$$CIRRMRI" public_encoders="$$ENCODERS"
 
 smoke: $(STAMP)  ## every notebook, tiny

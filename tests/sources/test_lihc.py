@@ -204,11 +204,15 @@ def test_oldest_scan_and_nothing_lost(tmp_path):
 
 def test_masks_are_found_by_name(tmp_path):
     local = lay(tmp_path / "local", scan(0), scan(1), scan(2), f"masks/{scan(0)}")
-    lay(tmp_path / "source", f"masks/{scan(2)}")
+    cads = scan(2).replace(".nii", "_part_551.nii")
+    lay(tmp_path / "source", f"masks/{cads}")
     labels = written(tmp_path / "t.csv", table((2, 0, 0, 0, 1)))
     cohort, _, _ = make(tmp_path / "source", local, labels)
-    masks = [str(local / "masks" / scan(0)), "", str(tmp_path / "source" / "masks" / scan(2))]
+    masks = [str(local / "masks" / scan(0)), "", str(tmp_path / "source" / "masks" / cads)]
     assert cohort["mask"].tolist() == masks
+    lay(tmp_path / "source", f"masks/{scan(2)}")  # which of the two is not for us to say
+    with pytest.raises(ValueError, match=r"two masks of one volume, take one away"):
+        make(tmp_path / "source", local, labels)
 
 
 def test_files_that_do_not_fit(tmp_path):

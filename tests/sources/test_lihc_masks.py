@@ -141,8 +141,11 @@ def test_each_patient_has_a_mask_on_the_volumes_grid_or_a_reason(tmp_path, sourc
         assert float(placed.ml.iloc[n]) == pytest.approx(liver(drawn).sum() * 0.12)
     cohort = pd.read_csv(source(), keep_default_na=False).set_index("patient")
     assert sorted(cohort.index[cohort["mask"] != ""]) == sorted(who[:4])
+    placed = tmp_path / "source" / "masks" / scan(0)
+    placed.rename(placed.with_name(placed.name.replace(".nii", "_part_551.nii")))  # CADS's name
+    source()
     assert main([str(tmp_path / "source"), str(seg)]) == 0  # nothing is done twice
-    assert "there already: 4" in capsys.readouterr().out
+    assert "there already: 4" in capsys.readouterr().out and not placed.exists()
 
 
 def test_another_grid_is_resampled_by_the_nearest_voxel(tmp_path):

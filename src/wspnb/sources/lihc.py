@@ -84,7 +84,7 @@ def make_lihc(
             f" Files are called {_some(inventory.file)}, labels are for {_some(table.key)}"
         )
     masks = inventory[inventory.status == "mask"]
-    masks = dict(zip(masks.name.str.removesuffix("_part_551"), masks.file, strict=True))  # of CADS
+    masks = dict(zip(masks.name, masks.file, strict=True))
     cohort = pd.DataFrame({"volume": used.file, "mask": [masks.get(n, "") for n in used.name]})
     cohort = cohort.assign(patient=used.patient, weak_label="", label=used.label, cohort="d2")
     write_csv(folder / "cohort.csv", cohort.assign(**used[["class", "date", "score"]]))
@@ -160,6 +160,7 @@ def list_files(paths) -> pd.DataFrame:
         name = next((path.name[: -len(end)] for end in NIFTI if path.name.endswith(end)), "")
         barcode, date = BARCODE.search(name), DATE.search(name)
         kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
+        name = name.removesuffix("_part_551") if kind == "mask" else name  # of CADS
         kind = "no CT" if not name or name.startswith(".") else kind
         kind = "archive" if path.name.lower().endswith(SUFFIXES) else kind
         row = {"file": str(path.absolute()), "name": name, "status": kind}
@@ -182,8 +183,10 @@ def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     images = files[files.status.isin(["", "mask"])]
     twice = images[images.duplicated(["status", "name"], keep=False)].sort_values("name")
     if len(twice):
-        advice = "give the folder of those that are CT (local_file); masks belong in one called"
-        raise ValueError(f"two files of one name: {', '.join(twice.file[:2])}: {advice} masks")
+        advice = "give the folder of those that are CT (local_file), masks in one called masks"
+        if (twice.status == "mask").all():
+            advice = "two masks of one volume, take one away"
+        raise ValueError(f"two files of one name: {', '.join(twice.file[:2])}: {advice}")
     known = labels.set_index("key")[["score", "class", "label"]].astype(object)
     files = files.join(known, on=by)
     labelled = files[(files.status == "") & files.label.notna()]
