@@ -3,6 +3,7 @@
 import re
 import unicodedata
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -196,7 +197,7 @@ def test_what_nobody_sees_makes_no_other_patient(tmp_path, hidden):
         read_cohort(write(tmp_path, *lines))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table = read_cohort(write(tmp_path, lines[0], lines[1].replace(",1,d1", ",1,radio")))
+        table = read_cohort(write(tmp_path, lines[0], lines[1].replace(",,1,d1", ",0,1,radio")))
     assert table.patient.tolist() == ["Müller"] * 2
 
 
@@ -273,6 +274,28 @@ def test_names_that_a_spreadsheet_made_dates_of_are_warned_of(tmp_path, date):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # separators of numbers count
         read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", "b.nii.gz,,11-3,,1,d1"))
+
+
+def test_a_weak_label_in_one_line_of_a_patient_is_asked_for_in_all(tmp_path):
+    lines = ["a.nii.gz,,p,3,,r", "b.nii.gz,,p,,,r", "c.nii.gz,,q,,,r"]
+    with pytest.warns(UserWarning, match=r"patient 'p' has a weak_label in line 2 and none in li"):
+        read_cohort(write(tmp_path, *lines))
+    lines[1] = "b.nii.gz,,p,3,,r"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_cohort(write(tmp_path, *lines)).weak_label.tolist() == [3, 3, pd.NA]
+
+
+def test_dots_behind_a_link_lead_where_the_system_says(tmp_path):
+    for folder in ("disk/tables", "disk/ct", "project/ct"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "project" / "data").symlink_to(tmp_path / "disk" / "tables")
+    for name in ("disk", "project"):  # read as text, ../ct would be that of the project
+        (tmp_path / name / "ct" / "v.nii.gz").write_text(name)
+    header, line = HEADER + "\n", "../ct/v.nii.gz,,p,0,,r\n"
+    (tmp_path / "disk" / "tables" / "cohort.csv").write_text(header + line)
+    table = read_cohort(tmp_path / "project" / "data" / "cohort.csv")
+    assert Path(table.volume[0]).read_text() == "disk"
 
 
 def test_what_differs_in_case_or_comes_before_the_header_is_named(tmp_path):

@@ -102,6 +102,11 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         for (one, first), (other, line) in _look_alikes(raw[column]):
             who = f"{column}s {one!r} (line {first}) and {other!r} (line {line})"
             yield f"{who} look like one: if they are, write both alike"
+    stages = raw["weak_label"].where(~raw["weak_label"].str.lower().isin(EMPTY))
+    for patient, own in stages.groupby(raw["patient"]):
+        if 0 < own.count() < len(own):
+            lines = f"in line {own.first_valid_index()} and none in line {own.index[own.isna()][0]}"
+            yield f"patient {patient!r} has a weak_label {lines}: a patient has one, fill it in"
     for name in filter(DATE.fullmatch, raw["patient"].unique()):
         made = "a date that a spreadsheet made of a name such as 5-1"
         yield f"patient {name!r} looks like {made}: write the column as text"
@@ -253,7 +258,10 @@ def _look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int
 def _resolve(folder: str, name: str) -> str:
     """The path that a table in a folder names, or the one on the disk that differs from it in the
     form of its accents only."""
-    path = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
+    named = os.path.join(folder, os.path.expanduser(name))
+    path = os.path.normpath(named)
+    if os.path.exists(named) and not (os.path.exists(path) and os.path.samefile(named, path)):
+        return os.path.realpath(named)  # .. behind a link leads elsewhere than it reads
     if os.path.exists(path):
         return path
     parent, name = os.path.split(path)
