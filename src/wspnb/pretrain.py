@@ -9,6 +9,7 @@ import platform
 import re
 import zipfile
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,10 @@ class Config:
     seed: int
 
     def __post_init__(self):
+        for name, kind in self.__annotations__.items():
+            value, taken = getattr(self, name), {int: Integral, float: Real}.get(kind, kind)
+            if not isinstance(value, taken) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r}: takes {kind.__name__}")
         if self.method == "supervised":
             raise ValueError("method=supervised: notebook 03b trains it, inside the folds")
         loss_of(self.method)  # an error names all there are

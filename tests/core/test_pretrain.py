@@ -77,6 +77,11 @@ SETTINGS = {
         ("n_steps", 0),
         ("learning_rate", 0.0),
         ("seed", -1),
+        ("seed", 1.5),
+        ("batch_size", 8.5),
+        ("n_steps", True),
+        ("sigma", "0.1"),
+        ("method", None),
     ],
 )
 def test_bad_setting_is_named(name, value):

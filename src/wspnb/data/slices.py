@@ -161,7 +161,7 @@ def write_slices(
     volumes.central_slices(np.ones((1, 1, 1)), fraction)
     if mask_value is not None and mask_value < 1:
         raise ValueError(f"mask_value {mask_value}: the liver's label, 1 or more, or None for all")
-    if image_size < 1:
+    if image_size < 1 or image_size != int(image_size):
         raise ValueError(f"image_size {image_size}: choose a number of pixels")
     cohort = _name_volumes(read_cohort(cohort_csv), Path(cohort_csv))
     codings = cohort.get("coding", pd.Series("", cohort.index)).tolist()
