@@ -94,6 +94,20 @@ def read_folders(text: str) -> dict[str, str]:
     return folders
 
 
+def check_folder(name: str, folder: str | Path) -> None:
+    """Whether the files of an encoder of the table are in a folder.
+
+    Raises:
+        FileNotFoundError: if not; says where to get them, and the licence.
+    """
+    row, folder = ENCODERS[name], Path(folder)
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{name}: {folder} does not hold config.json and model.safetensors: get them from "
+            f"{row.address} (licence: {row.licence})"
+        )
+
+
 def load_frozen(name: str, folder: str | Path) -> Frozen:
     """An encoder of the table from a local folder, in float32 and evaluation mode.
 
@@ -102,16 +116,12 @@ def load_frozen(name: str, folder: str | Path) -> Frozen:
         folder: with ``config.json`` and ``model.safetensors``; never looked for elsewhere.
 
     Raises:
-        FileNotFoundError: if they are not there; says where to get them, and the licence.
+        FileNotFoundError: of :func:`check_folder`.
         ImportError: if transformers is not installed.
         ValueError: if the folder holds another kind of network, or weights that do not fit it.
     """
+    check_folder(name, folder)
     row, folder = ENCODERS[name], Path(folder)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{name}: {folder} does not hold config.json and model.safetensors: get them from "
-            f"{row.address} (licence: {row.licence})"
-        )
     config = read_json(folder / "config.json")
     kind, channels = config.get("model_type"), config.get("num_channels", 3)
     if kind not in row.kinds or channels != row.channels:

@@ -129,6 +129,7 @@ def test_plan_of_the_tables_has_every_row_of_the_paper():
         ("seed=3", "--config knows no seed"),
         ("profile=none", "there is no params/none.yaml"),
         ("methods=wpsi", "no method of"),
+        ("public_encoders=dinov2=/none", r"/none does not hold config\.json.*licence"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(config, message):

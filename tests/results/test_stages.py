@@ -9,6 +9,7 @@ from wspnb.results.stages import (
     MEASURES,
     NAMES,
     label_efficiency,
+    main,
     measures,
     over_folds,
     read_stages,
@@ -74,6 +75,12 @@ def test_a_patient_on_both_sides_is_refused():
     train[-1] = True
     with pytest.raises(ValueError, match="patients on both sides: \\['p149'\\]"):
         read_stages(features, rows.stage, rows.patient, train)
+
+
+def test_a_folder_without_probes_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert f"error: {tmp_path / 'probe'}: no finished probe" in capsys.readouterr().err
 
 
 def test_mean_over_folds_by_hand():

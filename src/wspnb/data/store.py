@@ -7,6 +7,7 @@ was found in every file, and ``store.json`` with settings, counts, versions and 
     python -m wspnb.data.store STORE ...      verifies every byte
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -276,8 +277,10 @@ def _seal(settings: dict[str, Any]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Verify stores; 1 if one is not as it was written."""
-    problems = [] if arguments else ["give the folder of a store"]
-    for folder in arguments:
+    parser = argparse.ArgumentParser("python -m wspnb.data.store", description=__doc__)
+    parser.add_argument("store", nargs="+", help="folder that notebook 01 wrote")
+    problems = []
+    for folder in parser.parse_args(arguments).store:
         try:
             store = verify_store(folder)
             print(f"{folder}: {len(store.images)} slices, every byte as written")

@@ -6,6 +6,7 @@ Fitted on the patients of one cohort ("train"), judged on those of another ("jud
 whatever the table calls so; in CirrMRI600+ it is a radiologist's look at the MRI, no histology.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -210,13 +211,18 @@ def over_folds(found: list[pd.DataFrame]) -> pd.DataFrame:
 def main(arguments: list[str]) -> int:
     """See :func:`write`; of several folders, folds of one cohort, also :func:`over_folds`, which is
     written to ``figures/stages_folds.csv`` of the first."""
-    folders = [Path(argument) for argument in arguments]
-    for run_dir in folders:
-        for table in write(run_dir):
-            print(table.round(3).to_string(index=False))
-    if len(folders) > 1:
-        table = over_folds([read_csv(folder / "figures" / "stages.csv") for folder in folders])
-        write_csv(folders[0] / "figures" / "stages_folds.csv", table.round(4))
+    parser = argparse.ArgumentParser("python -m wspnb.results.stages", description=__doc__)
+    parser.add_argument("run_dir", nargs="+", type=Path, help="several: folds of one cohort")
+    folders = parser.parse_args(arguments).run_dir
+    try:
+        found = [table for run_dir in folders for table in write(run_dir)]
+        if len(folders) > 1:
+            stages = [read_csv(folder / "figures" / "stages.csv") for folder in folders]
+            found.append(over_folds(stages))
+            write_csv(folders[0] / "figures" / "stages_folds.csv", found[-1].round(4))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    for table in found:
         print(table.round(3).to_string(index=False))
     return 0
 
