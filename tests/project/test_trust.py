@@ -69,7 +69,8 @@ class Step:
         (self.folder / "tmp").mkdir(exist_ok=True)
         environment = {
             MARK: self.mark,
-            "OMP_NUM_THREADS": "1",
+            # As the workflow's rules give; another number of threads is another training.
+            "OMP_NUM_THREADS": "2" if self.name == "02_pretrain" else "1",
             "PYTHONPATH": str(self.folder / "src"),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
