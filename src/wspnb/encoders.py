@@ -2,6 +2,7 @@
 
 Nothing of them is shipped or downloaded: a folder as their authors publish it (``config.json`` and
 ``model.safetensors``) is read by the model classes of transformers; needs the extra ``encoders``.
+Tested with small random networks of these classes and keys; never run with the published weights.
 """
 
 import contextlib
