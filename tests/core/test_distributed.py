@@ -79,7 +79,7 @@ def test_views_of_the_shares_are_those_of_the_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["wsp", "byol"])
+@pytest.mark.parametrize("method", ["wsp", pytest.param("byol", marks=pytest.mark.trust)])
 def test_notebook_under_torchrun_learns_the_same(tmp_path, method):
     table = make_phantom(
         tmp_path / "source", Phantom(image_size=32, spacing_mm=20), 0.01, 0.1, 1, progress=False

@@ -16,6 +16,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(BENCH), *words], capture_output=True, text=True)
 
 
+@pytest.mark.trust
 @pytest.mark.slow
 def test_every_topic_gives_rows():
     results = BENCH.with_name("results.csv")
