@@ -48,21 +48,16 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
                 f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
                 f" {known}. Correct evaluate, or set it to [] and do not judge"
             )
-        fitted, judged = (side.drop_duplicates("patient") for side in split(labelled, group))
-        counts = [int((fitted.label == k).sum()) for k in (0, 1)]
-        if min(counts) < n_folds:
-            advice = f"n_folds {min(counts)}" if min(counts) > 1 else "more patients"
-            raise ValueError(
-                f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of class 1,"
-                f" too few for {n_folds} folds: take {advice}, or leave it out of evaluate"
-            )
-        n_parts = n_folds
-        if ">" in group:
-            counts, n_parts = [int((judged.label == k).sum()) for k in (0, 1)], 1
-            if not min(counts):
+        parts = [side.drop_duplicates("patient") for side in split(labelled, group)]
+        n_parts = 1 if ">" in group else n_folds
+        for part, what in zip(parts, ("fit", "judge"), strict=True):
+            counts = [int((part.label == k).sum()) for k in (0, 1)]
+            if min(counts) < n_parts:
+                few = f"too few for {n_folds} folds: take n_folds {min(counts)}"
+                none = f"both are needed to {what} on: take more patients"
                 raise ValueError(
-                    f"evaluate: {group}: {counts[0]} patients of class 0 and {counts[1]} of class 1"
-                    " to judge on: there must be both, or leave it out of evaluate"
+                    f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of"
+                    f" class 1, {few if min(counts) > 1 else none}, or leave it out of evaluate"
                 )
         row = {"cohort": group, "class_0": counts[0], "class_1": counts[1], "folds": n_parts}
         rows.append(row | {"interval": min(counts) >= 2 * n_parts})
@@ -99,9 +94,22 @@ def deal(slices: pd.DataFrame, group: str, n_folds: int = 5, seed: int = 0) -> p
     fitted, judged = split(slices, group)
     if ">" not in group:
         return patient_folds(judged.label, judged.patient, n_folds, seed)
-    parts = [patient_folds(part.label, part.patient, 2).assign(fold=fold)
+    parts = [people(part.label, part.patient).assign(fold=fold)
              for fold, part in ((-1, fitted), (0, judged))]  # fmt: skip
     return pd.concat(parts, ignore_index=True)
+
+
+def people(labels, patients) -> pd.DataFrame:
+    """One row per patient, sorted: patient, label.
+
+    Raises:
+        ValueError: if a slice has no patient or no label, or a patient two labels.
+    """
+    _, labels, patients = checked(None, labels, patients)
+    found = pd.DataFrame({"patient": patients, "label": labels}).drop_duplicates()
+    if len(mixed := found.patient[found.patient.duplicated()]):
+        raise ValueError(f"patients with two labels: {[*mixed[:5]]}; one label per patient")
+    return found.sort_values("patient", ignore_index=True)
 
 
 def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataFrame:
@@ -116,29 +124,26 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
         One row per patient, sorted: patient, label, fold.
 
     Raises:
-        ValueError: if a slice has no patient or no label, a patient two labels, or a class fewer
-            patients than folds (at least two).
+        ValueError: as :func:`people`, or if a class has fewer patients than folds (at least two).
     """
     from sklearn.model_selection import StratifiedKFold  # takes seconds, and 01 deals no folds
 
-    _, labels, patients = checked(None, labels, patients)
     if n_folds < 2:
         raise ValueError(f"n_folds={n_folds}: at least two folds")
-    people = pd.DataFrame({"patient": patients, "label": labels}).drop_duplicates()
-    if len(mixed := people.patient[people.patient.duplicated()]):
-        raise ValueError(f"patients with two labels: {[*mixed[:5]]}; one label per patient")
-    people = people.sort_values("patient", ignore_index=True)
-    counts = people.label.value_counts().reindex([0, 1], fill_value=0)
-    if counts.min() < max(n_folds, 2):
+    found = people(labels, patients)
+    counts = found.label.value_counts().reindex([0, 1], fill_value=0)
+    if counts.min() < n_folds:
+        fewer = f"take fewer folds (n_folds, from 2 to {counts.min()})"
+        advice = fewer if counts.min() > 1 else "two of each class are the least"
         raise ValueError(
-            f"{n_folds} folds need {max(n_folds, 2)} patients of each class, found {counts[0]} of"
-            f" class 0 and {counts[1]} of class 1: take fewer folds (n_folds, from 2)"
+            f"{n_folds} folds need {n_folds} patients of each class, found {counts[0]} of class 0"
+            f" and {counts[1]} of class 1: {advice}"
         )
 
     splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(splitter.split(people, people.label)):
-        people.loc[test, "fold"] = fold
-    return people.astype({"fold": int})
+    for fold, (_, test) in enumerate(splitter.split(found, found.label)):
+        found.loc[test, "fold"] = fold
+    return found.astype({"fold": int})
 
 
 def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -279,8 +279,20 @@ def test_cohorts_to_judge_are_counted_before_any_training():
             folds.judged_cohorts(table, [odd], 2)
     with pytest.raises(ValueError, match=r"no patient of radio has a label; .*: d1, d2, d3"):
         folds.judged_cohorts(table, ["d1+radio"], 5)
-    with pytest.raises(ValueError, match=r"found 2 of class 0 and 1 of class 1: take fewer folds"):
-        probe.patient_folds([0, 0, 1], ["a", "b", "c"], 2)
+    for few, advice in ((1, "two of each class are the least"), (2, r"n_folds, from 2 to 2")):
+        with pytest.raises(
+            ValueError, match=f"found 3 of class 0 and {few} of class 1: .*{advice}"
+        ):
+            probe.patient_folds([0, 0, 0, 1, 1][: 3 + few], [*"abcde"][: 3 + few], 3)
+    # Where others are judged than those fitted on, no fold is dealt: one patient of a class will do.
+    few = table[table.patient.isin(["d10", "d11", "d30", "d31"])]
+    assert folds.judged_cohorts(few, ["d1>d3"], 5).to_numpy().tolist() == [
+        ["d1>d3", 1, 1, 1, False]
+    ]
+    assert folds.deal(few, "d1>d3").fold.tolist() == [-1, -1, 0, 0]
+    for side, what in (("d31", "judge"), ("d11", "fit")):
+        with pytest.raises(ValueError, match=f"1 patients of class 0 and 0 .* to {what} on"):
+            folds.judged_cohorts(few[few.patient != side], ["d1>d3"], 5)
 
 
 def test_plane_of_few_patients_has_fewer_groups():
