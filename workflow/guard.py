@@ -1,6 +1,9 @@
-"""Who works in this folder: the locks of a workflow that was killed are found out and removed."""
+"""Who works in this folder: the locks of a workflow that was killed are found out and removed, and
+what its last notebooks did without it is believed."""
 
+import json
 import sys
+from base64 import urlsafe_b64encode
 from pathlib import Path
 
 try:
@@ -49,3 +52,26 @@ def take_over(root: Path) -> None:
         said = "the run before was killed and nobody works here any more: going on where it stopped"
         print(said, file=sys.stderr)
     fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def settle(stamp: Path, book: str, key: str) -> bool:
+    """Whether a notebook has ended well with this key, by its stamp.
+
+    A notebook that ended after snakemake was killed is unknown to it, or begun and never ended:
+    these records go, and its stamp says that it is done. Without them snakemake cannot see that it
+    is out of date: then the stamp goes.
+    """
+    said = stamp.read_text(encoding="utf-8").strip() if stamp.is_file() else ""
+    files = [stamp.as_posix(), book]
+    notes = [
+        Path(".snakemake", kind, urlsafe_b64encode(file.encode()).decode())
+        for kind in ("metadata", "incomplete")
+        for file in files
+    ]
+    known = json.loads(notes[0].read_text(encoding="utf-8")) if notes[0].is_file() else {}
+    if said == key and repr(key) not in known.get("params", []):
+        for note in notes:
+            note.unlink(missing_ok=True)
+    elif said != key and not known:
+        stamp.unlink(missing_ok=True)
+    return said == key

@@ -284,7 +284,7 @@ def test_cohorts_to_judge_are_counted_before_any_training():
             ValueError, match=f"found 3 of class 0 and {few} of class 1: .*{advice}"
         ):
             probe.patient_folds([0, 0, 0, 1, 1][: 3 + few], [*"abcde"][: 3 + few], 3)
-    # Where others are judged than those fitted on, no fold is dealt: one patient of a class will do.
+    # Where others are judged than those fitted on, no fold is dealt: one patient of a class does
     few = table[table.patient.isin(["d10", "d11", "d30", "d31"])]
     assert folds.judged_cohorts(few, ["d1>d3"], 5).to_numpy().tolist() == [
         ["d1>d3", 1, 1, 1, False]

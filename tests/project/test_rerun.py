@@ -228,6 +228,23 @@ def test_two_at_once_and_a_notebook_still_at_work(project):
     project.run(*few)
 
 
+def test_what_ended_after_the_workflow_was_killed_is_done(project):
+    few, stamp = ("profile=lihc", "methods=random"), project.folder / "runs/lihc/notebooks/.done"
+    kill(project.start(*few, seconds=3), project, group=False)
+    end = time.monotonic() + 60
+    while not (stamp / "01_preprocess").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert project.ran() == {"01_preprocess"}
+    project.run(*few)
+    later = {"03_linear_probe-random-tiny-seed0", "04_representations-all-tiny-seed0"}
+    assert project.ran() == later | {"05_results"}
+    project.run(*few)
+    assert not project.ran()
+    project.edit("params/lihc.yaml", "source: lihc", "source: lihc\nspacing_mm: 4.0")
+    project.run(*few)  # snakemake has no record of its first end, and it runs for its parameter
+    assert project.ran() == later | {"05_results", "01_preprocess"}
+
+
 def test_a_corrected_label_trains_nothing_again(tmp_path):
     project = Project(tmp_path / "project")
     table = project.folder / "data" / "own" / "cohort.csv"
