@@ -7,7 +7,6 @@ import pytest
 from wspnb.probe import save_probe
 from wspnb.results.stages import (
     MEASURES,
-    NAMES,
     label_efficiency,
     main,
     measures,
@@ -113,11 +112,11 @@ def test_tables_to_read_of_a_run(tmp_path):
     table, few = write(tmp_path)
     alone = table[table.Method == "WSP, fine-tuned"].iloc[0]
     assert alone["AUC severe"].startswith("0.95 [0.") and alone["Fitted on"] == 90
-    assert [alone[name] for name in NAMES[1:]] == ["–"] * 3 and alone.Judged == 60
+    assert [alone[name] for name in [*MEASURES.values()][1:]] == ["–"] * 3 and alone.Judged == 60
     table = table[table.Method != "WSP, fine-tuned"].reset_index(drop=True)
     assert table.Method.tolist() == ["WSP", "DINOv2"] and table.Encoder.tolist()[1] == "ViT"
     assert table.Judged.tolist() == [60, 60] and table["Fitted on"].tolist() == [90, 90]
-    assert [*table.columns[-4:]] == [*NAMES] and table["AUC severe"][0].startswith(
+    assert [*table.columns[-4:]] == [*MEASURES.values()] and table["AUC severe"][0].startswith(
         ("1.00 [", "0.9")
     )
     assert few.Labels.tolist() == ["10%", "25%", "50%", "100%"] * 2

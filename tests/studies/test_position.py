@@ -100,7 +100,8 @@ def test_the_population_is_like_d1_and_ten_times_as_large(easy):
 
 
 def jobs_of(points, seeds=(0,), methods=("random", "simclr", "wsp"), **more):
-    return position_runs.plan(points, seeds, methods, base=CHEAP, **more)
+    jobs = position_runs.plan(points, seeds, methods, **more)
+    return [job | {"changes": CHEAP | job["changes"]} for job in jobs]
 
 
 def test_the_plan_leaves_out_what_cannot_differ():

@@ -31,8 +31,9 @@ RAW = {
 
 
 def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -> None:
-    """Keep the runs of the published tables: ``runs.json`` (settings and results of each) and
-    ``scores.csv.gz`` (one row per run, cohort and patient), the same bytes for the same runs.
+    """Keep the runs of the published tables: ``runs.json`` (settings and results of each),
+    ``scores.csv.gz`` (one row per run, cohort and patient) and, where a run has them, the files of
+    :data:`wspnb.results.population.PARTS`; the same bytes for the same runs.
 
     Args:
         runs: as :func:`wspnb.results.tables.read_runs` gives them.
@@ -41,25 +42,24 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
         readings: cohort, patient, label and reading of a simulated radiologist, or None.
         deals: files of :func:`wspnb.results.audit.repeat_folds`, one per backbone.
     """
-    kept, parts = {}, []
+    lines = []
     for run in runs:
-        text = (run["folder"] / "results.json").read_text(encoding="utf-8")
-        facts = {k: v for k, v in json.loads(text).items() if k != "features"}
+        facts = read_json(run["folder"] / "results.json")
+        facts.pop("features", None)
         used = tables.effective_positives(run)
         facts |= {} if np.isnan(used) else {"effective_positives": used}
-        kept[run["folder"].name] = facts
-        scores = read_csv(run["folder"] / "scores.csv", text=True)  # as written, digit by digit
-        parts.append(scores.assign(run=run["folder"].name))
-    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts)}" for name, facts in kept.items())
-    write_csv(target / "scores.csv.gz", pd.concat(parts))
+        lines.append(f"{json.dumps(run['folder'].name)}: {json.dumps(facts)}")
+    for part in ("scores", *population.PARTS):  # as written, digit by digit
+        files = [f for run in runs if (f := run["folder"] / f"{part}.csv").exists()]
+        if files:
+            own = [read_csv(file, text=True).assign(run=file.parent.name) for file in files]
+            write_csv(target / f"{part}.csv.gz", pd.concat(own))
     if readings is not None:
         write_csv(target / "readings.csv.gz", readings)
     if deals:
-        again = [read_csv(file, text=True) for file in deals]
-        write_csv(target / "deals.csv.gz", pd.concat(again))
-    population.pack(runs, target)
-    text = f'{{"suffix": {json.dumps(suffix)}, "runs": {{\n{lines}\n}}}}\n'
-    json.loads(text)
+        write_csv(target / "deals.csv.gz", pd.concat(read_csv(file, text=True) for file in deals))
+    text = ",\n".join(lines)
+    text = f'{{"suffix": {json.dumps(suffix)}, "runs": {{\n{text}\n}}}}\n'
     write_text(target / "runs.json", text)
 
 
@@ -67,11 +67,11 @@ def recompute(folder: Path) -> dict[str, pd.DataFrame]:
     """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`; for
     runs on several phantoms those of the population alone."""
     runs = tables.read_runs(folder)
-    suffix = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["suffix"]
-    names = ("readings.csv.gz", "deals.csv.gz")
-    extra = {n: read_csv(folder / n) for n in names if (folder / n).exists()}
+    suffix = read_json(folder / "runs.json")["suffix"]
+    files = [folder / f"{name}.csv.gz" for name in ("readings", "deals")]
+    extra = [read_csv(file) if file.exists() else None for file in files]
     several = any("phantom" in run for run in runs)
-    found = {} if several else tables_of(runs, suffix, *(extra.get(name) for name in names))
+    found = {} if several else tables_of(runs, suffix, *extra)
     if (folder / "population.csv.gz").exists():
         own = population.all_tables(population.read(folder))
         found |= {name + suffix: table for name, table in own.items()}
@@ -155,10 +155,9 @@ def difference(table: pd.DataFrame, file: Path) -> str:
     if not file.exists():
         return "is not committed"
     kept = read_csv(file)
-    with tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8") as copy:
-        copy.write(table.to_csv(index=False))
-        copy.flush()
-        again = read_csv(copy.name)
+    with tempfile.TemporaryDirectory() as folder:
+        write_csv(again := Path(folder) / "again.csv", table)
+        again = read_csv(again)
     if list(kept) != list(again) or len(kept) != len(again):
         return f"{len(kept)} rows of {list(kept)}, now {len(again)} of {list(again)}"
     for name in kept:

@@ -1,10 +1,9 @@
 """Tables of the reference experiment: what each encoder is worth on patients whom no fold holds.
 
-All of them come from the files that :func:`pack` keeps: one score per run and patient, one row per
-run and judged step, one per run and drawn study.
+All come from files that ``committed.py`` keeps: one score per run and patient, one row per run and
+judged step, one per run and drawn study.
 """
 
-import json
 from itertools import combinations
 from pathlib import Path
 
@@ -13,37 +12,23 @@ import pandas as pd
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from wspnb.files import read_csv, write_csv
+from wspnb.files import read_csv, read_json
 from wspnb.results import statistics, tables
 
 NORMAL = 1.96  # reach of 95 % in standard errors
 PARTS = ("population", "curve", "studies")
 
 
-def pack(runs: list[dict], target: Path) -> None:
-    """Keep ``population``, ``curve`` and ``studies`` of the runs, each as one ``NAME.csv.gz``.
-
-    Args:
-        runs: as :func:`~wspnb.results.tables.read_runs` gives them.
-        target: folder to write to; equal runs give equal bytes.
-    """
-    for name in PARTS:
-        files = [run["folder"] / f"{name}.csv" for run in runs]
-        parts = [read_csv(f, text=True).assign(run=f.parent.name) for f in files if f.exists()]
-        if parts:
-            write_csv(target / f"{name}.csv.gz", pd.concat(parts))
-
-
 def read(folder: Path) -> dict[str, pd.DataFrame]:
-    """The parts of :func:`pack` by name, with each run's name, method and seed; and ``runs``, one
-    row per run with ceiling, depth_r2, loss, verdict and, where it is not the default, phantom.
+    """The :data:`PARTS` of a folder by name, with each run's name, method and seed; and ``runs``,
+    one row per run with ceiling, depth_r2, loss, verdict and, where it is not the default, phantom.
 
     Raises:
         FileNotFoundError: if the folder holds no reference runs.
     """
     if not (folder / "population.csv.gz").exists():
         raise FileNotFoundError(f"{folder}: no population.csv.gz: no reference runs were kept here")
-    facts = json.loads((folder / "runs.json").read_text(encoding="utf-8"))["runs"]
+    facts = read_json(folder / "runs.json")["runs"]
     runs = pd.DataFrame.from_dict(facts, orient="index").rename_axis("run").reset_index()
     names = ["run", "name", "method", "seed"]
     columns = [*names, "ceiling", "depth_r2", "loss", "verdict", "phantom"]
@@ -56,12 +41,11 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
 
 def scores_by_name(found: dict[str, pd.DataFrame]) -> dict[str, dict[int, pd.DataFrame]]:
     """Scores of the population of each name, by seed; all in one fold, as no fold was fitted."""
-    parts = found["population"].assign(fold=0).groupby(["name", "seed"], sort=False)
-    order = sorted(parts, key=lambda part: _place(part[0][0]))
-    scores: dict[str, dict[int, pd.DataFrame]] = {}
-    for (name, seed), part in order:
-        own = part[["patient", "label", "fold", "score"]].sort_values("patient")
-        scores.setdefault(name, {})[seed] = own.reset_index(drop=True)
+    people = found["population"].assign(fold=0).sort_values("patient")
+    scores = {name: {} for name in sorted(people.name.unique(), key=tables.place)}
+    for (name, seed), part in people.groupby(["name", "seed"]):
+        own = part[["patient", "label", "fold", "score"]]
+        scores[name][seed] = own.reset_index(drop=True)
     return scores
 
 
@@ -125,7 +109,7 @@ def study_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     columns = ["auc_folds", "auc_rest"]
     reported = found["studies"].set_index(["name", "seed", "study"])[columns]
     rows = []
-    for one, two in combinations(sorted(reported.index.unique("name"), key=_place), 2):
+    for one, two in combinations(sorted(reported.index.unique("name"), key=tables.place), 2):
         gap = (reported.loc[one] - reported.loc[two]).dropna()
         if not len(gap):
             continue
@@ -169,9 +153,3 @@ def _reach(found: dict, one: dict[int, pd.DataFrame], two: dict[int, pd.DataFram
         runs = [[side[seed] for seed in group.index] for side in (one, two)]
         squares += (len(group) / len(one) * statistics.delong(*runs)[0]) ** 2
     return NORMAL * float(np.sqrt(squares))
-
-
-def _place(name: str) -> tuple:
-    """The paper's order, then variants by name."""
-    order = list(tables.ROWS)
-    return (order.index(name) if name in order else len(order), name)

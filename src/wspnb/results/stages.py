@@ -23,8 +23,8 @@ from wspnb.results.statistics import ends
 
 # Of the training patients of each stage, rounded up; draws of a share below 1, the same for all.
 SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5
-MEASURES = ("severe_auc", "mild_auc", "kappa", "bacc")
-NAMES = ("AUC severe", "AUC mild", "Quadratic kappa", "Balanced accuracy")
+MEASURES = {"severe_auc": "AUC severe", "mild_auc": "AUC mild"}  # and as tables print them
+MEASURES |= {"kappa": "Quadratic kappa", "bacc": "Balanced accuracy"}
 
 
 def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFrame:
@@ -181,16 +181,16 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             name: f"{run[m]:.2f} [{run[f'{m}_low']:.2f}, {run[f'{m}_high']:.2f}]"
             if run[m] == run[m]
             else "–"
-            for name, m in zip(NAMES, MEASURES, strict=True)
+            for m, name in MEASURES.items()
         }
         for run in table.to_dict("records")
     ]
-    few = curve.rename(columns=dict(zip(MEASURES, NAMES, strict=True)) | {"patients": "Patients"})
-    few["Encoder"] = few.backbone.map(tables.BACKBONES)
-    few["Method"] = few.name.map(tables.row_label)
-    few["Labels"] = few.share.map("{:.0%}".format)
-    keys = ["Encoder", "Method", "Labels", "Patients"]
-    return pd.DataFrame(rows), few.groupby(keys, sort=False)[list(NAMES)].mean().reset_index()
+    few = curve.rename(columns=MEASURES | {"patients": "Patients"})
+    keys = [few.backbone.map(tables.BACKBONES).rename("Encoder")]
+    keys += [few.name.map(tables.row_label).rename("Method")]
+    keys += [few.share.map("{:.0%}".format).rename("Labels"), "Patients"]
+    means = few.groupby(keys, sort=False)[[*MEASURES.values()]].mean()
+    return pd.DataFrame(rows), means.reset_index()
 
 
 def over_folds(found: list[pd.DataFrame]) -> pd.DataFrame:

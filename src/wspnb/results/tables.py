@@ -1,6 +1,5 @@
 """From finished probes to the paper's tables."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.encoders import BACKBONE, ENCODERS
-from wspnb.files import read_csv
+from wspnb.files import read_csv, read_json
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
@@ -49,11 +48,12 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
         FileNotFoundError: if no probe is finished.
         ValueError: if a seed asked for was not probed, or a file cannot be read; names it.
     """
-    runs = []
-    for folder, run, scores in _finished(run_dir):
-        results = {result["cohort"]: result for result in run["results"]}
-        if not backbones or run["backbone"] in backbones:
-            runs.append(run | {"folder": folder, "results": results, "scores": scores})
+    runs = [
+        run
+        | {"folder": folder, "scores": scores, "results": {r["cohort"]: r for r in run["results"]}}
+        for folder, run, scores in _finished(run_dir)
+        if not backbones or run["backbone"] in backbones
+    ]
     if not runs:
         raise FileNotFoundError(
             f"{run_dir / 'probe'}: no finished probe, run 03_linear_probe first"
@@ -62,23 +62,20 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     if absent := sorted(set(seeds) - found):
         raise ValueError(f"seeds {absent} were not probed; found {sorted(found)}")
     runs = [run for run in runs if not seeds or run["seed"] in seeds]
-    order, backbone_order = {name: n for n, name in enumerate(ROWS)}, list(BACKBONES)
+    encoder = list(BACKBONES).index
+    return sorted(runs, key=lambda r: (encoder(r["backbone"]), *place(r["name"]), r["seed"]))
 
-    def place(run):
-        name = run["name"]
-        backbone = backbone_order.index(run["backbone"])
-        return backbone, order.get(name, len(order)), name, run["seed"]
 
-    return sorted(runs, key=place)
+def place(name: str) -> tuple[int, str]:
+    """Where a run of this name stands in a table: the paper's order, then variants by name."""
+    return list(ROWS).index(name) if name in ROWS else len(ROWS), name
 
 
 def _finished(run_dir: Path):
     """Folder, content of results.json and scores of each finished or committed probe."""
     if (run_dir / "runs.json").exists():
-        scores = read_csv(run_dir / "scores.csv.gz")
-        parts = dict(list(scores.groupby("run")))
-        committed = json.loads((run_dir / "runs.json").read_text(encoding="utf-8"))
-        for name, run in committed["runs"].items():
+        parts = dict(list(read_csv(run_dir / "scores.csv.gz").groupby("run")))
+        for name, run in read_json(run_dir / "runs.json")["runs"].items():
             part = parts[name].drop(columns="run").reset_index(drop=True)
             yield run_dir / "probe" / name, run, part
     for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
@@ -134,10 +131,8 @@ def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     seeds [interval over patients]"; seeds with collapsed embeddings are named in the column before.
     What cannot be computed is not printed."""
     shown = table[columns].copy()
-    shown["n_seeds"] = shown.n_seeds.astype(str)
-    shown["n_seeds"] += table.collapsed.map(
-        lambda n: f" (embeddings collapsed: {n:.0f})" if n else ""
-    )
+    marks = table.collapsed.map(lambda n: f" (embeddings collapsed: {n:.0f})" if n else "")
+    shown["n_seeds"] = shown.n_seeds.astype(str) + marks
     for tag in [name.removeprefix("auc_") for name in table if name.startswith("auc_")]:
         parts = [table[f"{kind}_{tag}"] for kind in ("auc", "sd", "seed_sd", "low", "high")]
         form = "{:.2f} ({:.2f}) ±{:.2f} [{:.2f}, {:.2f}]"
@@ -243,15 +238,14 @@ def check_alike(runs: list[dict], data: str) -> None:
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
-            found = f"{name} was probed on other slices or labels: run notebook 03 again"
-            raise ValueError(f"{found}{OLD}")
+            again = "run notebook 03 again"
+            raise ValueError(f"{name} was probed on other slices or labels: {again}{OLD}")
         for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
             if run[key] != first[key]:
-                found = f"{name}: {key}={run[key]}, {first['folder'].name}: {first[key]}"
-                raise ValueError(f"{found}{OLD}")
-        if list(run["results"]) != list(first["results"]):
-            found = f"{name} was judged on {list(run['results'])}, not as the others"
-            raise ValueError(f"{found}{OLD}")
+                other = f"{first['folder'].name}: {first[key]}"
+                raise ValueError(f"{name}: {key}={run[key]}, {other}{OLD}")
+        if (own := list(run["results"])) != list(first["results"]):
+            raise ValueError(f"{name} was judged on {own}, not as the others{OLD}")
         for kind, other in (("training", trained), ("supervised", supervised)):
             if run.get(kind) and _but_changed(run, run[kind]) != _but_changed(run, other[kind]):
                 raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")

@@ -208,24 +208,18 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         interval over patients (NaN where there is no "soft").
     """
     draws = {m: macro_draws(labels, own, patients, n).mean(1) for m, own in runs.items()}
-    rows, means = [], {}
-    for method, own in runs.items():
-        found = [biomarker_metrics(labels, run, BIOMARKERS) for run in own]
-        macro = [table.auroc.mean() for table in found]
-        both, means[method] = pd.concat(found), np.mean(macro)
-        low, high = ends(draws[method])
-        row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": means[method]}
-        row |= {"seed_sd": pd.Series(macro).std(), "low": low, "high": high}
-        kinds = ["rounded", "accuracy", "precision", "recall", "specificity"]
-        row |= {kind: both[kind].mean() for kind in kinds}
-        row |= {f"auroc_{n}": both.auroc[both.biomarker == n].mean() for n in BIOMARKERS}
-        rows.append(row)
-    for method, row in zip(runs, rows, strict=True):
-        gap = (np.nan, np.nan)
-        if "soft" in runs and method != "soft":
-            gap = ends(draws["soft"] - draws[method])
-        row["soft_minus"] = means.get("soft", np.nan) - means[method]
-        row |= {"soft_minus_low": gap[0], "soft_minus_high": gap[1]}
+    found = {m: [biomarker_metrics(labels, run) for run in own] for m, own in runs.items()}
+    macro = {m: pd.Series([table.auroc.mean() for table in own]) for m, own in found.items()}
+    soft, rows = macro.get("soft", pd.Series(dtype=float)).mean(), []
+    for method, own in macro.items():
+        both, (low, high) = pd.concat(found[method]), ends(draws[method])
+        row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": own.mean()}
+        row |= {"seed_sd": own.std(), "low": low, "high": high}
+        row |= both[["rounded", "accuracy", "precision", "recall", "specificity"]].mean()
+        row |= {f"auroc_{name}": both.auroc[name].mean() for name in BIOMARKERS}
+        gap = draws["soft"] - draws[method] if soft == soft and method != "soft" else []
+        row |= {"soft_minus": soft - own.mean()}
+        rows.append(row | dict(zip(("soft_minus_low", "soft_minus_high"), ends(gap), strict=True)))
     return pd.DataFrame(rows)
 
 
@@ -269,28 +263,27 @@ def probabilities(features, labels, train, test) -> np.ndarray:
     return np.stack(found, axis=1)
 
 
-def biomarker_metrics(labels, scores, names) -> pd.DataFrame:
+def biomarker_metrics(labels, scores) -> pd.DataFrame:
     """Accuracy, precision, recall, specificity at one half, and AUROC of each biomarker.
 
     Args:
-        labels, scores: 0/1 and probabilities, ``(n, k)``.
-        names: k names.
+        labels, scores: 0/1 and probabilities, ``(n, 6)``, columns as ``BIOMARKERS``.
 
     Returns:
         One row per biomarker; ``rounded`` is the AUROC of the scores rounded to 0 or 1, which is
         (recall + specificity) / 2 and no AUROC of the scores; ratios without cases are NaN.
     """
     rows, zero = [], {"zero_division": np.nan}
-    for name, truth, score in zip(names, np.asarray(labels).T, np.asarray(scores).T, strict=True):
+    for truth, score in zip(np.asarray(labels).T, np.asarray(scores).T, strict=True):
         called, both = (score >= 0.5).astype(int), 0 < truth.sum() < len(truth)
-        row = {"biomarker": name, "accuracy": accuracy_score(truth, called)}
+        row = {"accuracy": accuracy_score(truth, called)}
         row["precision"] = precision_score(truth, called, **zero)
         row["recall"] = recall_score(truth, called, **zero)
         row["specificity"] = recall_score(truth, called, pos_label=0, **zero)
         row["auroc"] = roc_auc_score(truth, score) if both else np.nan
         row["rounded"] = roc_auc_score(truth, called) if both else np.nan
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, list(BIOMARKERS))
 
 
 def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndarray:

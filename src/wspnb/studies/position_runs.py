@@ -25,7 +25,6 @@ def plan(
     points: dict[str, dict],
     seeds: Sequence[int],
     methods: Sequence[str],
-    base: dict | None = None,
     watched: dict[str, Sequence[int]] | None = None,
 ) -> list[dict]:
     """All runs of a study, seed by seed, so that a stopped study has whole seeds.
@@ -37,7 +36,6 @@ def plan(
         points: what differs from the base, by the point's name; {} is the base itself.
         seeds: of cohort, weights, batches and views.
         methods: to train; random is the untrained encoder.
-        base: what holds for every point.
         watched: steps after which to judge too, by the point's name.
     """
     jobs = []
@@ -46,7 +44,7 @@ def plan(
             continue
         if changes and set(changes) <= TRAINING and method in UNTRAINED:
             continue
-        job = {"point": point, "seed": seed, "method": method, "changes": (base or {}) | changes}
+        job = {"point": point, "seed": seed, "method": method, "changes": changes}
         jobs.append(job | {"watched": tuple((watched or {}).get(point, ()))})
     return jobs
 
@@ -77,7 +75,13 @@ def run_missing(
     for job in progress(jobs) if progress else jobs:
         key = {name: job[name] for name in KEYS}
         changes, own, definition = define(job["changes"], settings)
-        if is_done(table, key, definition, path):
+        there = table[(table[KEYS] == list(key.values())).all(axis=1)]
+        if other := set(there.definition) - {definition}:  # mixing the two would compare nothing
+            raise ValueError(
+                f"{path}: run {key} has definition {other.pop()}, now it is {definition}: "
+                "delete the file or choose another run_dir"
+            )
+        if len(there):
             continue
         if drawn != (changes, job["seed"]):
             drawn = (changes, job["seed"])
@@ -87,14 +91,9 @@ def run_missing(
     return table
 
 
-def digest(*definition) -> str:
-    """Eight characters that change with the definition (dataclasses, dictionaries, numbers)."""
-    text = json.dumps(definition, sort_keys=True, default=asdict)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def define(point: dict, settings: Settings) -> tuple[dict, Settings, str]:
-    """Split a point's changes into those of the cohort and of the training; and its digest.
+    """Split a point's changes into those of the cohort and of the training; and eight characters
+    that change with the definition.
 
     Raises:
         ValueError: if a name belongs to neither.
@@ -104,7 +103,8 @@ def define(point: dict, settings: Settings) -> tuple[dict, Settings, str]:
     if unknown := set(changes) - set(Minimal.__dataclass_fields__):
         raise ValueError(f"point {point}: {sorted(unknown)} is no parameter of a study")
     settings = replace(settings, **training)
-    return changes, settings, digest(Minimal(**changes), settings)
+    text = json.dumps([Minimal(**changes), settings], sort_keys=True, default=asdict)
+    return changes, settings, hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -112,22 +112,6 @@ def read_table(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=[*KEYS, "definition", "step"])
     return read_csv(path, dtype={"definition": str})
-
-
-def is_done(table: pd.DataFrame, key: dict, definition: str, path: Path) -> bool:
-    """Whether a run is in the table.
-
-    Raises:
-        ValueError: if it is there with another definition; mixing the two would compare nothing.
-    """
-    rows = table[(table[KEYS] == [key[name] for name in KEYS]).all(axis=1)]
-    other = set(rows.definition) - {definition}
-    if other:
-        raise ValueError(
-            f"{path}: run {key} has definition {other.pop()}, now it is {definition}: "
-            "delete the file or choose another run_dir"
-        )
-    return len(rows) > 0
 
 
 def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
@@ -225,11 +209,8 @@ def choose_rows(table: pd.DataFrame) -> list[str]:
     silent*); WSP, SupCon and depth-Aware are judged in any case."""
     auc, depth = over_points(table).mean(), over_points(table, "depth_r2").mean()
     able = depth.index[depth >= depth["wsp"] - 0.01]
-    return (
-        auc[able.difference(["wsp", "supcon", "depth_aware", *UNTRAINED])]
-        .nlargest(2)
-        .index.tolist()
-    )
+    able = able.difference(["wsp", "supcon", "depth_aware", *UNTRAINED])
+    return auc[able].nlargest(2).index.tolist()
 
 
 def compare_rows(table: pd.DataFrame, chosen) -> pd.DataFrame:

@@ -5,7 +5,6 @@ further phantom patients like those of D1, whom no fold ever holds. Only a synth
 A run leaves the files of notebooks 02 and 03, so that 04 to 06 read it, and three more.
 """
 
-import json
 import multiprocessing
 import os
 import time
@@ -23,7 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from wspnb import folds, pretrain, probe
 from wspnb.augment import augment
 from wspnb.data.slices import Slices, open_slices, reader
-from wspnb.files import write_csv
+from wspnb.files import read_json, write_csv
 from wspnb.methods import split_name
 from wspnb.models import build_encoder, build_head
 from wspnb.momentum import has_norms, without_negatives
@@ -170,12 +169,10 @@ def supervised(
     for group in GROUPS:
         own = known[table.cohort.iloc[known].isin(folds.sides(group)[1])]
         given = (table.label.iloc[own].astype(int), table.patient.iloc[own])
-        people[group] = probe.patient_folds(*given, N_FOLDS, FOLD_SEED)
-        fold = table.patient.iloc[own].map(people[group].set_index("patient").fold).to_numpy()
+        dealt = probe.patient_folds(*given, N_FOLDS, FOLD_SEED)
+        fold = table.patient.iloc[own].map(dealt.set_index("patient").fold).to_numpy()
         score = pd.concat([fit(own[fold != k], own[fold == k]) for k in range(N_FOLDS)])
-        people[group] = people[group].assign(
-            score=people[group].patient.map(score).to_numpy(), threshold=0.5
-        )
+        people[group] = dealt.assign(score=dealt.patient.map(score).to_numpy(), threshold=0.5)
     d1, rest = (np.flatnonzero(table.cohort == name) for name in ("d1", "population"))
     score = fit(d1, rest)
     truth = table.iloc[rest].groupby("patient").label.first()
@@ -188,8 +185,8 @@ def folder_name(phantom: tuple, size: int) -> str:
     return "-".join([f"{size}px", *(f"{key}{value}" for key, value in phantom)])
 
 
-def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, share=1.0) -> None:
-    """One run with its judgement; a finished one is kept.
+def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, share=1.0) -> Path:
+    """One run with its judgement; a finished one is kept. Returns the folder of its probe.
 
     Writes ``pretrain/RUN/`` (encoder, log, settings), ``probe/RUN/`` (``scores.csv`` of D1, D2 and
     both, ``population.csv``, ``studies.csv``, ``curve.csv`` over steps and, last,
@@ -199,7 +196,7 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     name = pretrain.run_name(run.name, "tiny_padded", run.seed)
     out, began = folder / "probe" / name, time.monotonic()
     if (out / "results.json").exists():
-        return
+        return out
     phantom = Phantom(image_size=size, **dict(run.phantom))
     store = open_slices(make_store(folder / "cohort", phantom, share, share, share, progress=False))
     config, curve, facts = settings_of(run, store.settings, n_steps), [], {}
@@ -247,6 +244,7 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     result["results"] = records_of(run.name, people)
     table = pd.concat(t.assign(cohort=g) for g, t in people.items())
     probe.save_probe(out, table, result)
+    return out
 
 
 PAPER = ("wsp", "supcon", "depth_aware", "simclr", "byol", "random", "supervised")
@@ -372,10 +370,7 @@ def _work(queue, results, root, size, n_steps, share, last) -> None:
             return
         began = time.monotonic()
         try:
-            do(run, root, size, n_steps, device, share)
-            file = root / folder_name(run.phantom, size) / "probe"
-            file = file / pretrain.run_name(run.name, "tiny_padded", run.seed) / "results.json"
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_json(do(run, root, size, n_steps, device, share) / "results.json")
             text = f"population {found['auc_population']:.3f}, D1 {found['results'][0]['auc']:.3f}"
         except Exception as error:
             text = f"{type(error).__name__}: {error}"
