@@ -85,8 +85,8 @@ def _finished(run_dir: Path):
             if missing := {"name", "backbone", "seed", "results"} - set(run):
                 raise ValueError(f"results.json has no {sorted(missing)}")
         except (ValueError, OSError) as error:
-            said = f"{file.parent}: not a readable probe ({error}); run 03 again"
-            raise ValueError(said) from None
+            again = "" if "run 03" in str(error) else "; run 03 again"
+            raise ValueError(f"{file.parent}: not a readable probe ({error}){again}") from None
         if file.parent.name == run_name(run["name"], run["backbone"], run["seed"]):  # else a copy
             yield file.parent, run, scores
 
