@@ -401,7 +401,7 @@ def test_damaged_stores_are_refused(tmp_path):
     refused("store.json", b"[1]", "store.json: damaged")
     refused("store.json", kept["store.json"].replace(b"400.0", b"300.0"), "was edited or damaged")
     newer = kept["store.json"].replace(b'"format": 2', b'"format": 9')
-    refused("store.json", newer, "a store of format 9, not 2")
+    refused("store.json", newer, "a store of format 9, not 2 .*: delete this folder and preprocess")
     (folder / "store.json").unlink()
     with pytest.raises(ValueError, match=r"store\.json"):
         open_slices(folder)

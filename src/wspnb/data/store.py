@@ -32,7 +32,7 @@ PART = "slices.part"  # folder of what is done of an unfinished store
 # Of slices.csv, what the images are; all other columns, such as labels, may be corrected.
 IMAGE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
 IMAGE_COLUMNS += ("selection", "n_kept")
-AGAIN = "preprocess the cohort again"
+AGAIN = "delete this folder and preprocess the cohort again (notebook 01)"
 ALL_USED = pd.DataFrame(columns=["volume", "patient", "reason"])  # nothing was left out
 
 
@@ -126,7 +126,7 @@ def verify_store(folder: str | Path) -> Slices:
     if _identity(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
         raise ValueError(
             f"{folder / 'slices.npy'}: not the bytes that were written, damaged or edited:"
-            f" delete the folder and {AGAIN}"
+            f" {AGAIN}"
         )
     return store
 
