@@ -125,8 +125,7 @@ def verify_store(folder: str | Path) -> Slices:
     store, folder = open_slices(folder), Path(folder)
     if _identity(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
         raise ValueError(
-            f"{folder / 'slices.npy'}: not the bytes that were written, damaged or edited:"
-            f" {AGAIN}"
+            f"{folder / 'slices.npy'}: not the bytes that were written, damaged or edited: {AGAIN}"
         )
     return store
 
