@@ -73,8 +73,9 @@ def test_volume_is_the_published_mask(whole):
 
 
 @needs_source
-def test_through_the_same_steps(tmp_path):
-    csv = make_adrenal(tmp_path / "source", SOURCE, max_patients=6, progress=False)
+def test_through_the_same_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(adrenal, "COUNTS", {"train": 6, "val": 4, "test": 2})
+    csv = make_adrenal(tmp_path / "source", SOURCE, progress=False)
     table = read_cohort(csv)
     assert table.cohort.tolist() == ["train"] * 6 + ["probe"] * 6
     folder = write_slices(
@@ -92,13 +93,14 @@ def test_through_the_same_steps(tmp_path):
 
 
 @needs_source
-def test_deterministic_and_repeatable(tmp_path, whole):
-    csv = make_adrenal(tmp_path, SOURCE, max_patients=5, progress=False)
+def test_deterministic_and_repeatable(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(adrenal, "COUNTS", {"train": 5, "val": 5, "test": 0})
+    csv = make_adrenal(tmp_path, SOURCE, progress=False)
     first = csv.read_bytes()
     volume = (tmp_path / "volumes" / "train_0003.nii.gz").read_bytes()
     assert volume == (whole.parent / "volumes" / "train_0003.nii.gz").read_bytes()
     shutil.rmtree(tmp_path / "volumes")
-    make_adrenal(tmp_path, SOURCE, max_patients=5, progress=False)
+    make_adrenal(tmp_path, SOURCE, progress=False)
     assert csv.read_bytes() == first
     assert (tmp_path / "volumes" / "train_0003.nii.gz").read_bytes() == volume
     few, every = read_cohort(csv), read_cohort(whole)

@@ -29,6 +29,7 @@ from wspnb.data.slices import open_slices, write_slices
 from wspnb.files import read_csv
 from wspnb.results.stages import MEASURES
 from wspnb.results.tables import auc_table, read_runs
+from wspnb.sources import cirrmri
 from wspnb.sources.cirrmri import API, SHA256, TABLES, divide, make_cirrmri, read_stages
 from wspnb.sources.downloads import BLOCK
 
@@ -128,22 +129,23 @@ KNOWN = {n: hashlib.sha256(c).hexdigest() for n, c in FILES.items() if "_3D" in 
 
 
 @pytest.fixture
-def osf():
+def osf(monkeypatch):
     server = Osf(FILES)
+    monkeypatch.setattr(cirrmri, "API", server.start)
+    monkeypatch.setattr(cirrmri, "SHA256", KNOWN)
     yield server
     server.close()
 
 
-def make(folder, server, *take, **options):
-    options = {"known": KNOWN, "progress": False} | options
-    return make_cirrmri(folder, take=take or ("t1",), api=server.start, **options)
+def make(folder, *take):
+    return make_cirrmri(folder, take=take or ("t1",), progress=False)
 
 
 def test_from_the_server_to_slices_cut_and_resumed(tmp_path, osf):
     size = len(FILES["Cirrhosis_T1_3D.zip"])
     osf.cuts = [size // 2]  # the connection breaks; what is there is not sent again
     with pytest.warns(UserWarning, match="no mask: 1|no scan"):
-        table = read_cohort(make(tmp_path, osf))
+        table = read_cohort(make(tmp_path))
     asked = [(span, n) for path, span, _, n in osf.asked if "T1_3D" in path]
     assert [bool(span) for span, _ in asked] == [False, True]
     assert size <= sum(n for _, n in asked) <= size + BLOCK  # a block at most is sent again
@@ -158,13 +160,13 @@ def test_from_the_server_to_slices_cut_and_resumed(tmp_path, osf):
     assert not len(store.failed) and store.table.patient.nunique() == 20
     assert set(store.table.spacing_z) == {7.0} and set(store.table.n_kept) == {8}
     asked = len(osf.asked)
-    make(tmp_path, osf)  # all is there: nothing is asked for
+    make(tmp_path)  # all is there: nothing is asked for
     assert len(osf.asked) == asked
 
 
 def test_patients_who_change_sides_are_named_and_judged_in_both(tmp_path, osf):
     with pytest.warns(UserWarning, match=r"2 patients change sides .*\(5, 47\)"):
-        table = read_cohort(make(tmp_path, osf, "t1", "t2"))
+        table = read_cohort(make(tmp_path, "t1", "t2"))
     assert len(table) == 40 and (table.groupby("patient").cohort.nunique() == 1).all()
     assert set(table.cohort[table.patient.isin(["5", "47"])]) == {"judged"}
     assert set(table.split[table.patient == "5"]) == {"train", "valid"}
@@ -172,7 +174,7 @@ def test_patients_who_change_sides_are_named_and_judged_in_both(tmp_path, osf):
 
 def test_healthy_only_when_asked_with_the_warning(tmp_path, osf):
     with pytest.warns(UserWarning, match=r"\.986 by what lies outside the liver"):
-        table = read_cohort(make(tmp_path, osf, "t1", "healthy"))
+        table = read_cohort(make(tmp_path, "t1", "healthy"))
     sound = table[table.cohort == "healthy"]
     assert sound.patient.tolist() == ["healthy-10"] and "10" in set(table.patient)
     assert sound.weak_label.isna().all()
@@ -182,7 +184,7 @@ def test_healthy_only_when_asked_with_the_warning(tmp_path, osf):
 def test_five_folds_hold_every_patient_once(tmp_path, osf):
     judged = []
     for fold in range(5):
-        table = read_cohort(make(tmp_path, osf, "t1", f"fold{fold}"))
+        table = read_cohort(make(tmp_path, "t1", f"fold{fold}"))
         judged += table.patient[table.cohort == "judged"].tolist()
         assert not set(judged[-4:]) & set(table.patient[table.cohort == "train"])
     assert len(judged) == len(set(judged)) == 20
@@ -213,12 +215,15 @@ def test_a_copy_on_the_disk_in_either_layout(tmp_path):
     assert inventory.status[inventory.patient == "12"].tolist() == ["no stage"]
 
 
-def test_an_archive_that_is_not_as_known_is_refused_before_it_is_fetched(tmp_path, osf):
+def test_an_archive_that_is_not_as_known_is_refused_before_it_is_fetched(
+    tmp_path, osf, monkeypatch
+):
+    monkeypatch.setattr(cirrmri, "SHA256", {"Cirrhosis_T1_3D.zip": "0" * 64})
     with pytest.raises(ValueError, match="not what it was"):
-        make(tmp_path, osf, known={"Cirrhosis_T1_3D.zip": "0" * 64})
+        make(tmp_path)
     assert not any("download" in path for path, *_ in osf.asked)
     with pytest.raises(ValueError, match="take="):
-        make(tmp_path, osf, "healthy")
+        make(tmp_path, "healthy")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no tables of CirrMRI600+ in {REAL}")

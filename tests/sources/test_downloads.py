@@ -348,16 +348,19 @@ def test_bounds_of_an_archive(tmp_path, monkeypatch):
         tar(tmp_path / "a.tar.gz", ("a", bytes(600)), ("b", bytes(600))),
         zipped(tmp_path / "a.zip", ("a", bytes(600)), ("b", bytes(600))),
     ):
-        with pytest.raises(ValueError, match="more than"):
-            unpack(source, tmp_path / "in" / "out", max_bytes=1199)
-        with pytest.raises(ValueError, match="more than 1 entries"):
-            unpack(source, tmp_path / "in" / "out", max_members=1)
+        for name, most, said in (("BYTES", 1199, "more than"), ("MEMBERS", 1, "than 1 entries")):
+            with monkeypatch.context() as patch, pytest.raises(ValueError, match=said):
+                patch.setattr(archives, f"MAX_{name}", most)
+                unpack(source, tmp_path / "in" / "out")
         with monkeypatch.context() as patch:
             patch.setattr(archives.shutil, "disk_usage", lambda _: Usage(0, 0, 1000))
             with pytest.raises(OSError, match="needs more"):
                 unpack(source, tmp_path / "in" / "out")
         assert not list((tmp_path / "in").iterdir())
-        unpack(source, tmp_path / f"out {source.name}", max_bytes=1200, max_members=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(archives, "MAX_BYTES", 1200)
+            patch.setattr(archives, "MAX_MEMBERS", 2)
+            unpack(source, tmp_path / f"out {source.name}")
     huge = tarfile.TarInfo("huge")
     huge.size = 1 << 50  # stated, and refused before a byte is read
     with open(tmp_path / "b.tar", "wb") as file:

@@ -147,14 +147,14 @@ def test_labels_are_fetched_and_verified(tmp_path, monkeypatch):
     server = Zenodo({"dataframe_lihc.csv": content})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     nobody_waits(monkeypatch)
-    url = f"{server.api}/dataframe_lihc.csv"
+    monkeypatch.setattr(lihc, "LABELS_URL", f"{server.api}/dataframe_lihc.csv")
     with pytest.raises(ConnectionError, match=r"does not match.*labels_file.*fibrosis_ishak_score"):
-        fetch_labels(tmp_path, url)  # not the authors' table
+        fetch_labels(tmp_path)  # not the authors' table
     monkeypatch.setattr(lihc, "LABELS_SHA256", hashlib.sha256(content).hexdigest())
-    assert fetch_labels(tmp_path, url).read_bytes() == content
+    assert fetch_labels(tmp_path).read_bytes() == content
     assert server.agents == {f"wspnb/{version('wspnb')}"}
     server.close()
-    assert len(read_labels(fetch_labels(tmp_path, url))) == 49  # kept
+    assert len(read_labels(fetch_labels(tmp_path))) == 49  # kept
 
 
 # --- files and labels -------------------------------------------------------------------------
@@ -244,6 +244,7 @@ def record(tmp_path, monkeypatch):
     zipped(tmp_path / "b.zip", *contents[6:11], ("__MACOSX/._" + scan(6), b"x"))
     files = {name: (tmp_path / name).read_bytes() for name in ("a.tar.gz", "b.zip")}
     server = Zenodo({**files, scan(11): contents[11][1], "README.md": b"hello"})
+    monkeypatch.setattr(lihc, "API", server.api)
     yield server
     server.close()
 
@@ -251,19 +252,18 @@ def record(tmp_path, monkeypatch):
 def test_from_a_record_to_a_cohort(tmp_path, record):
     labels, source = written(tmp_path / "t.csv", table((6, 0, 0, 0, 6))), tmp_path / "source"
     record.cuts = [500]
-    options = {"api": record.api}
-    cohort, inventory, seen = make(source, None, labels, **options)
+    cohort, inventory, seen = make(source, None, labels)
     assert len(cohort) == 12 and not seen
     assert inventory.status.value_counts().to_dict() == {"used": 12, "archive": 2, "no CT": 2}
     for n, row in enumerate(cohort.itertuples()):
         assert Path(row.volume).read_bytes() == volume(n)
     before, asked = (source / "cohort.csv").read_bytes(), len(record.asked)
     assert str(tmp_path) not in before.decode()  # the folder can be moved
-    make(source, None, labels, **options)
+    make(source, None, labels)
     assert len(record.asked) == asked and (source / "cohort.csv").read_bytes() == before
 
     moved = source.rename(tmp_path / "moved")  # an existing download, used in place
-    again, _, _ = make(tmp_path / "new", moved, labels, **options)
+    again, _, _ = make(tmp_path / "new", moved, labels)
     assert len(record.asked) == asked and again.patient.tolist() == cohort.patient.tolist()
     assert Path(again.volume.iloc[11]).is_relative_to(moved / "download")
     assert not (tmp_path / "new" / "download").exists()
@@ -276,11 +276,10 @@ def test_from_a_record_to_a_cohort(tmp_path, record):
 
 def test_new_content_of_an_archive_is_unpacked_beside_the_old(tmp_path, record):
     labels, source = written(tmp_path / "t.csv", table((6, 0, 0, 0, 6))), tmp_path / "source"
-    options = {"api": record.api}
-    make(source, None, labels, **options)
+    make(source, None, labels)
     tar(tmp_path / "a.tar.gz", *[(scan(n), volume(100 + n)) for n in range(6)])
     record.files["a.tar.gz"] = (tmp_path / "a.tar.gz").read_bytes()
-    cohort, _, _ = make(source, None, labels, **options, accept_changed=True)
+    cohort, _, _ = make(source, None, labels, accept_changed=True)
     assert Path(cohort.volume.iloc[0]).read_bytes() == volume(100)
     assert len(list((source / "unpacked").iterdir())) == 3
 
@@ -292,5 +291,5 @@ def test_hostile_archive_in_the_record(tmp_path, record):
     tar(tmp_path / "a.tar.gz", link, ("LIHC/evil", b"x"))
     record.files["a.tar.gz"] = (tmp_path / "a.tar.gz").read_bytes()
     with pytest.raises(ValueError, match="'LIHC' is a link"):
-        make(tmp_path / "source", None, labels, api=record.api)
+        make(tmp_path / "source", None, labels)
     assert not (tmp_path / "evil").exists() and not (tmp_path / "source" / "cohort.csv").exists()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from wspnb.phantom.anatomy import BANDS, LIVER_HEIGHT, growth
-from wspnb.phantom.patients import COHORTS, FIRST_POSITIVE, Phantom, check_cohort, draw_latent
+from wspnb.phantom.patients import COHORTS, FIRST_POSITIVE, Phantom, draw_latent, list_classes
 
 ORIENTATIONS = ("RAS", "LPS", "LAS", "RPS", "LPI", "LAI", "PLS", "SRA")  # as archives hold them
 ORIENTATION_ODDS = (0.25, 0.3, 0.2, 0.08, 0.06, 0.05, 0.03, 0.03)  # paper silent
@@ -68,7 +68,7 @@ def _signs(phantom: Phantom, severity: float, rng) -> dict[str, float]:
 
 def sample_body(phantom: Phantom, cohort: str, number: int):
     """All of a patient but the voxels: (anatomy, row, seeds of the fields and of the noise)."""
-    check_cohort(cohort)
+    list_classes(cohort, phantom.seed)  # raises where there is no such cohort
     seeds = np.random.SeedSequence([phantom.seed, COHORTS[cohort], number]).spawn(4)
     label, severity, reading = draw_latent(phantom, cohort, number, np.random.default_rng(seeds[0]))
     rng = np.random.default_rng(seeds[1])

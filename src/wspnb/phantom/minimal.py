@@ -91,14 +91,10 @@ def split(causes: Tensor) -> dict[str, Tensor]:
 
 
 def draw_patients(minimal: Minimal, cohort: str, scale: float = 1.0) -> pd.DataFrame:
-    """Class, hidden severity and reading of each patient, as in the phantom; reader_accuracy and
-    seed matter.
+    """Class, hidden severity and reading of each patient of a cohort (radio, d1, d2, population),
+    as in the phantom; reader_accuracy and seed matter, ``scale`` is a factor on the paper's number.
 
     D_radio's severities are drawn from the population and kept until each reading has its share.
-
-    Args:
-        cohort: radio, d1, d2 or population.
-        scale: factor on the paper's number of patients.
 
     Returns:
         A row per patient: patient, cohort, weak_label, label (-1 = has none), reading, severity.
@@ -124,12 +120,8 @@ def draw_patients(minimal: Minimal, cohort: str, scale: float = 1.0) -> pd.DataF
 
 def sign_weight(depth: np.ndarray, depth_dependence: float) -> np.ndarray:
     """How far each of the four signs shows: 1 - d + d x [in its band], ``(n,)`` -> ``(n, 4)``."""
-    return 1 - depth_dependence + depth_dependence * _in_band(depth)
-
-
-def _in_band(depth: np.ndarray) -> np.ndarray:
-    """1 in the band of each sign (the phantom's), 0 outside, ``(n,)`` -> ``(n, 4)``."""
-    return band(depth[:, None], *np.array(list(BANDS.values())).T)
+    in_band = band(depth[:, None], *np.array(list(BANDS.values())).T)
+    return 1 - depth_dependence + depth_dependence * in_band
 
 
 def _draw_slices(minimal: Minimal, cohort: str) -> tuple[pd.DataFrame, np.ndarray]:
@@ -153,7 +145,7 @@ def _draw_slices(minimal: Minimal, cohort: str) -> tuple[pd.DataFrame, np.ndarra
     hidden = rng.random((n, 4)) < 0.15
     shown = growth * np.where(hidden, 0.15, rng.uniform(0.65, 1.15, (n, 4)))
     signs = minimal.sign_strength * shown[owner] * sign_weight(depth, minimal.depth_dependence)
-    mimics = minimal.mimicry * rng.uniform(0.1, 1.0, (n, 4))[owner] * (1 - _in_band(depth))
+    mimics = minimal.mimicry * rng.uniform(0.1, 1.0, (n, 4))[owner] * (1 - sign_weight(depth, 1))
     signs = signs + mimics + rng.uniform(0, 0.2, (n, 4))[owner]
 
     build = rng.standard_normal((n, PARTS["build"]))[owner]

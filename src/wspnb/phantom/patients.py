@@ -119,14 +119,10 @@ def read_severity(severity, reader: Reader, rng: np.random.Generator):
 @lru_cache
 def list_classes(cohort: str, seed: int) -> np.ndarray:
     """Class of every patient of the full cohort, by number, in random order."""
-    check_cohort(cohort)
-    classes = np.repeat(np.arange(len(COUNTS[cohort])), COUNTS[cohort])
-    return np.random.default_rng([seed, COHORTS[cohort]]).permutation(classes)
-
-
-def check_cohort(cohort):
     if cohort not in COHORTS:
         raise ValueError(f"cohort {cohort!r}: choose one of {', '.join(COHORTS)}")
+    classes = np.repeat(np.arange(len(COUNTS[cohort])), COUNTS[cohort])
+    return np.random.default_rng([seed, COHORTS[cohort]]).permutation(classes)
 
 
 def _shrink(counts: Sequence[int], scale: float, at_least: int) -> np.ndarray:
@@ -135,10 +131,9 @@ def _shrink(counts: Sequence[int], scale: float, at_least: int) -> np.ndarray:
     kept = np.floor(exact).astype(int)
     missing = round(exact.sum()) - kept.sum()
     kept[np.argsort(kept - exact, kind="stable")[:missing]] += 1
-    if at_least:
-        for side in (slice(0, FIRST_POSITIVE), slice(FIRST_POSITIVE, None)):
-            while kept[side].sum() < min(at_least, sum(counts[side])):
-                kept[side][np.argmax(np.array(counts[side]) - kept[side])] += 1
+    for side in (slice(0, FIRST_POSITIVE), slice(FIRST_POSITIVE, None)):
+        while kept[side].sum() < min(at_least, sum(counts[side])):
+            kept[side][np.argmax(np.array(counts[side]) - kept[side])] += 1
     return kept
 
 

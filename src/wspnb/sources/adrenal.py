@@ -32,14 +32,8 @@ BACKGROUND, GLAND = -100, 400  # HU, the ends of the default window: the mask it
 
 
 def fetch_adrenal(folder: str | Path, local: str | Path | None = None) -> Path:
-    """The official file, 277 KB: a local copy, the one in ``folder``, or downloaded to ``folder``.
-
-    Args:
-        folder: made if missing.
-        local: a copy of adrenalmnist3d.npz; used in place after its checksum is verified.
-
-    Returns:
-        Path of a file with the official md5.
+    """The file with the official md5, 277 KB: the copy ``local`` of adrenalmnist3d.npz, used in
+    place, or the one in ``folder``, downloaded if it is not there.
 
     Raises:
         FileNotFoundError: if the local copy is missing.
@@ -51,9 +45,8 @@ def fetch_adrenal(folder: str | Path, local: str | Path | None = None) -> Path:
         if not local.is_file():
             raise FileNotFoundError(f"{local}: no such file; download it from {URL}")
         if (found := pooch.file_hash(str(local), alg="md5")) != MD5:
-            raise ValueError(
-                f"{local}: md5 {found}, not the official {MD5}: download it from {URL}"
-            )
+            advice = f"not the official {MD5}: download it from {URL}"
+            raise ValueError(f"{local}: md5 {found}, {advice}")
         return local
     instead = "download it by hand and give its path (local)"
     return fetch_file(URL, folder, f"md5:{MD5}", "adrenalmnist3d.npz", instead)
@@ -64,7 +57,6 @@ def make_adrenal(
     local: str | Path | None = None,
     reader_accuracy: float = 0.82,
     seed: int = 0,
-    max_patients: int | None = None,
     progress: bool = True,
 ) -> Path:
     r"""Write the patients as NIfTI volumes with masks and a cohort table, as any other CT.
@@ -80,7 +72,6 @@ def make_adrenal(
         local: see :func:`fetch_adrenal`.
         reader_accuracy: a, in [0.5, 1]; 0.82 is the radiologist's in the paper.
         seed: of the wrong weak labels.
-        max_patients: first so many patients of each cohort only; their labels do not change.
         progress: show a bar.
 
     Returns:
@@ -98,10 +89,6 @@ def make_adrenal(
         labels = {split: source[f"{split}_labels"][:, 0].astype(int) for split in COUNTS}
     weak = simulate_weak_labels(labels["train"], reader_accuracy, seed)
     patients = [(split, n) for split, count in COUNTS.items() for n in range(count)]
-    if max_patients:
-        train = [p for p in patients if p[0] == "train"][:max_patients]
-        patients = train + [p for p in patients if p[0] != "train"][:max_patients]
-
     affine = np.diag([-SPACING, -SPACING, SPACING, 1])  # LPS, see above
     rows = []
     for split, number in tqdm(patients, "adrenal", unit="patient", disable=not progress):
@@ -120,18 +107,9 @@ def make_adrenal(
 
 
 def simulate_weak_labels(labels: np.ndarray, accuracy: float, seed: int) -> np.ndarray:
-    """Labels read by someone of this balanced accuracy: wrong in the same share of each class.
-
-    Args:
-        labels: ``(n,)`` 0 or 1.
-        accuracy: share that stays right in each class, rounded to whole patients.
-        seed: which patients are read wrongly.
-
-    Returns:
-        ``(n,)`` 0 or 1.
-    """
-    rng = np.random.default_rng(seed)
-    read = labels.copy()
+    """Labels ``(n,)``, 0 or 1, read by someone of this balanced accuracy: the seed says who is
+    read wrongly, the same share of each class, rounded to whole patients."""
+    rng, read = np.random.default_rng(seed), labels.copy()
     for value in (0, 1):
         patients = np.flatnonzero(labels == value)
         wrong = rng.permutation(patients)[: round((1 - accuracy) * len(patients))]

@@ -53,26 +53,17 @@ def warn_left(used: str, status: pd.Series, inventory: Path) -> None:
         warnings.warn(f"{used} are used; not used: {words}; see {inventory}", stacklevel=3)
 
 
-def unpack(
-    archive: str | Path,
-    target: str | Path,
-    max_bytes: int = MAX_BYTES,
-    max_members: int = MAX_MEMBERS,
-) -> Path:
+def unpack(archive: str | Path, target: str | Path) -> Path:
     """Content of an archive in a folder that appears whole or not at all; kept if it is there.
 
     Nothing is written outside the folder: tar entries pass Python's ``data`` filter, which refuses
     devices and names that lead out, and links are refused; zip entries lose what would lead out of
-    their names, and links become plain files.
+    their names, and links become plain files. At most :data:`MAX_MEMBERS` entries of together
+    :data:`MAX_BYTES` are taken.
 
     Args:
         archive: .zip, .tar, .tar.gz or .tgz.
-        target: folder to make; ``TARGET.part`` meanwhile.
-        max_bytes: of all files together, unpacked.
-        max_members: number of entries.
-
-    Returns:
-        The folder.
+        target: folder to make, which is returned; ``TARGET.part`` meanwhile.
 
     Raises:
         ValueError: if the archive is damaged, or holds something refused; names it.
@@ -89,9 +80,9 @@ def unpack(
     def count(size: int) -> None:
         nonlocal total, number
         total, number = total + size, number + 1
-        if number > max_members or total > max_bytes:
+        if number > MAX_MEMBERS or total > MAX_BYTES:
             raise ValueError(
-                f"{archive}: more than {max_members} entries or {max_bytes / 1e9:g} GB when"
+                f"{archive}: more than {MAX_MEMBERS} entries or {MAX_BYTES / 1e9:g} GB when"
                 " unpacked: not unpacked; if it is right, unpack it by hand (local_file)"
             )
         if total > free:

@@ -36,8 +36,6 @@ def make_cirrmri(
     folder: str | Path,
     local: str | Path | None = None,
     take: tuple[str, ...] = ("t1",),
-    api: str = API,
-    known: dict[str, str] = SHA256,
     progress: bool = True,
 ) -> Path:
     """Write ``cohort.csv``: cohort "train" with the stage (0, 1, 2) as weak label, "judged" (the
@@ -51,7 +49,6 @@ def make_cirrmri(
         local: folder of a copy, archives or unpacked, used in place. None downloads.
         take: "t1", "t2" or both; "healthy" adds a cohort of that name; one of "fold0" to "fold4"
             judges that fold of five over all patients instead of the official parts.
-        api, known: list of the files, and checksums that they must have.
         progress: say the size of the download first, and show bars.
 
     Raises:
@@ -67,8 +64,8 @@ def make_cirrmri(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [f"Cirrhosis_{kind.upper()}_3D.zip" for kind in kinds]
     wanted += ["Metadata.zip", "LICENSE.txt"] + ["Healthy_subjects.zip"] * ("healthy" in take)
-    lister = partial(list_osf, wanted=wanted, known=known)
-    fetch = partial(fetch_record, "cuk24", folder, api, progress=progress, lister=lister)
+    lister = partial(list_osf, wanted=wanted)
+    fetch = partial(fetch_record, "cuk24", folder, API, progress=progress, lister=lister)
     found = [path for path in gather(folder, local, fetch) if not is_archive(path)]
     inventory = list_scans(found, kinds, "healthy" in take)
     stages = read_stages({path.name: path for path in found}, kinds)
@@ -98,9 +95,7 @@ def make_cirrmri(
     return folder / "cohort.csv"
 
 
-def list_osf(
-    _record: str, _folder: Path, api: str, wanted: list[str], known: dict[str, str] = SHA256
-) -> dict[str, dict]:
+def list_osf(_record: str, _folder: Path, api: str, wanted: list[str]) -> dict[str, dict]:
     """As :func:`wspnb.sources.downloads.read_record`, of the wanted files of an OSF project,
     through its folders.
 
@@ -126,11 +121,11 @@ def list_osf(
             raise ConnectionError(f"{api}: not OSF's list of files ({error!r})") from error
     if absent := [name for name in wanted if name not in found]:
         raise ValueError(f"{api}: lists no {', '.join(absent)}: look at the project's page")
-    for name in set(known) & set(found):
-        if found[name]["checksum"] != f"sha256:{known[name]}":
+    for name in set(SHA256) & set(found):
+        if found[name]["checksum"] != f"sha256:{SHA256[name]}":
             what = f"{name} at {api} is not what it was: {found[name]['checksum']}, known is"
             advice = "Results would not compare: look at the project's page"
-            raise ValueError(f"{what} {known[name]}. {advice}")
+            raise ValueError(f"{what} {SHA256[name]}. {advice}")
     return {urls[name]: found[name] for name in wanted}
 
 
@@ -150,10 +145,10 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
             others.append({"volume": str(path.absolute()), "status": "no scan"})
             continue
         if scan:
-            kind, split, what, number = scan.groups()[:4]
-        else:
+            kind, split, what, name = scan.groups()[:4]
+        else:  # 33 of their numbers are patients' too
             (kind, what, number), split = sound.groups()[:3], "healthy"
-        name = number if scan else f"healthy-{number}"  # 33 of their numbers are patients' too
+            name = f"healthy-{number}"
         key = (kind.lower(), split, name)
         row = rows.setdefault(key, {"sequence": key[0], "split": split, "patient": name})
         column = "volume" if what == "images" else "mask"

@@ -53,15 +53,10 @@ def fetch_file(
     instead: str = BY_HAND,
     progress: bool = False,
 ) -> Path:
-    """A file of known content: the one in ``folder``, or downloaded; if damaged, once afresh.
+    """A file of known content: ``name`` in ``folder`` (None is the user's cache), or downloaded; if
+    damaged, once afresh. An interrupted call goes on at the byte where it stopped.
 
-    An interrupted call goes on at the byte where it stopped.
-
-    Args:
-        url, name: where it is; of the file in the folder.
-        folder: made if missing; None is the user's cache.
-        checksum: "md5:..." or "sha256:...".
-        instead: what to do where it cannot be downloaded, for the error.
+    ``checksum`` is "md5:..." or "sha256:..."; ``instead`` says in the error what else can be done.
 
     Raises:
         ConnectionError: if it cannot be had, or what comes is not of this checksum.
@@ -85,10 +80,7 @@ def fetch_imagenet(file: str | Path | None = None) -> Path:
     """torchvision's ResNet-18 weights, 45 MB: a copy that is there, or downloaded to the cache."""
     if file:
         return Path(file).expanduser()
-    from wspnb.models import (  # with torch, which nothing else here needs
-        IMAGENET_FILE,
-        IMAGENET_URL,
-    )
+    from wspnb.models import IMAGENET_FILE, IMAGENET_URL  # with torch, which nothing else needs
 
     instead = f"get {IMAGENET_FILE} by other means and give its path as imagenet_file"
     return fetch_file(IMAGENET_URL, None, f"sha256:{IMAGENET_SHA256}", IMAGENET_FILE, instead)

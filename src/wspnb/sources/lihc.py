@@ -35,8 +35,6 @@ def make_lihc(
     folder: str | Path,
     local: str | Path | None = None,
     labels: str | Path | None = None,
-    api: str = API,
-    labels_url: str = LABELS_URL,
     accept_changed: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -50,8 +48,7 @@ def make_lihc(
         local: folder of a copy of the record, archives or NIfTI files, used in place; without a
             ``registry.json`` it cannot be verified. None downloads the record.
         labels: see :func:`read_labels`; None fetches the authors' table.
-        api, accept_changed, progress: see :func:`wspnb.sources.downloads.fetch_record`.
-        labels_url: where the authors' table is.
+        accept_changed, progress: see :func:`wspnb.sources.downloads.fetch_record`.
 
     Returns:
         Path of ``cohort.csv``.
@@ -63,11 +60,11 @@ def make_lihc(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    table = read_labels(labels or fetch_labels(folder, labels_url))  # before gigabytes are fetched
+    table = read_labels(labels or fetch_labels(folder))  # before gigabytes are fetched
     home, copy = local or folder, local
     if local and (Path(local) / "registry.json").exists():  # a download: it can be verified
         copy = None
-    fetch = partial(fetch_record, RECORD, home, api, accept_changed, progress)
+    fetch = partial(fetch_record, RECORD, home, API, accept_changed, progress)
     found = {*gather(folder, copy, fetch), *(folder / "masks").glob("*")}
     inventory = join(list_files(found), table)
     root = folder.absolute()  # what is below it is named from there, so that it can be moved
@@ -93,12 +90,12 @@ def make_lihc(
     return folder / "cohort.csv"
 
 
-def fetch_labels(folder: Path, url: str = LABELS_URL) -> Path:
+def fetch_labels(folder: Path) -> Path:
     """The authors' label table, from their public repository at a fixed commit, verified."""
     instead = "give a table of your own (labels_file) with the columns patient (TCGA barcode) and"
     instead += " score (Ishak), or patient and label (0/1); TCGA's clinical field is"
     instead += " fibrosis_ishak_score"
-    return fetch_file(url, folder, f"sha256:{LABELS_SHA256}", "dataframe_lihc.csv", instead)
+    return fetch_file(LABELS_URL, folder, f"sha256:{LABELS_SHA256}", "dataframe_lihc.csv", instead)
 
 
 def read_labels(path: str | Path) -> pd.DataFrame:

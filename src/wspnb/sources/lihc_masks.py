@@ -76,12 +76,11 @@ def off_grid(affine: np.ndarray, volume: Header) -> float:
 def place(mask: np.ndarray, affine: np.ndarray, volume: Header) -> tuple[np.ndarray, float]:
     """The mask on the grid of the volume's file, by the nearest voxel: ``(i, j, k)`` uint8; and the
     share of its millilitres that lie inside the volume."""
-    grid = (volume.image.shape[:3], volume.stored)
     # A margin: files leave empty slices out, and rounding would lose a liver's slice at the edge.
     wide = affine.copy()
     wide[:3, 3] -= affine[:3, :3].sum(1)
     image = nib.Nifti1Image(np.pad(mask, 1).astype(np.uint8), wide)
-    placed = resample_from_to(image, grid, order=0)
+    placed = resample_from_to(image, (volume.image.shape[:3], volume.stored), order=0)
     placed = np.asarray(placed.dataobj, np.uint8)
     whole = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
     return placed, round(float(placed.sum() * volume.voxel_ml / max(whole, 1e-9)), 3)
@@ -116,18 +115,15 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
     found = find_segmentations(segmentations)
     there = set(files.name[files.status == "mask"])
     for volume in files[files.status == "used"].sort_values("patient").itertuples():
-        row = {"name": volume.name, "patient": volume.patient, "date": volume.date}
         out = folder / "masks" / f"{volume.name}.nii.gz"
-        own = found[found.patient == volume.patient]
-        dates = ", ".join(sorted(set(own.date)))
-        own = own[own.date == volume.date]
+        drawn = found[found.patient == volume.patient]
+        own, dates = drawn[drawn.date == volume.date], ", ".join(sorted(set(drawn.date)))
+        row = {"status": f"none of this date ({dates})" if dates else "none"}
         if volume.name in there or out.exists():
-            row["status"] = "there already"
+            row = {"status": "there already"}
         elif len(own):
-            row |= _best(own, open_header(folder / volume.file), out)
-        else:
-            row["status"] = f"none of this date ({dates})" if dates else "none"
-        rows.append(row)
+            row = _best(own, open_header(folder / volume.file), out)
+        rows.append({"name": volume.name, "patient": volume.patient, "date": volume.date} | row)
     columns = ["name", "patient", "date", "status", "segmentation", "off_grid", "inside", "ml"]
     table = pd.DataFrame(rows, columns=columns)
     write_csv(folder / "masks.csv", table)

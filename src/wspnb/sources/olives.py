@@ -5,12 +5,11 @@ end in ``folder/visit/side/file``, e.g. ``/Prime_FULL/02-010/W0/OD/0.tif``; the 
 name is the scan, 0 to 48. What is wrong with a table is refused, and repaired only on request.
 """
 
-import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pooch
 from PIL import Image
 
 from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
@@ -156,12 +155,11 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     reasons, hashes = {}, {}
     for row in table.itertuples():
         try:
-            content = (images / row.image).read_bytes()
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(images / row.image) as picture:
                 picture.load()
             if picture.mode not in GREY:
                 raise ValueError(f"mode {picture.mode}, not 8 bits of grey")
-            hashes[row.Index] = hashlib.sha256(content).hexdigest()
+            hashes[row.Index] = pooch.file_hash(str(images / row.image))
         except FileNotFoundError:
             reasons[row.Index] = f"{row.image}: no such file"
         except Exception as error:  # whatever Pillow meets in a damaged file
@@ -247,10 +245,9 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
                 "visits of an eye": _kinds(table.groupby("eye").volume.nunique()),
                 "scans of a visit": _kinds(table.groupby("volume").size()),
                 "patients with both eyes": (table.groupby("patient").eye.nunique() > 1).sum(),
-                "column types": ", ".join(
-                    f"{c} {raw[c].dtype}" for c in ("BCVA", "CST", "Patient_ID")
-                ),
             }
+            types = raw[["BCVA", "CST", "Patient_ID"]].dtypes
+            found["column types"] = ", ".join(f"{column} {kind}" for column, kind in types.items())
             for marker in (m for m in BIOMARKERS if m in table):
                 share = table.groupby(sevenths)[marker].mean().reindex([0, 3, 6])
                 what = f"share of {marker}: first, middle, last seventh"
