@@ -38,13 +38,8 @@ def read_probes(
 ) -> tuple[dict, dict]:
     """Finished probes of the methods and of their variants, whose name is not their method.
 
-    Args:
-        folder, backbone, seeds: as for :func:`wspnb.results.tables.read_runs`.
-        reference: method that must be there.
-        settings: what every probe must have been made with (C, n_folds, fold_seed).
-
-    Returns:
-        Both of :func:`by_cohort`.
+    The first three as for :func:`wspnb.results.tables.read_runs`; the method ``reference`` must be
+    there, every probe made with ``settings`` (C, n_folds, fold_seed). Returns :func:`by_cohort`'s.
 
     Raises:
         FileNotFoundError: if the reference or anything to compare it with is missing.
@@ -176,9 +171,8 @@ def printed_differences(printed: pd.DataFrame, counts: dict, correlation: float 
     """
     rows = []
     for cohort, sizes in counts.items():
-        auc = printed[cohort].to_dict()
-        error = {name: statistics.hanley_mcneil(value, *sizes) for name, value in auc.items()}
-        for a, b in permutations(auc, 2):
+        auc, error = printed[cohort], statistics.hanley_mcneil(printed[cohort], *sizes)
+        for a, b in permutations(auc.index, 2):
             variance = error[a] ** 2 + error[b] ** 2 - 2 * correlation * error[a] * error[b]
             mean, half = auc[a] - auc[b], 2 * variance**0.5
             rows.append((cohort, a, b, mean, mean - half, mean + half))

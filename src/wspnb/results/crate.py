@@ -5,7 +5,6 @@ notebook is an action with its parameters, times and result; beside them the env
 and the checksums of tables, scores and settings.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -13,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pooch
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
@@ -57,7 +57,7 @@ def describe(run_dir: Path) -> Path:
         crate.add(ContextEntity(crate, name, properties))
 
     def file(path: Path):
-        about = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        about = {"sha256": pooch.file_hash(str(path))}
         return crate.add_file(path, path.relative_to(run_dir).as_posix(), properties=about)
 
     for name, about in books.items():

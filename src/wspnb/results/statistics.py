@@ -100,10 +100,7 @@ def ends(values) -> tuple[float, float]:
 
 
 def paired_difference(
-    runs_a: list[pd.DataFrame],
-    runs_b: list[pd.DataFrame],
-    n: int = 2000,
-    seed: int = 0,
+    runs_a: list[pd.DataFrame], runs_b: list[pd.DataFrame], n: int = 2000, seed: int = 0
 ) -> Difference:
     """AUC of method a minus method b on the same patients, folds and training seeds.
 
@@ -246,9 +243,7 @@ def variance_split(table: pd.DataFrame) -> dict[str, float]:
 def records_of(name: str, people: dict[str, pd.DataFrame]) -> list[dict]:
     """What notebook 03 keeps of one run: a row per entry of ``evaluate``.
 
-    Args:
-        name: of the run.
-        people: patients with label, fold, score and threshold, by entry of ``evaluate``.
+    ``people`` are patients with label, fold, score and threshold, by entry of ``evaluate``.
 
     Returns:
         method, cohort, auc (mean of the folds) and its sd over folds, low and high (95 % interval

@@ -93,9 +93,8 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
     Where several are of the date, the one on the volume's own grid is taken (that of its series),
     and of those a corrected one before a network's (*paper silent*).
 
-    Args:
-        folder: of :func:`wspnb.sources.lihc.make_lihc`, with ``inventory.csv``.
-        segmentations: folder with the DICOM files anywhere below.
+    ``folder`` is that of :func:`wspnb.sources.lihc.make_lihc`; the DICOM files lie anywhere below
+    ``segmentations``.
 
     Returns:
         One row per used volume: ``name``, ``patient``, ``date``, ``status`` ("placed", "there

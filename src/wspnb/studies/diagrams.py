@@ -54,12 +54,9 @@ def draw_boxes(axis: Axes, boxes: dict[str, tuple], arrows: list[str]) -> None:
 
 
 def layer_table(encoder: nn.Module, head: nn.Sequential, image_size: int) -> pd.DataFrame:
-    """Sizes and numbers of parameters, read from the modules while one empty image runs through.
-
-    Args:
-        encoder: TinyNet, or any module with ``blocks`` followed by an average over the map.
-        head: its projection head.
-        image_size: side of the square image, pixels.
+    """Sizes and numbers of parameters of an encoder (TinyNet, or any module with ``blocks`` before
+    an average over the map) and its projection head, read from the modules while one empty image of
+    ``image_size`` pixels a side runs through.
 
     Returns:
         Rows image, block 1 .., average, dense 1 ..; channels, size (side of the map, pixels, 0 for

@@ -43,12 +43,9 @@ def train(
     patients, labels, positions = slices
     n_steps, device = settings.n_steps, next(encoder.parameters()).device
     trained = nn.ModuleList([encoder, head, *([byol] if byol else [])])
-    optimizer = torch.optim.Adam(
-        [p for p in trained.parameters() if p.requires_grad],
-        settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    weights = [p for p in trained.parameters() if p.requires_grad]
+    rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.Adam(weights, **rates, fused=True)
     log, every = [], max(1, n_steps // 1000)
     sampler = OneSlicePerPatient(patients, labels.numpy(), settings.batch_size, n_steps, draw)
     for step, batch in enumerate(sampler):

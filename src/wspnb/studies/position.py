@@ -66,11 +66,8 @@ def judge(cohort: Cohort, encoder: nn.Module) -> dict[str, float]:
 def run(cohort: Cohort, method: str, seed: int, settings: Settings, watched=()) -> list[dict]:
     """One training with its judgement after ``watched`` steps and at the end.
 
-    Args:
-        cohort: of :func:`wspnb.phantom.minimal.draw_cohort`.
-        method: what :func:`wspnb.methods.split_name` knows; random is the untrained encoder.
-        seed: of weights, batches and views.
-        settings: hyper-parameters; the method's name may change one of them (wsp_sigma0.3).
+    The method is what :func:`wspnb.methods.split_name` knows (random: the untrained encoder), its
+    name may change one of the settings (wsp_sigma0.3); the seed is that of weights, batches, views.
 
     Returns:
         A row per judgement: step, what :func:`judge` returns, and loss (mean of the last tenth) and

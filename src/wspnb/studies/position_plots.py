@@ -32,18 +32,14 @@ def difference_panel(axis: Axes, gaps: pd.DataFrame, ticks: dict[str, str]) -> N
 def difference_map(
     axis: Axes, gaps: pd.DataFrame, other: str, factors: dict[str, list], base: dict, top: float
 ):
-    """Differences over two factors, with half the interval in each cell.
+    """Differences over two factors, with half the interval in each cell; the image is returned, for
+    a colour bar.
 
     Args:
-        axis: where to draw.
-        gaps: of :func:`~wspnb.studies.position_runs.differences`.
-        other: the method that is subtracted.
+        gaps, other: of :func:`~wspnb.studies.position_runs.differences`; the method subtracted.
         factors: values of the factor that goes up, then of the one that goes right.
         base: value of both at the base point.
         top: difference at the end of the colour scale.
-
-    Returns:
-        The image, for a colour bar.
     """
     rows = gaps[gaps.other == other].set_index("point")
     (up, right), (ups, rights) = factors.keys(), factors.values()

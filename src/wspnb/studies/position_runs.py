@@ -57,13 +57,8 @@ def point_name(changes: dict) -> str:
 def run_missing(
     path: Path, jobs: Sequence[dict], settings: Settings, progress: Callable | None = None
 ) -> pd.DataFrame:
-    """Do the runs of ``jobs`` that the table at ``path`` lacks, adding each as it ends.
-
-    Args:
-        path: CSV, made if missing.
-        jobs: from :func:`plan`.
-        settings: of the base point.
-        progress: wraps the jobs (``tqdm``), or None.
+    """Do the runs of ``jobs`` (of :func:`plan`) that the CSV at ``path`` lacks, adding each as it
+    ends. ``settings`` are those of the base point, ``progress`` wraps the jobs (``tqdm``) or None.
 
     Returns:
         The table: a row per run and judgement, with :data:`KEYS`, definition, step and results.

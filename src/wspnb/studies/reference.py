@@ -92,18 +92,9 @@ def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
 def train(
     store: Slices, run: Run, config: pretrain.Config, device: torch.device, watch: Callable
 ) -> tuple[nn.Module, list[dict]]:
-    """Pretrain on the images of D_radio, as many of its patients as the run wants.
-
-    Args:
-        store: images and table.
-        run: what is special about this training.
-        config: settings.
-        device: where to train.
-        watch: called with (steps done, encoder) at :data:`STEPS` and at the end.
-
-    Returns:
-        The encoder, and the log of :func:`wspnb.studies.loop.train`.
-    """
+    """Pretrain on the images of D_radio, as many of its patients as the run wants. ``watch`` is
+    called with (steps done, encoder) at :data:`STEPS` and at the end; the encoder, and the log of
+    :func:`wspnb.studies.loop.train`, are returned."""
     rows = pretrain.read_rows(store.table, config.train_cohort)
     owner = store.table.patient.iloc[rows]
     people = owner.unique()[: round(share_of(run) * owner.nunique())]
@@ -341,13 +332,7 @@ def run_all(
 def publish(root: Path, size: int, figures: Path) -> list[str]:
     """Keep the scores of all finished runs under ``figures/runs`` and write every table that
     follows from them: ``reference`` for phantom seed 0, ``judged`` for the others; names of the
-    tables.
-
-    Args:
-        root: folder of all phantoms' runs.
-        size: pixels of a slice.
-        figures: where tables and scores are kept.
-    """
+    tables. ``root`` and ``size`` as for :func:`run_all`."""
     drawn = [describe_patient(Phantom(), c, n) for c, n in list_patients(Phantom()) if c != "radio"]
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
     own, kept = tables.read_runs(root / folder_name((), size)), figures / "runs"
