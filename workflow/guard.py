@@ -62,16 +62,18 @@ def settle(stamp: Path, book: str, key: str) -> bool:
     is out of date: then the stamp goes.
     """
     said = stamp.read_text(encoding="utf-8").strip() if stamp.is_file() else ""
-    files = [stamp.as_posix(), book]
-    notes = [
-        Path(".snakemake", kind, urlsafe_b64encode(file.encode()).decode())
+    records, begun = (
+        [
+            Path(".snakemake", kind, urlsafe_b64encode(file.encode()).decode())
+            for file in (stamp.as_posix(), book)
+        ]
         for kind in ("metadata", "incomplete")
-        for file in files
-    ]
-    known = json.loads(notes[0].read_text(encoding="utf-8")) if notes[0].is_file() else {}
-    if said == key and repr(key) not in known.get("params", []):
-        for note in notes:
+    )
+    known = json.loads(records[0].read_text(encoding="utf-8")) if records[0].is_file() else {}
+    if said == key:
+        seen = repr(key) in known.get("params", [])  # perhaps of an earlier run: begun again since
+        for note in begun if seen else [*begun, *records]:
             note.unlink(missing_ok=True)
-    elif said != key and not known:
+    elif not known:
         stamp.unlink(missing_ok=True)
     return said == key
