@@ -47,11 +47,18 @@ def sample_affine(
         (x, y, 1).
 
     Raises:
-        ValueError: if ``crop_area`` is not a share of the image.
+        ValueError: if ``crop_area`` is not a share of the image, a probability not between 0 and 1,
+            or a range negative or not finite.
     """
     least, most = crop_area if isinstance(crop_area, (tuple, list)) else (crop_area, crop_area)
     if not 0 < least <= most <= 1:
         raise ValueError(f"crop_area={crop_area}: must be a share of the image, 0 < area <= 1")
+    chances = (p_flip, p_crop, p_rotate, p_translate)
+    ranges = (*crop_ratio, degrees, translate)
+    if not all(0 <= p <= 1 for p in chances) or not all(0 <= value < 1e9 for value in ranges):
+        raise ValueError(f"probabilities {chances}, ratio, degrees, shift {ranges}: out of range")
+    if not 0 < crop_ratio[0] <= crop_ratio[1]:
+        raise ValueError(f"crop_ratio={crop_ratio}: lowest, then highest width / height, above 0")
     device = generator.device if generator is not None else "cpu"
     draws = torch.rand(11, n, generator=generator, device=device)
     p_vertical = p_flip if p_flip_vertical is None else p_flip_vertical
@@ -114,8 +121,12 @@ def augment(
     Raises:
         ValueError: if the images are not ``(b, c, h, w)``, or see :func:`to_unit`.
     """
-    if images.ndim != 4:
-        raise ValueError(f"images of shape {tuple(images.shape)}: expected (b, c, h, w)")
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        found = f"{type(images).__name__} of shape {tuple(images.shape)}"
+        raise ValueError(f"images {found}: expected a tensor (b, c, h, w)")
+    if share is not None and not len(share) == len(images) <= batch_size:
+        sizes = f"{len(images)} images, {len(share)} places, batch_size={batch_size}"
+        raise ValueError(f"{sizes}: give each image its place in the whole batch")
     n = len(images) if share is None else batch_size
     affine = sample_affine(n, *images.shape[2:], generator, **ranges)
     affine = affine if share is None else affine[share]
@@ -123,6 +134,8 @@ def augment(
         views = to_unit(images)
         if not torch.equal(affine, torch.eye(2, 3, device=affine.device).expand_as(affine)):
             views = warp(views, affine)
+        elif views is images:
+            views = views.clone()  # so that a change of the view leaves the image
     if images.is_contiguous(memory_format=torch.channels_last):
         views = views.contiguous(memory_format=torch.channels_last)
     return views

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from wspnb.kernels import check_degrees
+
 BLOCK_BYTES = 16 << 20  # of the logits of a block: few large steps, as each waits for all cores
 
 
@@ -69,6 +71,7 @@ class _Blockwise(torch.autograd.Function):
             anchor = torch.cat([own, own + n])  # (2b,) both views of b slices
             itself = anchor + 2 * n * torch.arange(len(anchor), device=own.device)  # flat place
             weights = rows(own)
+            check_degrees(weights)
             divisor = _totals(weights, own).repeat(2)[:, None] if totals is None else totals
             weights = weights.repeat(2, 2).div_(divisor)  # (2b, 2n)
             weights.view(-1).index_fill_(0, itself, 0)

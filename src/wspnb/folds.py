@@ -1,5 +1,8 @@
 """Who is judged, and in which fold: checked before anything is trained."""
 
+import unicodedata
+from numbers import Real
+
 import numpy as np
 import pandas as pd
 
@@ -35,8 +38,7 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
         ValueError: names the cohort without labels, or with too few patients for the folds, the
             counts, and what to do.
     """
-    if n_folds < 2:
-        raise ValueError(f"n_folds={n_folds}: at least two")
+    check_whole("n_folds", n_folds, 2)
     labelled, rows = table[table.label.notna()], []
     for group in evaluate:
         if any(not name or name != name.strip() for name in cohorts_of([group])):
@@ -128,8 +130,8 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
     """
     from sklearn.model_selection import StratifiedKFold  # takes seconds, and 01 deals no folds
 
-    if n_folds < 2:
-        raise ValueError(f"n_folds={n_folds}: at least two folds")
+    check_whole("n_folds", n_folds, 2)
+    n_folds = int(n_folds)
     found = people(labels, patients)
     counts = found.label.value_counts().reindex([0, 1], fill_value=0)
     if counts.min() < n_folds:
@@ -177,6 +179,12 @@ def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndar
     return features, labels.astype(int), patients.to_numpy()
 
 
+def check_whole(name: str, value, least: int) -> None:
+    """Refuse what is no whole number, or below the least."""
+    if not isinstance(value, Real) or not value >= least or value % 1:
+        raise ValueError(f"{name}={value!r}: takes a whole number from {least} on")
+
+
 def check_names(patients) -> None:
     """Refuse slices of nobody, which would be on both sides of a fold, and one look of two names.
 
@@ -187,5 +195,7 @@ def check_names(patients) -> None:
     if unnamed := int((names.isna() | (names.astype(str).str.strip() == "")).sum()):
         raise ValueError(f"{unnamed} slices without patient: name it for each")
     one = names.drop_duplicates()
-    if len(twice := one[one.astype(str).duplicated()]):
-        raise ValueError(f"patient {twice.iloc[0]} as number and as text: write all as text")
+    look = one.astype(str).map(lambda name: unicodedata.normalize("NFC", name.strip()))
+    if len(twice := one[look.duplicated()]):
+        forms = "as number and as text, with blanks, or in two forms of Unicode"
+        raise ValueError(f"patient {twice.iloc[0]} {forms}: write all as one text")

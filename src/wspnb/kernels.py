@@ -35,6 +35,7 @@ def same_label(labels: Tensor, rows: Tensor | None = None) -> Tensor:
 
 def same_slice(values: Tensor, rows: Tensor | None = None) -> Tensor:
     """Positive with nothing but itself (SimCLR): ``(m, n)`` rows of the identity, as above."""
+    values = torch.as_tensor(values)  # a list, too
     numbers = torch.arange(len(values), device=values.device)
     own = numbers if rows is None else rows
     return (own[:, None] == numbers[None, :]).float()
@@ -81,8 +82,7 @@ def soft_graph(similarity: Tensor, temperature: float = 0.1) -> Tensor:
 
     With :math:`G = 1 - (d_t - d_i)^2` and :math:`\tau_s = 2\sigma^2` it is :func:`gaussian`.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} of the graph: must be positive")
+    check_positive("temperature", temperature)
     return torch.exp((similarity - 1) / temperature)
 
 
@@ -225,6 +225,27 @@ def effective_positives(kernel: Tensor) -> Tensor:
     return torch.where(squares > 0, 1 / squares, squares)
 
 
+def check_positive(name: str, value: float | Tensor) -> None:
+    """Refuse what is not one number above 0."""
+    try:
+        if value > 0 and (not isinstance(value, Tensor) or value.numel() == 1):
+            return
+    except (TypeError, ValueError, RuntimeError):  # text, None, several
+        pass
+    shown = " ".join(str(value).split())[:60]
+    raise ValueError(f"{name}={shown}: must be positive, one number")
+
+
+def check_degrees(kernel: Tensor) -> None:
+    """Refuse degrees that are negative or not finite: the loss would be a wrong number, or NaN. Not
+    on a GPU, which would wait for it."""
+    if kernel.is_cpu and kernel.numel() and not torch.compiler.is_compiling():
+        low, high = kernel.detach().aminmax()
+        if not (low >= 0 and high < torch.inf):
+            found = f"kernel has degrees from {float(low)} to {float(high)}"
+            raise ValueError(f"{found}: they must be finite and not negative")
+
+
 def check_finite(positions: Tensor, named: Callable[[int], str] = "positions[{}]".format) -> None:
     """Refuse a position that is NaN or infinite, by name: the whole batch's loss would be NaN.
 
@@ -247,13 +268,12 @@ def _one_per_slice(values: Tensor, name: str) -> Tensor:
         raise ValueError(f"{name} are no numbers ({error}): number the classes 0, 1, ...") from None
     if values.ndim != 1:
         raise ValueError(f"{name} of shape {tuple(values.shape)}: expected (n,), one per slice")
-    return values
+    return values if values.dtype.is_signed else values.long()  # -1 would be 255 in uint8
 
 
 def _own_and_all(positions: Tensor, width: float, name: str, rows: Tensor | None):
     """Positions of the rows and of all, float32 at least."""
-    if not width > 0:
-        raise ValueError(f"{name}={width}: must be positive (inf ignores the position)")
+    check_positive(name, width)
     positions = _one_per_slice(positions, "positions")
     positions = positions if positions.dtype == torch.float64 else positions.float()
     if rows is None or positions.is_cpu:  # block after block of a GPU would wait for it

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import normalize
 
 from wspnb.blockwise import blockwise_loss, check_negatives, log_denominators
-from wspnb.kernels import pair_weights
+from wspnb.kernels import check_degrees, check_positive, pair_weights
 
 Kernel = Tensor | Callable[[Tensor], Tensor]  # (n, n), or a function that gives its rows
 DENOMINATORS = ("all", "others", "printed")  # weighed by the second kernel
@@ -42,7 +43,7 @@ def contrastive_loss(
         kernel: degrees of positiveness of the n slices, ``(n, n)``, >= 0; or, for batches whose
             matrix would not fit, a function from the numbers of m slices ``(m,)`` to their rows
             ``(m, n)``, such as ``partial(pair_kernel, "wsp", labels, positions, sigma)``.
-        temperature: tau, *paper silent*; 0.1 in the released code.
+        temperature: tau, one number, *paper silent*; 0.1 in the released code.
         denominator: D. "all" {j != t} (SupCon, y-Aware, released code); "others" {j not in {i, t}}
             (the positive left out as well); "printed" {j != i} (as the paper prints: keeps j = t).
             By the degrees v of the second kernel: "less" i and those with v_tj < v_ti (Barbano et
@@ -61,11 +62,16 @@ def contrastive_loss(
         Not negative with "all" and no ``negatives``. Gradients reach kernels and temperature, too.
 
     Raises:
-        ValueError: if shapes do not match, an option is unknown or the temperature is not positive.
+        ValueError: if shapes do not match, an option is unknown, the temperature is not positive,
+            or a degree on the CPU is negative or not finite (a GPU would wait for the look).
     """
     n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives)
     with torch.autocast(view_1.device.type, enabled=False):
         views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
+        if isinstance(temperature, Tensor):  # of any type; (1,) would widen the result
+            temperature = temperature.reshape(()).to(views)
+        if anchors is not None:
+            anchors = _numbers(anchors, n).to(views.device)
         kernel, negatives = (  # whole ones beside the views; nothing waits for a GPU
             k.to(views.device, non_blocking=True) if isinstance(k, Tensor) else k
             for k in (kernel, negatives)
@@ -75,7 +81,9 @@ def contrastive_loss(
                 options = (temperature, normalise, anchors, negatives, denominator)
                 return blockwise_loss(views, kernel, *options)
         logits = views @ views.T / temperature  # (2n, 2n)
-        weights = pair_weights(_whole(kernel, views), normalise)
+        kernel = _whole(kernel, views)
+        check_degrees(kernel)
+        weights = pair_weights(kernel, normalise)
         repel = None
         if negatives is not None:
             repel = check_negatives(_whole(negatives, views), denominator).repeat(2, 2)
@@ -183,6 +191,7 @@ def _rows_to_1(kernel: Tensor | None, views: Tensor, kind: torch.dtype) -> Tenso
         return torch.eye(n, dtype=kind, device=views.device)
     if kernel.shape != (n, n):
         raise ValueError(f"kernel {tuple(kernel.shape)}: expected {(n, n)}, one row per slice")
+    check_degrees(kernel)
     kernel = kernel.to(views.device, kind, non_blocking=True)
     totals = kernel.sum(1, keepdim=True)
     return kernel / totals.where(totals > 0, 1)
@@ -203,11 +212,24 @@ def _whole(kernel: Kernel, views: Tensor) -> Tensor:
     return kernel.to(views)
 
 
+def _numbers(anchors, n: int) -> Tensor:
+    """Numbers of the anchors' slices ``(m,)``, checked where no GPU waits for it."""
+    anchors = torch.as_tensor(anchors)
+    whole = not (anchors.is_floating_point() or anchors.dtype == torch.bool)
+    if anchors.ndim != 1 or not len(anchors) or not whole:
+        found = f"anchors {tuple(anchors.shape)} of {anchors.dtype}"
+        raise ValueError(f"{found}: give the numbers of one slice or more, (m,)")
+    if anchors.is_cpu and not (anchors.amin() >= 0 and anchors.amax() < n):
+        raise ValueError(f"anchors {int(anchors.amin())} to {int(anchors.amax())} of {n} slices")
+    return anchors.long()
+
+
 def _learnt(views: Tensor, *values) -> bool:
     """Whether a kernel or the temperature wants a gradient, which the blocks do not give."""
     first = torch.arange(1, device=views.device)
     values = [value(first) if callable(value) else value for value in values]
-    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
+    values = [value for value in values if isinstance(value, Tensor)]
+    return any(v.requires_grad or unpack_dual(v).tangent is not None for v in values)
 
 
 def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives) -> int:
@@ -231,8 +253,7 @@ def _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors,
         check_negatives(negatives, denominator)
         if denominator == "others" and not (negatives.sum(1) > negatives.diagonal()).all():
             raise ValueError("negatives: nothing is left to compare a positive with; use 'all'")
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: must be positive")
+    check_positive("temperature", temperature)
     if normalise not in ("row", "column"):
         raise ValueError(f"normalise={normalise!r}: choose 'row' or 'column' (as released)")
     if negatives is None and denominator in BY_DEGREE:

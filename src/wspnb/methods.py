@@ -127,13 +127,14 @@ def parse(name: str) -> Method:
     Raises:
         ValueError: if there is no such method, or its number is out of range.
     """
-    family, _, kernel = name.partition("_")
+    name = str(name)
+    family, more, kernel = name.partition("_")
     if family in FAMILIES:
-        row = parse(kernel or "simclr")
+        row = parse(kernel if more else "simclr")
         if row.loss == "contrast" and row.repel is None:
             label = f"{FAMILIES[family]}{', ' + row.label if kernel else ''}"
             return replace(row, label=label, loss=family)
-    found = re.fullmatch(r"([a-z_]+?)([0-9.]+)?", name)
+    found = re.fullmatch(r"([a-z_]+?)(\d+\.?\d*|\.\d+)?", name)
     row = METHODS.get(found[1]) if found else None
     if row is None or (found[2] and row.number is None):
         raise ValueError(

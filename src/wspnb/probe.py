@@ -157,25 +157,30 @@ def extract_features(
         ``(n, d)`` float32.
 
     Raises:
-        ValueError: if there is no slice to read.
+        ValueError: if there is no slice to read, or the encoder gives something else.
     """
     import torch
 
     from wspnb.augment import to_unit
 
     rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
-    rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-    if not len(rows):
-        raise ValueError("no slice to take features of: rows is empty")
+    rows = np.flatnonzero(rows) if rows.dtype == bool and len(rows) == len(images) else rows
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
+        found = f"rows {rows.dtype} {rows.shape}"
+        raise ValueError(f"no slice to take features of: {found}, give numbers, or a bool for each")
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
-    device, features = next(encoder.parameters()).device, []
+    weight, features = next(encoder.parameters(), torch.empty(0)), []
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
             for batch in progress(batches) if progress else batches:
-                pixels = to_unit(torch.from_numpy(images[batch]).to(device)[:, None])
-                features.append(encoder(pixels).float().cpu().numpy())
+                pixels = to_unit(torch.from_numpy(images[batch]).to(weight.device)[:, None])
+                found = encoder(pixels.to(weight.dtype))
+                if not isinstance(found, torch.Tensor) or found.shape[:-1] != (len(batch),):
+                    kind = getattr(found, "shape", type(found).__name__)
+                    raise ValueError(f"the encoder gave {kind}, expected features (b, d)")
+                features.append(found.float().cpu().numpy())
     finally:
         for module, was in training.items():
             module.training = was
@@ -254,6 +259,9 @@ def judge(
         ValueError: as there, or if a patient is on both sides of ">".
     """
     keep = slices.cohort.isin(cohorts_of([group])).to_numpy()
+    features = np.asarray(features)
+    if len(features) != len(slices):
+        raise ValueError(f"{len(features)} features of {len(slices)} slices: give one row each")
     people = deal(slices[keep], group, n_folds, seed)
     given = checked(features[keep], slices.label[keep], slices.patient[keep])
     people["score"] = held_out_scores(*given, people, C)
@@ -341,6 +349,8 @@ def plane_quality(
     """
     plane, labels, patients = checked(plane, labels, patients)
     positions = np.asarray(positions, float)
+    if positions.shape != (len(plane),):
+        raise ValueError(f"positions {positions.shape} of {len(plane)} slices: give one each")
     depth, score, fold = np.zeros((3, len(plane)))
     fewest = pd.Series(labels, patients).groupby(level=0).first().value_counts().min()
     splitter = StratifiedGroupKFold(max(2, min(n_folds, fewest)), shuffle=True, random_state=0)

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Sampler
 
-from wspnb.folds import check_names
+from wspnb.folds import check_names, check_whole
 
 
 class OneSlicePerPatient(Sampler[list[int]]):
@@ -63,10 +63,8 @@ class OneSlicePerPatient(Sampler[list[int]]):
     def _check(names, patient, label, batch_size, n_batches):
         if len(label) != len(patient):
             raise ValueError(f"{len(patient)} patients but {len(label)} labels: give one per slice")
-        if batch_size < 1 or n_batches < 0 or int(batch_size) != batch_size:
-            raise ValueError(
-                f"batch_size={batch_size}, n_batches={n_batches}: need whole numbers >= 1 and >= 0"
-            )
+        for name, value, least in (("batch_size", batch_size, 1), ("n_batches", n_batches, 0)):
+            check_whole(name, value, least)
         if len(patient) < batch_size:
             raise ValueError(f"batch_size={batch_size} but only {len(patient)} slices: lower it")
         check_names(names)
@@ -86,8 +84,7 @@ class OneSlicePerPatient(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Other batches from now on, the same ones for the same epoch (0, 1, ...)."""
-        if epoch < 0:
-            raise ValueError(f"epoch={epoch}: must not be negative")
+        check_whole("epoch", epoch, 0)
         self.epoch = int(epoch)
 
     def batch(self, number: int) -> list[int]:

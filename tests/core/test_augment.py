@@ -251,3 +251,20 @@ def test_floats_outside_the_unit_range_are_refused():
         image[0, 0, 3, 3] = wrong
         with pytest.raises(ValueError, match="window and scale them first"):
             augment(image)
+
+
+@pytest.mark.parametrize("ranges", [
+    {"p_flip": 1.5}, {"p_crop": math.nan}, {"degrees": math.inf}, {"translate": math.nan},
+    {"crop_ratio": (0, 1)}, {"crop_ratio": (2, 0.5)},
+])  # fmt: skip
+def test_ranges_that_are_none_are_refused(ranges):
+    with pytest.raises(ValueError, match=r"out of range|crop_ratio="):
+        augment(torch.rand(2, 1, 9, 9), **ranges)
+
+
+def test_a_view_is_never_the_image_itself_and_places_are_one_each():
+    images = torch.rand(2, 1, 9, 9)
+    augment(images, p_flip=0, p_crop=0, p_rotate=0).zero_()
+    assert images.max() > 0
+    with pytest.raises(ValueError, match=r"2 images, 2 places, batch_size=0: give each"):
+        augment(images, share=torch.tensor([0, 1]))

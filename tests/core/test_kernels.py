@@ -201,3 +201,11 @@ def test_a_position_that_is_not_finite_is_named(kernel, value):
         with pytest.raises(ValueError, match=words):
             loss_terms(method, torch.zeros(5), positions)
     assert kernel(positions[:2], 0.1).isfinite().all()
+
+
+def test_255_of_whole_numbers_without_sign_is_a_class():
+    labels = torch.tensor([255, 255, 1], dtype=torch.uint8)
+    assert same_label(labels).tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    assert pair_kernel("simclr", [0, 0], None).tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match=r"^sigma=0.1: must be positive, one number"):
+        gaussian(torch.zeros(2), "0.1")

@@ -494,3 +494,61 @@ def test_nothing_to_compare():
     kernel = same_label(labels)
     kernel[2] = 0  # attracted by nobody
     assert byol_loss(view_1, view_2, view_1, view_2, kernel).isfinite()
+
+
+@pytest.mark.parametrize("n", [8, 100])  # on both sides of the switch to blocks
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_temperature_is_one_number_of_any_type(n, kind, shape):
+    view_1, view_2, labels, _ = batch(n, 5)
+    for learnt in (False, True):
+        temperature = torch.full(shape, 0.125, dtype=kind, requires_grad=learnt)
+        loss = contrastive_loss(view_1.float(), view_2.float(), same_label(labels), temperature)
+        assert loss.dtype == torch.float32 and loss.shape == ()
+        want = contrastive_loss(view_1, view_2, same_label(labels), 0.125)
+        assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+        if learnt:
+            loss.backward()
+            assert temperature.grad.shape == shape
+    for wrong in (torch.full((n,), 0.1), torch.tensor(math.nan), "0.1", None, 0, -1):
+        with pytest.raises(ValueError, match=r"^temperature=.*must be positive, one number"):
+            contrastive_loss(view_1, view_2, same_label(labels), wrong)
+
+
+@pytest.mark.parametrize("n", [8, 100])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.5])
+def test_degrees_that_are_none_are_refused(n, value):
+    view_1, view_2, labels, _ = batch(n, 5)
+    kernel = same_label(labels)
+    kernel[0, 1] = kernel[1, 0] = value
+    for given_kernel in (kernel, kernel.__getitem__):
+        with pytest.raises(ValueError, match=r"kernel has degrees from"):
+            contrastive_loss(view_1, view_2, given_kernel)
+    with pytest.raises(ValueError, match=r"kernel has degrees from"):
+        byol_loss(view_1, view_2, view_1, view_2, kernel)
+
+
+@pytest.mark.parametrize("learnt", [False, True])  # in blocks, and plainly
+def test_anchors_are_numbers_of_slices(learnt):
+    view_1, view_2, labels, _ = batch(8, 5)
+    kernel = same_label(labels).double().requires_grad_(learnt)
+    want = contrastive_loss(view_1, view_2, kernel, anchors=torch.tensor([1, 3]))
+    for same in ([1, 3], torch.tensor([1, 3], dtype=torch.int32)):
+        assert contrastive_loss(view_1, view_2, kernel, anchors=same).item() == want.item()
+    wrong = ([], [0.0], [8], [-1], [[0, 1], [2, 3]], torch.arange(8) < 4)
+    for anchors in wrong:
+        with pytest.raises(ValueError, match=r"^anchors"):
+            contrastive_loss(view_1, view_2, kernel, anchors=anchors)
+
+
+def test_slopes_forward_reach_the_kernel_on_both_sides_of_the_switch(monkeypatch):
+    view_1, view_2, labels, _ = batch(70, 5)
+    kernel = same_label(labels).double()
+    slopes = []
+    for above in (64, math.inf):
+        monkeypatch.setattr(losses, "BLOCKWISE_ABOVE", above)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(kernel, torch.ones_like(kernel))
+            found = contrastive_loss(view_1, view_2, dual)
+            slopes.append(torch.autograd.forward_ad.unpack_dual(found).tangent.item())
+    assert slopes[0] == slopes[1] != 0

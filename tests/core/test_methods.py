@@ -306,3 +306,9 @@ def test_modules_by_name(method):
         with pytest.raises(ValueError, match="one device"):
             without_negatives(method, encoder, head, "tiny_padded", n_devices=2)
     assert not [*without_negatives("wsp", encoder, head, "tiny_padded").parameters()]
+
+
+@pytest.mark.parametrize("name", ["byol_", "wsp_floor0.3.3", "wsp_floor.", None, "WSP", "wsp\n"])
+def test_odd_spellings_of_a_name_are_refused_as_methods(name):
+    with pytest.raises(ValueError, match=r"^method=.* has no kernel: choose one of wsp"):
+        parse(name)

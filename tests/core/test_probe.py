@@ -341,7 +341,7 @@ def test_slices_without_patient_or_label_are_refused(missing):
         wrong[7] = other
         with pytest.raises(ValueError, match="1 slices with a label other than 0 or 1"):
             probe.cross_validate(features, wrong, patients)
-    with pytest.raises(ValueError, match="79 features, 80 labels, 80 patients"):
+    with pytest.raises(ValueError, match=r"79 features, 80 labels, 80 patients"):
         probe.cross_validate(features[1:], labels, patients)
 
 
@@ -494,7 +494,7 @@ def test_half_precision_features_do_not_overflow():
     found = probe.cross_validate(half, labels, patients).scores.score
     wide = probe.cross_validate(half.astype(float), labels, patients).scores.score
     np.testing.assert_allclose(found, wide, atol=1e-5)
-    with pytest.raises(ValueError, match="n_folds=1: at least two"):
+    with pytest.raises(ValueError, match="n_folds=1: takes a whole number from 2"):
         probe.cross_validate(features, labels, patients, n_folds=1)
 
 
@@ -508,3 +508,46 @@ def test_an_interrupt_leaves_the_encoder_in_its_mode():
         images = np.zeros((2, 32, 32), np.uint8)
         probe.extract_features(encoder, images, [0, 1], progress=interrupted)
     assert all(module.training for module in encoder.modules())
+
+
+def test_one_patient_under_two_looks_is_refused():
+    features, labels, _ = make_slices(20)
+    for other in (" 1", "1 "):
+        patients = np.repeat(np.arange(20), 4).astype(str).astype(object)
+        patients[5] = other
+        with pytest.raises(ValueError, match=r"patient +1 +as number and as text, with blanks"):
+            probe.cross_validate(features, labels, patients)
+    two = ["M\u00fcller", "Mu\u0308ller"]
+    with pytest.raises(ValueError, match=r"two forms of Unicode"):
+        folds.people([0, 0], two)
+
+
+def test_rows_features_and_settings_are_checked():
+    images = np.zeros((4, 32, 32), np.uint8)
+    encoder = build_encoder("tiny_padded", "batch", 0)
+    for rows in (np.ones(3, bool), [[0, 1]], [0.0], np.zeros(4, bool)):
+        with pytest.raises(ValueError, match=r"no slice to take features of: rows"):
+            probe.extract_features(encoder, images, rows)
+    with pytest.raises(ValueError, match=r"the encoder gave .*expected features"):
+        probe.extract_features(torch.nn.Conv2d(1, 2, 3), images, [0, 1])
+    features, labels, patients = make_slices(20)
+    for wrong in ("5", None, 2.5):
+        with pytest.raises(ValueError, match=r"^n_folds=.*takes a whole number"):
+            probe.cross_validate(features, labels, patients, n_folds=wrong)
+    slices = pd.DataFrame({"cohort": "d1", "patient": patients, "label": labels})
+    with pytest.raises(ValueError, match=r"79 features of 80 slices"):
+        probe.judge(features[:-1], slices, "d1")
+    with pytest.raises(ValueError, match=r"positions .79,. of 80 slices"):
+        probe.plane_quality(features[:, :2], np.zeros(79), labels, patients)
+
+
+def test_features_do_not_depend_on_autocast_and_follow_the_weights_type():
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    encoder = build_encoder("tiny_padded", "batch", 0)
+    want = probe.extract_features(encoder, images, [0, 1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = probe.extract_features(encoder, images, [0, 1, 2])
+    np.testing.assert_array_equal(found, want)
+    wide = probe.extract_features(encoder.double(), images, [0, 1, 2])
+    np.testing.assert_allclose(wide, want, atol=1e-5)
+    assert wide.dtype == np.float32

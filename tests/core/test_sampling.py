@@ -219,3 +219,13 @@ def test_all_ways_to_write_a_missing_label_are_one_class():
     labels = [0, 0, -1, -1, np.nan, np.nan]
     for batch in sampler(list("aabbcc"), labels, 2, 20):
         assert sorted(number < 2 for number in batch) == [False, True]
+
+
+@pytest.mark.parametrize("value", [2.5, "4", None, -1])
+def test_sizes_and_epochs_are_whole_numbers(value):
+    for wrong in ({"batch_size": value}, {"n_batches": value}):
+        name = next(iter(wrong))
+        with pytest.raises(ValueError, match=f"^{name}={value!r}: takes a whole number"):
+            OneSlicePerPatient([1, 1, 2, 2], None, **{"batch_size": 2, "n_batches": 3} | wrong)
+    with pytest.raises(ValueError, match=f"^epoch={value!r}: takes a whole number from 0"):
+        OneSlicePerPatient([1, 2], None, 2, 3).set_epoch(value)
