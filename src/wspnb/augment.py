@@ -122,8 +122,8 @@ def augment(
         ValueError: if the images are not ``(b, c, h, w)``, or see :func:`to_unit`.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
-        found = f"{type(images).__name__} of shape {tuple(images.shape)}"
-        raise ValueError(f"images {found}: expected a tensor (b, c, h, w)")
+        found = f"images of shape {tuple(images.shape)}"
+        raise ValueError(f"{found}: expected (b, c, h, w), a tensor")
     if share is not None and not len(share) == len(images) <= batch_size:
         sizes = f"{len(images)} images, {len(share)} places, batch_size={batch_size}"
         raise ValueError(f"{sizes}: give each image its place in the whole batch")

@@ -178,7 +178,7 @@ def test_errors_say_what_to_do():
     with pytest.raises(ValueError, match="one per slice"):
         sampler(patients, labels[:-1], 4, 1)
     for size in (0, 2.5):
-        with pytest.raises(ValueError, match="need whole numbers >= 1"):
+        with pytest.raises(ValueError, match=f"batch_size={size}: takes a whole number from 1"):
             sampler(patients, labels, size, 1)
     assert len(next(iter(sampler(patients, labels, 4.0, 1)))) == 4
     assert sorted(next(iter(sampler(patients, labels, 30, 1)))) == list(range(30))  # all there are
