@@ -148,6 +148,7 @@ def test_one_of_five_differences_is_enough_to_doubt_a_claim(place):
     for values, expected in (
         ({"low": 0.0}, "cannot be told"),
         ({"low": np.nan}, "cannot be told"),
+        ({"low": 0.3}, "cannot be told"),  # an interval without a width
         ({"mean": 0.0, "low": -0.1}, "not supported"),
     ):
         changed = table.copy()

@@ -224,11 +224,11 @@ def read_printed(folder: Path, cohorts) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def verdict(rows: pd.DataFrame) -> str:
-    """Whether differences (columns mean, low) bear the claim that all of them are above zero; of
-    too few patients for an interval nothing can be told."""
+    """Whether differences (columns mean, low, high) bear the claim that all of them are above zero;
+    of too few patients for an interval, or for one that has a width, nothing can be told."""
     if not len(rows):
         return "not there"
-    if rows.low.isna().any():
+    if not (rows.high > rows.low).all():
         return "cannot be told"
     if (rows["mean"] <= 0).any():
         return "not supported"
