@@ -329,11 +329,14 @@ def interrupt(*_) -> None:
 
 
 def _pairs(arguments: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Arguments without ``-p NAME VALUE``, and those: argparse takes a value of -1e-3 for an
-    option."""
+    """Arguments without ``-p NAME VALUE`` (or ``-p NAME=VALUE``), and those: argparse takes a value
+    of -1e-3 for an option."""
     rest, pairs = [], []
     while arguments:
-        if arguments[0] in ("-p", "--parameter") and len(arguments) > 2:
+        ours = arguments[0] in ("-p", "--parameter")
+        if ours and "=" in "".join(arguments[1:2]):
+            pairs, arguments = [*pairs, arguments[1].split("=", 1)], arguments[2:]
+        elif ours and len(arguments) > 2:
             pairs, arguments = [*pairs, arguments[1:3]], arguments[3:]
         else:
             rest, arguments = [*rest, arguments[0]], arguments[1:]

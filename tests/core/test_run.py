@@ -183,6 +183,7 @@ def test_exit_codes_and_files(notebook, tmp_path, capfd):
     assert [p.name for p in out.parent.iterdir()] == ["one.failed.ipynb"]
 
     assert run.main([str(notebook), str(out), "-p", "steps", "4"]) == 0
+    assert run.main([str(notebook), str(out), "-p", "setps=1"]) == 2
     assert [p.name for p in out.parent.iterdir()] == ["one.ipynb"]
     text = json.loads(out.read_text(encoding="utf-8"))["cells"][2]["outputs"][0]["text"]
     assert "".join(text).startswith("4 0.1 a True []")
