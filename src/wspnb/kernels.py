@@ -82,7 +82,7 @@ def soft_graph(similarity: Tensor, temperature: float = 0.1) -> Tensor:
 
     With :math:`G = 1 - (d_t - d_i)^2` and :math:`\tau_s = 2\sigma^2` it is :func:`gaussian`.
     """
-    check_positive("temperature", temperature)
+    check_positive("temperature of the graph", temperature)
     return torch.exp((similarity - 1) / temperature)
 
 

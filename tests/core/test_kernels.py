@@ -171,7 +171,7 @@ def test_other_kernels_by_hand_and_their_limits():
     graph = 1 - (positions[:, None] - positions) ** 2  # X-CLR's graph of squared distances: y-Aware
     torch.testing.assert_close(soft_graph(graph, 2 * 0.1**2), gaussian(positions, 0.1))
     assert torch.equal(soft_graph(graph, math.inf), torch.ones(3, 3).double())
-    with pytest.raises(ValueError, match="temperature=0 of the graph"):
+    with pytest.raises(ValueError, match="temperature of the graph=0"):
         soft_graph(graph, 0)
 
 
