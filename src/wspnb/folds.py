@@ -55,11 +55,11 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
         for part, what in zip(parts, ("fit", "judge"), strict=True):
             counts = [int((part.label == k).sum()) for k in (0, 1)]
             if min(counts) < n_parts:
-                few = f"too few for {n_folds} folds: take n_folds {min(counts)}"
-                none = f"both are needed to {what} on: take more patients"
+                few = f"too few for {n_folds} folds" if n_parts > 1 else f"too few to {what} on"
+                take = f"n_folds {min(counts)}" if min(counts) > 1 else "more patients"
                 raise ValueError(
                     f"evaluate: {group} has {counts[0]} patients of class 0 and {counts[1]} of"
-                    f" class 1, {few if min(counts) > 1 else none}, or leave it out of evaluate"
+                    f" class 1, {few}: take {take}, or leave it out of evaluate"
                 )
         row = {"cohort": group, "class_0": counts[0], "class_1": counts[1], "folds": n_parts}
         rows.append(row | {"interval": min(counts) >= 2 * n_parts})
