@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pooch
 from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
+from wspnb.data.store import digest_file
 from wspnb.files import write_text
 from wspnb.results.report import executed
 from wspnb.run import project_path
@@ -57,7 +57,7 @@ def describe(run_dir: Path) -> Path:
         crate.add(ContextEntity(crate, name, properties))
 
     def file(path: Path):
-        about = {"sha256": pooch.file_hash(str(path))}
+        about = {"sha256": digest_file(path)}
         return crate.add_file(path, path.relative_to(run_dir).as_posix(), properties=about)
 
     for name, about in books.items():

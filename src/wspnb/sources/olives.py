@@ -5,11 +5,12 @@ end in ``folder/visit/side/file``, e.g. ``/Prime_FULL/02-010/W0/OD/0.tif``; the 
 name is the scan, 0 to 48. What is wrong with a table is refused, and repaired only on request.
 """
 
+import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pooch
 from PIL import Image
 
 from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
@@ -155,11 +156,12 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     reasons, hashes = {}, {}
     for row in table.itertuples():
         try:
-            with Image.open(images / row.image) as picture:
+            content = (images / row.image).read_bytes()
+            with Image.open(io.BytesIO(content)) as picture:
                 picture.load()
             if picture.mode not in GREY:
                 raise ValueError(f"mode {picture.mode}, not 8 bits of grey")
-            hashes[row.Index] = pooch.file_hash(str(images / row.image))
+            hashes[row.Index] = hashlib.sha256(content).hexdigest()
         except FileNotFoundError:
             reasons[row.Index] = f"{row.image}: no such file"
         except Exception as error:  # whatever Pillow meets in a damaged file
