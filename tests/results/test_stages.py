@@ -7,6 +7,7 @@ import pytest
 from wspnb.probe import save_probe
 from wspnb.results.stages import (
     MEASURES,
+    draw_curve,
     label_efficiency,
     main,
     measures,
@@ -125,3 +126,6 @@ def test_tables_to_read_of_a_run(tmp_path):
     mean = curve[(curve.name == "wsp") & (curve.share == 0.25)].kappa.mean()
     assert few["Quadratic kappa"][1] == pytest.approx(mean, abs=1e-4)
     assert (tmp_path / "figures" / "stages_curve.png").exists()
+    for axis, title in zip(draw_curve(curve).axes, MEASURES.values(), strict=True):
+        assert axis.get_title() == title and axis.get_ylim()[1] <= 1.02
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["9", "24", "45", "90"]

@@ -156,11 +156,15 @@ def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def draw_curve(curve: pd.DataFrame) -> plt.Figure:
     """One line per encoder, mean over the draws and seeds, one panel per measure."""
     fig, axes = plt.subplots(1, len(MEASURES), figsize=(13, 3.2), layout="constrained")
-    for axis, measure in zip(axes, MEASURES, strict=True):
+    sizes = sorted({round(size) for size in curve.patients})
+    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for name, own in curve.groupby("name"):
             mean = own.groupby("share")[[measure, "patients"]].mean()
             axis.plot(mean.patients, mean[measure], "o-", label=tables.row_label(name))
-        axis.set(title=measure.replace("_", " "), xlabel="training patients", xscale="log")
+        axis.set(title=title, xlabel="training patients with a label", xscale="log")
+        axis.set_xticks(sizes, sizes)
+        axis.set_xticks([], minor=True)
+        axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))
     axes[0].legend(fontsize="small")
     return fig
 
