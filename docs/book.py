@@ -16,6 +16,8 @@ from pages import readable
 from sphinx.cmd.build import main as sphinx
 
 import wspnb
+from wspnb.files import own_files
+from wspnb.results import report
 
 ROOT = Path(__file__).resolve().parents[1]
 BADGE = re.compile(
@@ -32,8 +34,9 @@ def executed(folder: Path) -> dict[str, Path]:
         FileNotFoundError: if the run has none.
     """
     found = {}
-    for path in sorted(folder.glob("[0-9]*.ipynb"), key=lambda p: ("-wsp-" not in p.stem, p.stem)):
-        if not path.stem.endswith(".failed"):
+    files = own_files(folder, "[0-9]*.ipynb")
+    for path in sorted(files, key=lambda p: ("-wsp-" not in p.stem, p.stem)):
+        if not report.COPY.search(path.stem):
             found.setdefault(path.stem.split("-")[0], path)
     if not found:
         raise FileNotFoundError(f"{folder}: no executed notebook; `make reproduce` makes them")
@@ -48,7 +51,7 @@ def contents(caption: str, pages: list[str]) -> str:
 
 def lay_out(notebooks: dict[str, Path], source: Path) -> None:
     """Fill the folder that Sphinx reads."""
-    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info", "_static", "page")
+    skipped = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "_static", "page")
     for name in ["docs", "figures", "params", "src", "workflow", "benchmarks", "tests", "binder"]:
         shutil.copytree(ROOT / name, source / name, ignore=skipped)
     (source / "data").mkdir()
@@ -85,7 +88,11 @@ def lay_out(notebooks: dict[str, Path], source: Path) -> None:
 
 def lost_pages(source: Path, pages: Path) -> list[str]:
     """Sources without a page. Sphinx says nothing when one of its workers is gone."""
-    given = [p.relative_to(source) for kind in ("*.md", "*.ipynb") for p in source.rglob(kind)]
+    given = [
+        p.relative_to(source)
+        for kind in ("*.md", "*.ipynb")
+        for p in own_files(source, f"**/{kind}")
+    ]
     return sorted(str(p) for p in given if not (pages / p.with_suffix(".html")).exists())
 
 

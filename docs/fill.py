@@ -17,11 +17,11 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parent))
 from ledger import choices, ledger
 
-from wspnb.files import write_text
+from wspnb.files import own_files, write_text
 from wspnb.results import audit, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").rglob("*.md")))]
+PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in own_files(ROOT / "docs", "**/*.md"))]
 MARK = re.compile(r"<!-- begin (\w+) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 COHORTS = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2", "probe": "AUC"}

@@ -5,6 +5,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from wspnb.files import own_files
+
 ROOT = Path(__file__).resolve().parents[1]
 TAG = re.compile(r"paper silent", re.IGNORECASE)
 
@@ -61,7 +63,7 @@ DIFFERENCES = [
 @cache
 def sources() -> dict[str, list[str]]:
     """Lines of the package's files, by path from the root."""
-    files = sorted((ROOT / "src").rglob("*.py"))
+    files = own_files(ROOT / "src", "**/*.py")
     read = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8").splitlines() for p in files}
     return dict(sorted(read.items(), key=lambda item: (item[0].count("/"), item[0])))
 
@@ -94,7 +96,7 @@ def choices() -> str:
             if TAG.search(line):
                 name = path.removeprefix("src/wspnb/")
                 rows.append((said(lines, number - 1), f"[{name}](../{path}#L{number})"))
-    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+    for file in own_files(ROOT / "notebooks", "[0-9]*.ipynb"):
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
             lines = "".join(cell["source"]).splitlines()
             for number, line in enumerate(lines):

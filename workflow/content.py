@@ -21,9 +21,11 @@ def digest_of_file(path: str) -> str:
     """Hash of a file's bytes, of the names and sizes in a folder, or "" where nothing is."""
     path = Path(path).expanduser()
     if path.is_dir():
-        files = [(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if p.is_file()]
-        own = [f for f in files if not f[1].name.startswith((".", "Thumbs.db"))]  # a look adds them
-        return digest([(str(name), p.stat().st_size) for p, name in own])
+        from wspnb.files import own_files  # pandas takes a second
+
+        look = ("Thumbs.db", "desktop.ini")  # as hidden ones, come of having been looked at
+        files = [p for p in own_files(path, "**/*") if p.name not in look]
+        return digest([(str(p.relative_to(path)), p.stat().st_size) for p in files])
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -34,8 +36,12 @@ def digest_of_file(path: str) -> str:
 def digest_of_training(path: str, cohort: str) -> str:
     """Hash of a cohort table without what a pretraining does not see: labels, and other cohorts'
     names and weak labels."""
-    with Path(path).expanduser().open(newline="", encoding="utf-8-sig") as file:
-        rows = [{k.strip(): v for k, v in row.items() if k} for row in csv.DictReader(file)]
+    from wspnb.files import separator
+
+    path = Path(path).expanduser()
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file, delimiter=separator(path))
+        rows = [{k.strip(): v for k, v in row.items() if k} for row in table]
     images = [[row.get(name) for name in ("volume", "mask", "patient", "coding")] for row in rows]
     return digest(
         [images, [row.get("weak_label") if row.get("cohort") == cohort else None for row in rows]]

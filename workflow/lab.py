@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 
+from wspnb.files import own_files
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -37,7 +39,7 @@ def prepare(project: Path = PROJECT) -> Path:
     """
     folder = project / "runs" / "lab"
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(project.glob("notebooks/*.ipynb")):
+    for path in own_files(project / "notebooks", "[0-9]*.ipynb"):
         new = working_copy(json.loads(path.read_text(encoding="utf-8")))
         copy = folder / path.name
         if copy.exists():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from wspnb.files import read_json
+from wspnb.files import own_files, read_json
 from wspnb.models import IMAGENET_MEAN, IMAGENET_SD
 
 BACKBONE = "vit"  # of their runs' names and rows
@@ -102,7 +102,7 @@ def check_folder(name: str, folder: str | Path) -> None:
         FileNotFoundError: if not; says where to get them, and the licence.
     """
     row, folder = ENCODERS[name], Path(folder)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or not own_files(folder, "model*.safetensors"):
         raise FileNotFoundError(
             f"{name}: {folder} does not hold config.json and model.safetensors: get them from "
             f"{row.address} (licence: {row.licence})"

@@ -1,6 +1,8 @@
 """Files that appear whole or not at all, and that one process at a time writes."""
 
+import csv
 import errno
+import glob
 import gzip
 import json
 import os
@@ -16,6 +18,7 @@ import pandas as pd
 import psutil
 
 TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
+CODE = r"-?(0\d|\d{16})"  # begins what is no number, whose zeros or last digits would be lost
 
 
 @contextmanager
@@ -35,9 +38,9 @@ def whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".tmp-*-{path.name}"):
+    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
         pid = left.name.split("-")[1]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if pid.isdigit() and left.is_file() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -112,6 +115,13 @@ def alone(path: str | Path) -> Iterator[None]:
             return
 
 
+def own_files(folder: str | Path, pattern: str) -> list[Path]:
+    """Files of a folder, sorted, without what others leave there: folders, dead links, and whatever
+    is hidden or below something hidden, as macOS, JupyterLab and editors write it."""
+    found = [path for path in sorted(Path(folder).glob(pattern)) if path.is_file()]
+    return [path for path in found if "/." not in f"/{path.relative_to(folder).as_posix()}"]
+
+
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8 text with its line ends as they are."""
     with whole(path) as temporary:
@@ -122,6 +132,8 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
     """A table without its index; compressed where the name ends in .gz, the same bytes for the same
     table."""
     text = table.to_csv(index=False, lineterminator="\n")
+    if "\r" in text:  # else not quoted, and read as the end of a line
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if Path(path).suffix != ".gz":
         return write_text(path, text)
     with whole(path) as temporary:
@@ -152,7 +164,7 @@ def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:
         raise ValueError(f"{path}: not a CSV table ({said}): save it as CSV UTF-8") from None
     if text:
         return written
-    codes = {name for name in written if written[name].str.match(r"-?0\d").any()}
+    codes = {name for name in written if written[name].str.match(CODE).any()}
     names = [name for name in written if name in TEXT | codes]
     empty = {name: [""] for name in written if name not in TEXT}
     options["dtype"] = dict.fromkeys(names, str) | options.get("dtype", {})

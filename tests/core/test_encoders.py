@@ -104,6 +104,12 @@ def test_absent_files_are_named_with_their_address_and_licence(tmp_path, name):
         load_frozen(name, tmp_path / "none")
     for part in (str(tmp_path / "none"), "model.safetensors", row.address, row.licence):
         assert part in str(caught.value)
+    (tmp_path / "config.json").touch()
+    for other in ("._model.safetensors", "of_others.safetensors"):
+        (tmp_path / other).touch()
+        with pytest.raises(FileNotFoundError, match="does not hold"):
+            load_frozen(name, tmp_path)
+        (tmp_path / other).unlink()
 
 
 def test_other_networks_are_refused(tmp_path):

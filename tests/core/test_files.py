@@ -9,10 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from wspnb.files import check_writable, package_version, read_csv, whole, write_csv, write_text
+from wspnb.files import (
+    check_writable,
+    own_files,
+    package_version,
+    read_csv,
+    whole,
+    write_csv,
+    write_text,
+)
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
@@ -150,3 +159,40 @@ def test_what_is_no_table_is_named(tmp_path, content):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"t\.csv: not a CSV table .*save it as CSV UTF-8"):
         read_csv(tmp_path / "t.csv")
+
+
+def test_what_others_leave_in_a_folder_is_no_file_of_ours(tmp_path):
+    folder = tmp_path / "a [1] ü"
+    (folder / "b.csv").mkdir(parents=True)
+    (folder / ".ipynb_checkpoints").mkdir()
+    for name in (
+        "2.csv",
+        "1.csv",
+        "._1.csv",
+        ".ipynb_checkpoints/1-checkpoint.csv",
+        "b.csv/.x.csv",
+    ):
+        (folder / name).touch()
+    (folder / "dead.csv").symlink_to(tmp_path / "gone")
+    assert own_files(folder, "*.csv") == own_files(folder, "**/*.csv")
+    assert [path.name for path in own_files(folder, "*.csv")] == ["1.csv", "2.csv"]
+    assert own_files(tmp_path / "none", "*") == []
+    for left in (".tmp-4194399-c[1].csv", ".tmp-4194399-c1.csv"):  # of processes that are gone
+        (tmp_path / left).touch()
+    (tmp_path / ".tmp-4194398-c[1].csv").mkdir()
+    write_text(tmp_path / "c[1].csv", "whole")
+    assert {p.name for p in tmp_path.glob(".tmp*")} == {".tmp-4194398-c[1].csv", left}
+
+
+def test_tables_come_back_as_they_were_written(tmp_path):
+    score = np.concatenate([np.random.default_rng(0).random(2000), [1 / 3, 5e-324, 1.7e308]])
+    write_csv(tmp_path / "t.csv", pd.DataFrame({"score": score}))
+    if package_version("pandas") >= "3.1":  # those before lose a last digit here and there
+        assert read_csv(tmp_path / "t.csv").score.tolist() == score.tolist()
+    table = {"patient": ["a\rb", "c\nd", 'e"f'], "reason": ["\r", "", "x"], "n": [1.0, None, 2]}
+    table["accession"] = ["12345678901234567", "12345678901234568", "5"]
+    write_csv(tmp_path / "t.csv", pd.DataFrame(table))
+    found = read_csv(tmp_path / "t.csv")
+    for name in ("patient", "accession"):
+        assert found[name].tolist() == table[name]
+    assert found.n.isna().tolist() == [False, True, False] and found.reason[0] == "\r"

@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[2]
 def test_one_notebook_of_each_step_wsp_where_there_are_several(tmp_path):
     names = ["05_results", "02_pretrain-byol-tiny-seed0", "02_pretrain-wsp-tiny-seed1"]
     names += ["02_pretrain-wsp-tiny-seed0", "02_pretrain-wsp_sigma0.3-tiny-seed0", "01_x.failed"]
+    names += ["03_notes-Copy1", "05_results-Copy1", "._05_results"]
     for name in names:
         (tmp_path / f"{name}.ipynb").write_text("{}")
+    (tmp_path / "06_folder.ipynb").mkdir()
     found = book.executed(tmp_path)
     assert list(found) == ["02_pretrain", "05_results"]
     assert found["02_pretrain"].stem == "02_pretrain-wsp-tiny-seed0"

@@ -269,3 +269,30 @@ def test_a_corrected_label_trains_nothing_again(tmp_path):
     assert project.ran() == first
     project.run(*own)
     assert not project.ran()
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_a_corrected_weak_label_is_seen_whatever_separates_the_columns(tmp_path, sign, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import content
+
+    head, row = ["volume", "mask", "patient", "weak_label", "cohort"], ["v", "", "p", "2", "a"]
+    sums = set()
+    for name, label in (("one", "2"), ("two", "3"), ("three", "2")):
+        lines = [sign.join(head), sign.join([*row[:3], label, row[4]])]
+        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
+        sums.add((label, content.digest_of_training(str(tmp_path / name), "a")))
+    assert len(sums) == 2 and len({digest for _, digest in sums}) == 2
+
+
+def test_a_folder_that_was_looked_at_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import content
+
+    (tmp_path / "v.nii.gz").write_text("voxels", encoding="utf-8")
+    before = content.digest_of_file(str(tmp_path))
+    for name in (".ipynb_checkpoints/v.csv", "._v.nii.gz", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    content.digest_of_file.cache_clear()
+    assert content.digest_of_file(str(tmp_path)) == before

@@ -137,3 +137,32 @@ def test_a_run_is_held_against_itself(figures):
     assert found["figures/table1.csv"].startswith("row 1, ")
     assert "supcon-tiny-seed1 d1" in found["probe"].iloc[0]
     assert found["pretrain/wsp-tiny-seed1"] == "equal"
+
+
+def test_what_others_leave_in_a_run_is_not_compared(figures, monkeypatch, capsys):
+    run = figures.parent
+    for name in ("audit_deals.csv", "audit_deals (1).csv", "audit_deals_resnet18.csv"):
+        write_csv(figures / name, pd.DataFrame({"auc": [0.5]}))
+    assert [file.name for file in committed.deals_of(run)] == [
+        "audit_deals.csv",
+        "audit_deals_resnet18.csv",
+    ]
+    for file in committed.deals_of(run):
+        file.unlink()
+    for name in ("dinov2-base", ".trash", "._wsp-tiny-seed0"):
+        (run / "pretrain" / name).mkdir()
+        (run / "pretrain" / name / "config.json").write_text("{")
+    (run / "pretrain" / "wsp-tiny-seed0" / "config.json").write_text("{")
+    found = committed.verify_run(run).set_index("file").found
+    assert [name for name in found.index if name.startswith("pretrain")] == [
+        "pretrain/wsp-tiny-seed0"
+    ]
+    assert "config.json: damaged" in found["pretrain/wsp-tiny-seed0"]
+    (figures / "runs" / ".here").mkdir()
+    (figures / "runs" / ".here" / "runs.json").write_text("{")
+    (figures / "folder.csv").mkdir()
+    assert len(committed.verify(figures))
+    monkeypatch.setattr("sys.argv", ["committed", "--run", str(run / "none")])
+    with pytest.raises(SystemExit):
+        committed.main()
+    assert "no finished probe" in capsys.readouterr().err

@@ -189,3 +189,11 @@ def test_a_renamed_copy_of_a_run_is_no_second_run(tmp_path):
         shutil.copytree(folder, folder.with_name(name))
     (folder.with_name("Thumbs.db")).touch()
     assert [run["folder"].name for run in tables.read_runs(tmp_path)] == ["wsp-tiny-seed0"]
+
+
+def test_a_copy_is_passed_over_whatever_is_in_it(tmp_path):
+    save(tmp_path, "wsp")
+    for name in ("wsp-tiny-seed0 (1)", "wsp-tiny-seed0~", "._wsp-tiny-seed0", "x-seed0"):
+        (tmp_path / "probe" / name).mkdir()
+        (tmp_path / "probe" / name / "results.json").write_text('{"name": 3', encoding="utf-8")
+    assert [run["folder"].name for run in tables.read_runs(tmp_path)] == ["wsp-tiny-seed0"]

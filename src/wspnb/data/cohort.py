@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from wspnb.data.inventory import CODINGS
-from wspnb.files import separator
+from wspnb.files import CODE, separator
 
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 # How tables write what is unknown.
@@ -87,7 +87,7 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         if column not in (*COLUMNS, "coding", "modality"):
             known = ~table[column].str.lower().isin(EMPTY)
             numbers = pd.to_numeric(table[column].where(known), errors="coerce")
-            if numbers.notna().equals(known) and not table[column].str.match(r"-?0\d").any():
+            if numbers.notna().equals(known) and not table[column].str.match(CODE).any():
                 table[column] = numbers
     return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
 

@@ -13,7 +13,7 @@ from wspnb.data import store
 from wspnb.data.cohort import file_stamp
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import load_mask, write_image
-from wspnb.files import read_json, write_csv, write_text
+from wspnb.files import own_files, read_json, write_csv, write_text
 
 OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
 OURS += ["unet-loss.csv", *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv"))]
@@ -232,7 +232,7 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     folder = Path(folder)
     note = folder / "settings.json"
     if not resume:
-        for file in [file for name in OURS for file in folder.glob(name)]:
+        for file in [file for name in OURS for file in own_files(folder, name)]:
             file.unlink()
     if note.exists():
         words = {k: f"volumes, masks or patients of {k}_dir" for k in ("source", "train")}

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from wspnb.files import package_version, read_csv, read_json, whole, write_csv, write_text
+from wspnb.files import (
+    own_files,
+    package_version,
+    read_csv,
+    read_json,
+    whole,
+    write_csv,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import torch  # tables and checksums need none, and it takes seconds
@@ -63,7 +71,7 @@ def open_slices(folder: str | Path) -> Slices:
     folder = Path(folder)
     if not (folder / "slices.npy").exists():
         if (note := folder / PART / "settings.json").exists():
-            done = len(list(note.parent.glob("[0-9]*.npz")))
+            done = sum(file.stem.isdigit() for file in own_files(note.parent, "*.npz"))
             raise FileNotFoundError(
                 f"{folder}: unfinished, {done} of {read_json(note).get('n_volumes')} volumes are"
                 " done: call write_slices again with the same settings (notebook 01) to go on"

@@ -16,7 +16,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from wspnb.data.volumes import write_image
-from wspnb.files import read_json, write_csv, write_text
+from wspnb.files import own_files, read_json, write_csv, write_text
 from wspnb.phantom.anatomy import paint
 from wspnb.phantom.bodies import describe_patient, sample_body
 from wspnb.phantom.patients import Phantom, list_patients
@@ -169,7 +169,7 @@ def _claim(folder: Path, definition: dict[str, Any]) -> None:
         if changed:
             said = f"the folder holds another phantom ({'; '.join(changed)})"
             raise ValueError(f"{note}: {said}: {advice}")
-    elif any((folder / "volumes").glob("*.nii.gz")):
+    elif own_files(folder / "volumes", "*.nii.gz"):
         raise ValueError(f"{note}: missing beside volumes of unknown definition: {advice}")
     for part in ("volumes", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)

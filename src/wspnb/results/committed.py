@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.data.store import verify_store
-from wspnb.files import read_csv, read_json, write_csv, write_text
+from wspnb.files import own_files, read_csv, read_json, write_csv, write_text
 from wspnb.folds import cohorts_of
 from wspnb.probe import load_encoder, read_probe
 from wspnb.results import audit, population, tables
@@ -125,7 +125,13 @@ def _finished(run_dir: Path) -> tuple[list[dict], pd.DataFrame | None, list[Path
         known = known[columns]
         cohorts = cohorts_of(runs[0]["results"])
         readings = known[known.cohort.isin(cohorts)].drop_duplicates()
-    return runs, readings, sorted((run_dir / "figures").glob("audit_deals*.csv"))
+    return runs, readings, deals_of(run_dir)
+
+
+def deals_of(run_dir: Path) -> list[Path]:
+    """Files of the deals that notebook 06 has written, one per kind of backbone; no copy of one."""
+    files = [run_dir / "figures" / f"audit_deals{end}.csv" for end in ("", "_resnet18")]
+    return [file for file in files if file.exists()]
 
 
 def publish_runs(runs: list[dict], target: Path, *kept) -> list[str]:
@@ -175,12 +181,12 @@ def difference(table: pd.DataFrame, file: Path) -> str:
 def verify(figures: Path) -> pd.DataFrame:
     """Every committed table against what the committed scores give: columns file, found."""
     rows, seen = [], set()
-    for folder in sorted(file.parent for file in (figures / "runs").glob("*/runs.json")):
+    for folder in [file.parent for file in own_files(figures / "runs", "*/runs.json")]:
         rows += [(f"runs/{folder.name}", fault) for fault in faults(folder)]
         for name, table in recompute(folder).items():
             rows.append((f"{name}.csv", difference(table, figures / f"{name}.csv")))
             seen.add(name)
-    for file in sorted(figures.glob("*.csv")):
+    for file in own_files(figures, "*.csv"):
         if file.stem not in seen:
             rows.append((file.name, f"not from scores: {RAW.get(file.stem, 'none are committed')}"))
     return pd.DataFrame(rows, columns=["file", "found"])
@@ -204,9 +210,8 @@ def verify_run(run_dir: Path) -> pd.DataFrame:
     for name in ("cohort", "cohort_source"):
         if (run_dir / name).exists():
             rows.append((name, told(verify_store, run_dir / name)))
-    for config in sorted((run_dir / "pretrain").glob("*/config.json")):
-        given = [read_json(config).get(key) for key in ("backbone", "norm", "seed")]
-        rows.append((f"pretrain/{config.parent.name}", told(load_encoder, config.parent, *given)))
+    for config in own_files(run_dir / "pretrain", "*-seed*/config.json"):
+        rows.append((f"pretrain/{config.parent.name}", told(_load, config.parent)))
     rows += [(f"probe/{run['folder'].name}", told(read_probe, run["folder"])) for run in runs]
     rows += [("probe", fault) for fault in faults(run_dir)]
     deals = pd.concat(map(read_csv, deals)) if deals else None
@@ -214,6 +219,12 @@ def verify_run(run_dir: Path) -> pd.DataFrame:
         if (file := run_dir / "figures" / f"{name}.csv").exists():
             rows.append((f"figures/{name}.csv", difference(table, file)))
     return pd.DataFrame(rows, columns=["file", "found"])
+
+
+def _load(folder: Path) -> None:
+    """The encoder of a finished pretraining, as its own settings call it."""
+    found = read_json(folder / "config.json")
+    load_encoder(folder, *(found.get(key) for key in ("backbone", "norm", "seed")))
 
 
 def main() -> int:
@@ -224,11 +235,14 @@ def main() -> int:
     parser.add_argument("--name", help="folder under figures/runs, default: that of the run")
     parser.add_argument("--suffix", default="", help="at the end of the tables' file names")
     given, figures = parser.parse_args(), project_path("figures")
-    if given.publish:
-        name = given.name or given.publish.resolve().name
-        print(*publish(given.publish, name, given.suffix, figures), sep="\n")
-        return 0
-    found = verify_run(given.run) if given.run else verify(figures)
+    try:
+        if given.publish:
+            name = given.name or given.publish.resolve().name
+            print(*publish(given.publish, name, given.suffix, figures), sep="\n")
+            return 0
+        found = verify_run(given.run) if given.run else verify(figures)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(found.to_string(index=False, header=False))
     wrong = ~(found.found == "equal") & ~found.found.str.startswith("not from scores")
     print(f"{(found.found == 'equal').sum()} equal, {wrong.sum()} differences")

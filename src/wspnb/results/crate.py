@@ -16,7 +16,7 @@ from rocrate.model.contextentity import ContextEntity
 from rocrate.rocrate import ROCrate
 
 from wspnb.data.store import digest_file
-from wspnb.files import write_text
+from wspnb.files import own_files, write_text
 from wspnb.results.report import executed
 from wspnb.run import project_path
 
@@ -75,7 +75,7 @@ def describe(run_dir: Path) -> Path:
             [file(run_dir / "notebooks" / f"{name}.ipynb")],
             {"name": f"papermill {name}", **times},
         )
-    for path in sorted(path for pattern in KEPT for path in run_dir.glob(pattern)):
+    for path in sorted(path for pattern in KEPT for path in own_files(run_dir, pattern)):
         file(path)
     text = json.dumps(crate.metadata.generate(), indent=1, ensure_ascii=False)
     write_text(run_dir / "ro-crate-metadata.json", text + "\n")
@@ -83,4 +83,7 @@ def describe(run_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(describe(Path(sys.argv[1])))
+    try:
+        print(describe(Path(sys.argv[1])))
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))

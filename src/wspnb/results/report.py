@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from wspnb import plots
-from wspnb.files import read_json
+from wspnb.files import own_files, read_json
 from wspnb.results import statistics, tables
 
 NAMES = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2"}  # as the paper prints them
 NAMES |= dict.fromkeys(("d1>population", "d1_on_population"), "Population")
 NAMES["probe"] = "Probe patients"  # of cohorts whose patients are split in two
+COPY = re.compile(r"\.failed$|-Copy\d*$")  # ends of notebooks that count for nothing
 PER_CELL = "AUC (SD over folds) ±SD over seeds [95 % interval over patients]"
 
 
@@ -170,9 +171,9 @@ def executed(folder: Path) -> dict[str, dict]:
     """What papermill says of each executed notebook of a folder by its name; others that lie there,
     failed ones, copies and those that still run are passed over."""
     found = {}
-    for file in sorted(folder.glob("[!.]*.ipynb")):
+    for file in own_files(folder, "*.ipynb"):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
             about = read_json(file)["metadata"]["papermill"]
-            if about["duration"] and not re.search(r"\.failed$|-Copy\d*$", file.stem):
+            if about["duration"] and not COPY.search(file.stem):
                 found[file.stem] = about
     return found

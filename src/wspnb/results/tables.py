@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.encoders import BACKBONE, ENCODERS
-from wspnb.files import read_csv, read_json
+from wspnb.files import own_files, read_csv, read_json
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
@@ -78,7 +78,9 @@ def _finished(run_dir: Path):
         for name, run in read_json(run_dir / "runs.json")["runs"].items():
             part = parts[name].drop(columns="run").reset_index(drop=True)
             yield run_dir / "probe" / name, run, part
-    for file in sorted((run_dir / "probe").glob("*-seed*/results.json")):
+    for file in own_files(run_dir / "probe", "*-seed*/results.json"):
+        if not re.fullmatch(r"[\w.]+-\w+-seed\d+", file.parent.name):  # a copy, such as "x (1)"
+            continue
         try:
             run = read_probe(file.parent)
             scores = read_csv(file.parent / "scores.csv")

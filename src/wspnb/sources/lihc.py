@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from wspnb.data.cohort import EMPTY
-from wspnb.files import read_csv, separator, write_csv
+from wspnb.files import own_files, read_csv, separator, write_csv
 from wspnb.sources.archives import SUFFIXES, gather, warn_left
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
@@ -65,7 +65,7 @@ def make_lihc(
     if local and (Path(local) / "registry.json").exists():  # a download: it can be verified
         copy = None
     fetch = partial(fetch_record, RECORD, home, API, accept_changed, progress)
-    found = {*gather(folder, copy, fetch), *(folder / "masks").glob("*")}
+    found = {*gather(folder, copy, fetch), *own_files(folder / "masks", "*")}
     inventory = join(list_files(found), table)
     root = folder.absolute()  # what is below it is named from there, so that it can be moved
     inventory["file"] = [

@@ -17,7 +17,7 @@ from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
 from wspnb.data.cohort import EMPTY
 from wspnb.data.inventory import duplicates
 from wspnb.data.store import ALL_USED
-from wspnb.files import read_csv
+from wspnb.files import own_files, read_csv
 
 N_SCANS = 49  # B-scans of a visit
 WHO = ("Patient_ID", "Eye_ID")  # numbers without gaps
@@ -230,9 +230,9 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
         Columns table, finding, value (text).
     """
     rows, tables, eyes = [], {}, None
-    for csv in sorted(Path(folder).glob("*.csv")):
+    for csv in own_files(folder, "*.csv"):
         raw, name = read_csv(csv), csv.stem
-        if csv.name.startswith(".") or not {"BCVA", "CST", "Patient_ID"} <= set(raw):
+        if not {"BCVA", "CST", "Patient_ID"} <= set(raw):
             continue  # somebody else's
         found = {"rows": len(raw), "headers BCVA and Snellen swapped": headers_swapped(raw)}
         if "File_Path" in raw and raw.File_Path.str.endswith(".npy").all():

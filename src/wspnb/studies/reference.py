@@ -337,7 +337,7 @@ def publish(root: Path, size: int, figures: Path) -> list[str]:
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
     own, kept = tables.read_runs(root / folder_name((), size)), figures / "runs"
     names = committed.publish_runs(own, kept / "reference", "", readings)
-    others = sorted(root.glob(folder_name((), size) + "-*"))
+    others = [p for p in sorted(root.glob(folder_name((), size) + "-*")) if (p / "probe").is_dir()]
     if runs := [run for folder in others for run in tables.read_runs(folder)]:
         names += committed.publish_runs(runs, kept / "judged", "_judged")
     return names
