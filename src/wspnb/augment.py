@@ -1,5 +1,7 @@
 """Random views of images on their device: flips, crop and rotation in one interpolation."""
 
+from numbers import Real
+
 import torch
 from kornia.geometry.conversions import convert_affinematrix_to_homography, normalize_homography
 from torch import Tensor
@@ -51,10 +53,13 @@ def sample_affine(
             or a range negative or not finite.
     """
     least, most = crop_area if isinstance(crop_area, (tuple, list)) else (crop_area, crop_area)
-    if not 0 < least <= most <= 1:
-        raise ValueError(f"crop_area={crop_area}: must be a share of the image, 0 < area <= 1")
     chances = (p_flip, p_crop, p_rotate, p_translate)
     ranges = (*crop_ratio, degrees, translate)
+    if not all(isinstance(value, Real) for value in (least, most, *chances, *ranges)):
+        given = f"crop_area={crop_area!r}, probabilities {chances}, ratio, degrees, shift {ranges}"
+        raise ValueError(f"{given}: give numbers")
+    if not 0 < least <= most <= 1:
+        raise ValueError(f"crop_area={crop_area}: must be a share of the image, 0 < area <= 1")
     if not all(0 <= p <= 1 for p in chances) or not all(0 <= value < 1e9 for value in ranges):
         raise ValueError(f"probabilities {chances}, ratio, degrees, shift {ranges}: out of range")
     if not 0 < crop_ratio[0] <= crop_ratio[1]:

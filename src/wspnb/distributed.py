@@ -18,7 +18,8 @@ def start(precision: str) -> Accelerator:
     the others, on CPUs too.
 
     Raises:
-        ValueError: fp16 without a GPU, where accelerate would compute in float32 and say fp16.
+        ValueError: another precision, or fp16 without a GPU, where accelerate would compute in
+            float32 and say fp16.
     """
     on_cpus = "RANK" in os.environ and not torch.cuda.is_available()
     if not torch.cuda.is_available():

@@ -171,8 +171,9 @@ def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndar
     if given and (features.ndim != 2 or not features.size or features.dtype.kind not in "fiub"):
         found = f"features {features.dtype} {features.shape}"
         raise ValueError(f"{found}: expected numbers (n_slices, d)")
-    if given and len(bad := np.flatnonzero(~np.isfinite(features).all(1))):
-        found = f"features of {len(bad)} slices are not finite, such as of patient"
+    largest = np.finfo(np.result_type(features, np.float32)).max ** 0.5  # whose square has a value
+    if given and len(bad := np.flatnonzero(~(np.abs(features) < largest).all(1))):
+        found = f"features of {len(bad)} slices are not finite, or too large, such as of patient"
         raise ValueError(f"{found} {patients[bad[0]]!r}: train or extract them again")
     if (other := ~np.isin(labels, (0, 1))).any():
         raise ValueError(f"{other.sum()} slices with a label other than 0 or 1: leave them out")

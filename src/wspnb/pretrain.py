@@ -23,6 +23,7 @@ from wspnb.kernels import check_finite
 from wspnb.methods import has_line, loss_of
 from wspnb.models import HEADS
 
+PRECISIONS = ("auto", "no", "bf16", "fp16")
 UNTRAINED = ("random", "imagenet")  # no step is taken
 LOST = ": the training diverged, take a lower learning_rate, more warmup_steps or precision no"
 
@@ -61,13 +62,14 @@ class Config:
             value, taken = getattr(self, name), {int: Integral, float: Real}.get(kind, kind)
             if not isinstance(value, taken) or isinstance(value, bool):
                 raise ValueError(f"{name}={value!r}: takes {kind.__name__}")
+            object.__setattr__(self, name, kind(value))  # numpy's cannot be read back from a file
         if self.method == "supervised":
             raise ValueError("method=supervised: notebook 03b trains it, inside the folds")
         loss_of(self.method)  # an error names all there are
         choices = {
             "backbone": tuple(HEADS),
             "norm": ("batch", "none"),
-            "precision": ("auto", "no", "bf16", "fp16"),
+            "precision": PRECISIONS,
             "normalise": ("row", "column"),
             "convention": ("k/(n-1)", "k/n"),
         }
@@ -142,7 +144,12 @@ def pick_precision(precision: str) -> str:
     float32.
 
     On a CPU with bf16 instructions TinyNet trains several times faster, without them slower.
+
+    Raises:
+        ValueError: if it is none of :data:`PRECISIONS`.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     if precision != "auto":
         return precision
     if torch.cuda.is_available():
@@ -319,7 +326,7 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         )
     if lost := _not_finite({**own, "loss": [row["loss"] for row in log]}):
         raise ValueError(f"{path}: {lost} is not finite{LOST}{advice}")
-    if not 0 <= step <= config.n_steps:
+    if step not in range(config.n_steps + 1):
         raise ValueError(f"{path}: {step} of {config.n_steps} steps{advice}")
     for name, values in own.items():
         load = getattr(parts[name], "load_state_dict", None) or parts[name].set_state

@@ -9,7 +9,6 @@ import argparse
 import ast
 import contextlib
 import errno
-import glob
 import json
 import logging
 import os
@@ -52,7 +51,7 @@ def declared(notebook: Path) -> dict:
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{notebook}: not a readable notebook ({_line(error)})") from None
     if len(tagged) != 1:
         raise ValueError(f"{notebook}: {len(tagged)} cells tagged 'parameters', expected one")
@@ -62,12 +61,12 @@ def declared(notebook: Path) -> dict:
             if not isinstance(node, ast.AnnAssign):
                 raise ValueError(f"parameter line {ast.unparse(node)!r} has no type")
             found[node.target.id] = (ast.unparse(node.annotation), ast.literal_eval(node.value))
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{notebook}: {_line(error)}") from None
     return found
 
 
-NUMBER = r"[-+]?((0|[1-9]\d*)?(\.\d*)?(e[-+]?\d+)?|\.inf)|\.nan"  # as people write them
+NUMBER = r"[-+]?((0|[1-9][0-9]*)?(\.[0-9]*)?(e[-+]?[0-9]+)?|\.?inf)|\.?nan"  # as people write them
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -144,7 +143,7 @@ def cast(name: str, kind: str, value, default=None):
         ValueError: names the parameter, the type and the value received.
     """
     types = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list}
-    if kind == "float" and isinstance(value, str):  # YAML reads 1e-3 as text
+    if kind == "float" and re.fullmatch(NUMBER, str(value).lower()):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
             value = float(value)
     if (plain := kind.split("[")[0]) not in types:
@@ -175,8 +174,8 @@ def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
     known = declared(notebook)
     neighbours = set(known)
     for path in notebook.parent.glob("[0-9][0-9]*_*.ipynb"):
-        with contextlib.suppress(ValueError):  # not one of ours: a copy, a draft
-            neighbours |= set(declared(path))
+        with contextlib.suppress(ValueError, OSError):  # not one of ours: a draft, a folder
+            neighbours |= set() if re.search(r"\W", path.stem) else set(declared(path))  # no copy
     given = {}
     for file in files:
         for name, value in read_parameters(file).items():
@@ -231,7 +230,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
 
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
-    for left in out.parent.glob(f".{glob.escape(out.stem)}.[0-9]*.ipynb"):
+    own = re.compile(rf"\.{re.escape(out.stem)}\.\d+\.ipynb")
+    for left in [path for path in out.parent.iterdir() if own.fullmatch(path.name)]:
         left.unlink()  # of a run that was killed
     failed = out.with_name(f"{out.stem}.failed.ipynb")
     log = out.with_suffix(".log")
@@ -242,8 +242,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
         with tempfile.TemporaryDirectory(prefix="wspnb-") as folder:
             # Kernels that start at the same moment may be given the same TCP port; sockets in a
             # folder of their own cannot meet. (Windows has none; a path of theirs has 107 bytes.)
-            own = os.name == "posix" and len(os.fsencode(folder)) < 90
-            sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if own else {}
+            short = os.name == "posix" and len(os.fsencode(folder)) < 90
+            sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if short else {}
             _own_kernel(Path(folder))
             done = papermill.execute_notebook(
                 str(notebook),
@@ -368,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed = out.with_name(f"{out.stem}.failed.ipynb")
         before = failed.stat().st_mtime_ns if failed.exists() else None
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 2
     for name in ("asyncio", "traitlets", "papermill"):  # said below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)

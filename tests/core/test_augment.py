@@ -262,6 +262,13 @@ def test_ranges_that_are_none_are_refused(ranges):
         augment(torch.rand(2, 1, 9, 9), **ranges)
 
 
+@pytest.mark.parametrize("name", ["crop_area", "translate", "p_flip"])
+@pytest.mark.parametrize("value", ["0.7", None])
+def test_a_number_as_text_is_refused_in_our_words(name, value):
+    with pytest.raises(ValueError, match=r"crop_area=.*give numbers"):
+        augment(torch.rand(2, 1, 9, 9), **{name: value})
+
+
 def test_a_view_is_never_the_image_itself_and_places_are_one_each():
     images = torch.rand(2, 1, 9, 9)
     augment(images, p_flip=0, p_crop=0, p_rotate=0).zero_()

@@ -453,6 +453,7 @@ def test_a_lost_run_stops_and_keeps_the_state_before(tmp_path):
     [
         ({"step": 101}, "101 of 100 steps; delete it"),
         ({"step": -3}, "-3 of 100 steps; delete it"),
+        ({"step": 3.5}, "3.5 of 100 steps; delete it"),
         ({"log": [{"step": 2, "loss": math.nan}]}, "loss.0 is not finite.*delete it"),
         ({"config": {**SETTINGS, "kernel": "new"}}, "kernel: unknown here.*delete it"),
         ({"encoder": torch.nn.Linear(9, 9).state_dict()}, "encoder is another one.*delete it"),
@@ -505,3 +506,20 @@ def test_a_finished_run_of_other_settings_is_not_replaced(tmp_path):
 def test_fp16_without_a_gpu_is_refused():
     with pytest.raises(ValueError, match="fp16 needs a GPU: take auto"):
         distributed.start("fp16")
+
+
+@pytest.mark.parametrize("precision", ["FP16", "float16", "bfloat16", "Auto", "", None, False])
+def test_a_precision_is_spelt_as_in_the_settings(precision):
+    for refuse in (pretrain.pick_precision, distributed.start):
+        with pytest.raises(ValueError, match=r"precision=.*choose one of auto, no, bf16, fp16"):
+            refuse(precision)
+
+
+def test_settings_are_plain_numbers_whatever_they_were(tmp_path):
+    given = {"batch_size": np.int64(64), "sigma": np.float32(0.5), "learning_rate": 1}
+    config, net = pretrain.Config(**SETTINGS | given), torch.nn.Linear(2, 2)
+    assert [type(getattr(config, name)) for name in given] == [int, float, float]
+    pretrain.save_checkpoint(tmp_path / "c", 3, [], config, encoder=net)
+    assert pretrain.load_checkpoint(tmp_path / "c", config, encoder=net) == (3, [])
+    pretrain.save_run(tmp_path, net, config, [])
+    pretrain.check_existing("resume", tmp_path, config)

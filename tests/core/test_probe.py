@@ -137,7 +137,7 @@ def test_features_are_read_in_order_and_in_eval_mode(tmp_path):
         probe.extract_features(encoder, mapped, [])
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e200])
 def test_features_that_are_no_finite_numbers_are_refused_by_patient(value):
     features, labels, patients = make_slices(20)
     wrong, names = features.copy(), np.array([f"p{p}" for p in patients], dtype=object)

@@ -417,3 +417,45 @@ def test_a_stopped_run_lets_its_kernel_save(tmp_path, number):
     said = started.communicate(timeout=120)[1]
     assert started.returncode == 130 and (tmp_path / "saved").exists()
     assert "Traceback" not in said and "interrupted" in said
+
+
+def test_a_folder_a_dead_link_and_a_copy_beside_ours_say_nothing(notebook, tmp_path):
+    (notebook.parent / "03_folder.ipynb").mkdir()
+    (notebook.parent / "04_gone.ipynb").symlink_to(tmp_path / "gone")
+    copy = (notebook.parent / "02_two.ipynb").read_text(encoding="utf-8")
+    for name in ("02_two-Copy1.ipynb", "02_two (1).ipynb"):
+        (notebook.parent / name).write_text(copy.replace("elsewhere", "typo"), encoding="utf-8")
+    parameters = tmp_path / "p.yaml"
+    parameters.write_text("elsewhere: 2\ntypo: 4")
+    with pytest.raises(ValueError, match="has a parameter typo"):
+        run.gather(notebook, [str(parameters)], [])
+
+
+def test_a_run_leaves_what_a_run_beside_it_is_writing(notebook, tmp_path, monkeypatch):
+    def execute(source, out, *_, **__):
+        raise OSError("far enough")
+
+    monkeypatch.setattr("papermill.execute_notebook", execute)
+    monkeypatch.setattr(run, "_own_kernel", lambda folder: None)  # changes the environment
+    for name in (".o[1].77.ipynb", ".o[1].2.77.ipynb", ".o1.77.ipynb"):
+        (tmp_path / name).touch()
+    with pytest.raises(OSError, match="far enough"):
+        run.run(notebook, tmp_path / "o[1].ipynb", {})
+    assert {p.name for p in tmp_path.glob(".o*")} == {".o[1].2.77.ipynb", ".o1.77.ipynb"}
+
+
+@pytest.mark.parametrize("text", ["1_0e3", "\u0661", "1,5", "\u22121", "1e", "null", ""])
+def test_what_is_a_number_to_a_computer_only_is_none(notebook, text):
+    with pytest.raises(ValueError, match="rate"):
+        run.gather(notebook, [], [["rate", text]])
+
+
+@pytest.mark.parametrize("cell", ["[" * 100_000, "self.a: int = 1", None])
+def test_a_notebook_of_another_kind_is_one_line(notebook, capfd, cell):
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    content["cells"][0]["source"] = cell
+    text = cell if cell and cell[0] == "[" else json.dumps(content)
+    notebook.write_text(text, encoding="utf-8")
+    assert run.main([str(notebook), "o.ipynb", "-p", "a\nb", "1"]) == 2
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "01_one.ipynb" in said
