@@ -44,3 +44,14 @@ def test_runs_on_one_phantom_share_their_patients():
     scores = population.scores_by_name(given)
     error = statistics.delong(*(list(scores[name].values()) for name in "ab"))[0]
     assert reach(population.difference_table(given, [("a", "b")])) == pytest.approx(1.96 * error)
+
+
+def test_patients_that_are_all_in_order_have_no_interval():
+    given = found([np.nan])
+    given["population"]["score"] = given["population"].label
+    given["runs"] = given["runs"].assign(ceiling=1.0, depth_r2=1.0, loss=1.0, verdict="healthy")
+    table = population.population_table(given)
+    assert table.auc.tolist() == [1, 1] and table[["low", "high"]].isna().all(axis=None)
+    table = population.difference_table(given, [("a", "b")])
+    ends = ["low", "high", "low_both", "high_both"]
+    assert table.difference.tolist() == [0] and table[ends].isna().all(axis=None)

@@ -56,7 +56,8 @@ def test_noise_knows_nothing_and_signal_much(seed):
         assert len(people) == 60
         for name in ("severe_auc", "mild_auc"):
             assert low <= found[name] <= high
-            assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+            ends = (found[f"{name}_low"], found[f"{name}_high"])
+            assert ends[0] <= found[name] <= ends[1] or (found[name] == 1 and np.isnan(ends).all())
 
 
 def test_the_curve_rises_with_the_labels_and_draws_are_nested():
@@ -118,7 +119,7 @@ def test_tables_to_read_of_a_run(tmp_path):
     assert table.Method.tolist() == ["WSP", "DINOv2"] and table.Encoder.tolist()[1] == "ViT"
     assert table.Judged.tolist() == [60, 60] and table["Fitted on"].tolist() == [90, 90]
     assert [*table.columns[-4:]] == [*MEASURES.values()] and table["AUC severe"][0].startswith(
-        ("1.00 [", "0.9")
+        ("1.00", "0.9")
     )
     assert few.Labels.tolist() == ["10%", "25%", "50%", "100%"] * 2
     assert few.Patients.tolist() == [9, 24, 45, 90] * 2

@@ -106,8 +106,21 @@ def test_difference_of_a_method_with_itself_is_exactly_nothing():
     runs = [make_run(seed=s) for s in range(3)]
     found = statistics.paired_difference(runs, runs)
     assert found.per_seed.tolist() == [0, 0, 0]
-    assert {found.mean, found.low, found.high, found.seed_sd} == {0}
-    assert {found.seed_low, found.seed_high, found.low_both, found.high_both} == {0}
+    assert {found.mean, found.seed_sd} == {0}
+    ends = (found.low, found.high, found.seed_low, found.seed_high, found.low_both, found.high_both)
+    assert np.isnan(ends).all()  # nothing varies
+
+
+def test_an_interval_has_a_width_or_is_not_printed():
+    run = make_run(seed=0)
+    best, worst = (run.assign(score=score) for score in (run.label, 1 - run.label))
+    found = statistics.paired_difference([best], [worst])
+    assert found.mean == 1 and np.isnan([found.low, found.high]).all()
+    assert np.isnan([*statistics.ends(np.ones(9)), *statistics.ends([np.nan])]).all()
+    assert statistics.ends(np.arange(41)) == (1.0, 39.0)
+    assert statistics.interval(0.25, 1.0) == " [0.25, 1.00]"
+    assert statistics.interval(-0.5, 0.5, "+.1f") == " [-0.5, +0.5]"
+    assert statistics.interval(1.0, 1.0) == statistics.interval(np.nan, np.nan) == ""
 
 
 def test_difference_is_that_of_the_fold_means_and_turns_its_sign():
@@ -152,7 +165,7 @@ def test_interval_of_patients_and_seeds_is_students_where_patients_do_not_matter
     blank = [base.assign(score=0.5)] * 3
     found = statistics.paired_difference(runs, blank, n=100_000)
     assert found.per_seed.tolist() == [0.125, 0.25, 0.5]
-    assert found.low == found.high == pytest.approx(found.mean)
+    assert np.isnan([found.low, found.high]).all()
     student = (found.seed_low, found.seed_high)
     assert (found.low_both, found.high_both) == pytest.approx(student, rel=0.05)
 

@@ -61,7 +61,7 @@ def population_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
         own = facts.loc[name]
         row = {"name": name, "method": tables.row_label(name), "n_seeds": len(runs)}
         row |= {"auc": np.mean(aucs), "auc_sd": np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan}
-        row |= {"low": row["auc"] - reach, "high": min(1.0, row["auc"] + reach)}
+        row |= {"low": row["auc"] - reach, "high": np.minimum(1, row["auc"] + reach)}
         row |= {key: own[key].astype(float).mean() for key in ("ceiling", "depth_r2", "loss")}
         verdicts = own.verdict.dropna().value_counts()
         row["verdict"] = ", ".join(f"{v} {n}/{len(own)}" for v, n in verdicts.items())
@@ -146,10 +146,11 @@ def auc(run: pd.DataFrame) -> float:
 
 def _reach(found: dict, one: dict[int, pd.DataFrame], two: dict[int, pd.DataFrame]) -> float:
     """Reach of 95 % over patients of the mean difference of runs by seed. Patients of one phantom
-    are the same in all its runs, those of two phantoms have nothing in common."""
+    are the same in all its runs, those of two phantoms have nothing in common. NaN where they do
+    not vary."""
     phantoms = found["runs"].drop_duplicates("seed").set_index("seed").phantom.map(str)
     squares = 0.0
     for _, group in phantoms[list(one)].groupby(phantoms):
         runs = [[side[seed] for seed in group.index] for side in (one, two)]
         squares += (len(group) / len(one) * statistics.delong(*runs)[0]) ** 2
-    return NORMAL * float(np.sqrt(squares))
+    return NORMAL * float(np.sqrt(squares)) or np.nan

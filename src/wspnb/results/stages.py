@@ -19,7 +19,7 @@ from wspnb.files import read_csv, write_csv
 from wspnb.plots import save_figure
 from wspnb.probe import classifier, read_slices
 from wspnb.results import tables
-from wspnb.results.statistics import ends
+from wspnb.results.statistics import ends, interval
 
 # Of the training patients of each stage, rounded up; draws of a share below 1, the same for all.
 SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5
@@ -182,7 +182,7 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         {"Encoder": tables.BACKBONES[run["backbone"]], "Method": tables.row_label(run["name"])}
         | {"Seed": run["seed"], "Fitted on": run["trained"], "Judged": run["n"]}
         | {
-            name: f"{run[m]:.2f} [{run[f'{m}_low']:.2f}, {run[f'{m}_high']:.2f}]"
+            name: f"{run[m]:.2f}{interval(run[f'{m}_low'], run[f'{m}_high'])}"
             if run[m] == run[m]
             else "–"
             for m, name in MEASURES.items()

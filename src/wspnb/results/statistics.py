@@ -88,15 +88,20 @@ def bootstrap_interval(
         ValueError: if the runs have other patients or folds than the first.
     """
     wins = [fold.mean(0, keepdims=True) for fold in wins_by_fold(runs)]
-    low, high = ends(resample_patients(wins, n, np.random.default_rng(seed)))
-    return (low, high) if high - low > 1e-9 else (np.nan, np.nan)
+    return ends(resample_patients(wins, n, np.random.default_rng(seed)))
 
 
 def ends(values) -> tuple[float, float]:
-    """95 % percentile interval of the resamples that have a value; NaN if none has."""
+    """95 % percentile interval of the resamples that have a value; NaN if none has, or if all have
+    the same: who does not vary says nothing of others."""
     values = np.asarray(values)[~np.isnan(values)]
     low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-    return float(low), float(high)
+    return (float(low), float(high)) if high - low > 1e-9 else (np.nan, np.nan)
+
+
+def interval(low: float, high: float, form: str = ".2f") -> str:
+    """The ends of an interval in words, after a blank; "" where it cannot be computed."""
+    return f" [{low:{form}}, {high:{form}}]" if high > low else ""
 
 
 def paired_difference(
@@ -108,7 +113,8 @@ def paired_difference(
     ``seed_high`` is Student's interval over the seeds. In ``low_both`` to ``high_both`` each
     resample of the patients also draws the mean over seeds from its t distribution: three seeds
     are too few to draw from. What seed and patients do together counts twice, so it errs wide.
-    Ends that hold the patients are NaN where a fold has one patient of a class.
+    Ends that hold the patients are NaN where a fold has one patient of a class, and those
+    of what does not vary: of patients where both methods order every pair alike, of equal seeds.
 
     Args:
         runs_a, runs_b: score tables of each method, one per training seed, seed by seed.
@@ -126,6 +132,7 @@ def paired_difference(
     if k == 1:
         return Difference(mean, *ends(draws), per_seed, *[np.nan] * 5)
     sd, half = float(per_seed.std(ddof=1)), stats.t.ppf(0.975, k - 1) / k**0.5
+    half = half if sd > 1e-9 else np.nan
     both = draws + rng.standard_t(k - 1, n) * sd / k**0.5
     spread = (sd, mean - half * sd, mean + half * sd)
     return Difference(mean, *ends(draws), per_seed, *spread, *ends(both))

@@ -18,7 +18,7 @@ from wspnb.models import build_encoder, build_head, seeded, two_layers
 from wspnb.momentum import Byol, Moco
 from wspnb.pretrain import verdict
 from wspnb.probe import classifier
-from wspnb.results.statistics import ends, pairwise_wins
+from wspnb.results.statistics import ends, interval, pairwise_wins
 
 # Method -> kernel of a batch, from its values and the widths or weights in ``s``. Widths of BCVA
 # and CST are in units of their SD, that of the position as WSP's.
@@ -226,9 +226,8 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
 def findings(table: pd.DataFrame) -> list[str]:
     """What a :func:`result_table` says, in words: who is first, and where "soft" stands."""
     best = table.loc[table.macro_auroc.idxmax()]
-    lines = [
-        f"{best.method} is first with {best.macro_auroc:.2f} [{best.low:.2f}, {best.high:.2f}]."
-    ]
+    ends_of = interval(best.low, best.high)
+    lines = [f"{best.method} is first with {best.macro_auroc:.2f}{ends_of}."]
     ours = table[table.method == ROWS["soft"]]
     if len(ours):
         place = int((table.macro_auroc > ours.macro_auroc.iloc[0]).sum()) + 1

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from wspnb.files import read_csv, write_csv
 from wspnb.phantom.minimal import Minimal, draw_cohort
 from wspnb.pretrain import UNTRAINED
+from wspnb.results.statistics import interval
 from wspnb.results.tables import ROWS, row_label
 from wspnb.studies.position import Settings, run
 
@@ -119,9 +120,11 @@ def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFra
 
 def paired_difference(first: pd.Series, second: pd.Series) -> dict:
     """Mean difference over the seeds that both have (their index), with Student's 95 % interval:
-    mean, low, high, n; low and high are NaN for fewer than two seeds."""
+    mean, low, high, n; low and high are NaN for fewer than two seeds, or where all are alike."""
     gap = (first - second).dropna()
-    half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / max(len(gap), 1) ** 0.5
+    sd = gap.std(ddof=1)
+    sd = sd if sd > 1e-9 else float("nan")
+    half = student.ppf(0.975, len(gap) - 1) * sd / max(len(gap), 1) ** 0.5
     mean = gap.mean()
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": len(gap)}
 
@@ -170,7 +173,8 @@ def findings(table: pd.DataFrame) -> list[str]:
     gaps, ends, lines = differences(table), last_rows(table), []
     for other, rows in gaps.groupby("other", sort=False):
         base = rows[rows.point == "base"].iloc[0]
-        text = f"WSP minus {ROWS[other]}: {base['mean']:+.2f} [{base.low:+.2f}, {base.high:+.2f}]"
+        ends_of = interval(base.low, base.high, "+.2f")
+        text = f"WSP minus {ROWS[other]}: {base['mean']:+.2f}{ends_of}"
         text, named = text + " at the base", 0
         for word, part in (("ahead", rows[rows.low > 0]), ("behind", rows[rows.high < 0])):
             points = [f"{p} ({m:+.2f})" for p, m in zip(part.point, part["mean"], strict=True)]
@@ -225,8 +229,8 @@ def recommend(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
         words = []
         for gap in own.itertuples():
             side = "above" if gap.low > 0 else "below" if gap.high < 0 else "not told from"
-            interval = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
-            words.append(f"{side} {row_label(gap.minus)} ({interval})")
+            found = f"{gap.mean:+.3f}{interval(gap.low, gap.high, '+.3f')}"
+            words.append(f"{side} {row_label(gap.minus)} ({found})")
         lines.append(f"{row_label(name)}: {', '.join(words)}; R2 of depth {depth[name]:.2f}.")
         best += [name] if (own.low > 0).all() else []
     if not best:
