@@ -5,7 +5,6 @@ function NAME of :data:`BLOCKS` returns, and nothing else in a page states a res
 not there yet is said to be missing, by the page itself.
 """
 
-import json
 import re
 import sys
 import textwrap
@@ -17,7 +16,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parent))
 from ledger import choices, ledger
 
-from wspnb.files import own_files, write_text
+from wspnb.files import own_files, read_json, write_text
 from wspnb.results import audit, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,7 +96,8 @@ def gaps(name: str) -> pd.DataFrame:
 def settings(profile: str) -> dict:
     """What the pretrainings of a profile's committed runs share, empty where none are committed."""
     file = ROOT / "figures" / "runs" / profile / "runs.json"
-    runs = json.loads(file.read_text()).get("runs", {}).values() if file.exists() else []
+    kept = read_json(file) if file.exists() else {}
+    runs = kept.get("runs", {}).values()
     return next((run["training"] for run in runs if run.get("training")), {})
 
 

@@ -88,8 +88,7 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def number(self, node):
-        kind = node.tag.rsplit(":", 1)[1]
-        value = getattr(yaml.SafeLoader, f"construct_yaml_{kind}")(self, node)
+        value = getattr(yaml.SafeLoader, f"construct_yaml_{node.tag.split(':')[-1]}")(self, node)
         if not re.fullmatch(NUMBER, node.value.lower()):
             problem = f"YAML reads {node.value} as {value}: write that, or a text in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
@@ -130,8 +129,7 @@ def read_parameters(file: str | Path) -> dict:
         raise ValueError(f"{file}: no UTF-8 text ({error.reason} at byte {error.start})") from None
     content = {} if (found := read_yaml(text, str(file))) is None else found
     if not isinstance(content, dict):
-        found = type(content).__name__
-        raise ValueError(f"{file}: expected lines of `name: value`, found a {found}")
+        raise ValueError(f"{file}: expected `name: value` lines, found a {type(content).__name__}")
     return content
 
 
@@ -395,6 +393,8 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
+    if sys.getfilesystemencoding() != "utf-8":  # LC_ALL=C: names would be lost
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     with contextlib.suppress(KeyboardInterrupt):  # also while it is still importing
         sys.exit(main())
     sys.exit(130)

@@ -1,5 +1,8 @@
 """The probe: no test patient is seen in training; numbers agree with scikit-learn's."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -551,3 +554,19 @@ def test_features_do_not_depend_on_autocast_and_follow_the_weights_type():
     wide = probe.extract_features(encoder.double(), images, [0, 1, 2])
     np.testing.assert_allclose(wide, want, atol=1e-5)
     assert wide.dtype == np.float32
+
+
+def test_a_plane_of_one_patient_tells_nothing():
+    found = probe.plane_quality(np.eye(3)[:, :2], [0, 0.5, 1], [1, 1, 1], ["a"] * 3)
+    assert np.isnan([found["depth_r2"], found["class_auc"]]).all()
+
+
+def test_notebook_04_asks_nothing_where_no_depth_can_be_read():
+    book = Path(__file__).parents[2] / "notebooks" / "04_representations.ipynb"
+    cells = json.loads(book.read_text(encoding="utf-8"))["cells"]
+    code = next(s for c in cells if "right = {" in (s := "".join(c["source"])))
+    numbers = pd.DataFrame({"plane": "pca", "method": ["random", "wsp"], "depth_r2": np.nan})
+    given = {"numbers": numbers, "shares": {"wsp": 0.5}, "methods": ["wsp"]}
+    given |= {"by_class": [["a"], ["b"]], "answers": {1: None, 2: 0.5}}
+    exec(code, given)
+    assert given["right"] == {1: None, 2: 0.5, 3: 1}

@@ -459,3 +459,11 @@ def test_a_notebook_of_another_kind_is_one_line(notebook, capfd, cell):
     assert run.main([str(notebook), "o.ipynb", "-p", "a\nb", "1"]) == 2
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "01_one.ipynb" in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has UTF-8")
+def test_names_survive_a_locale_without_letters(tmp_path):
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "wspnb.run", "größe.ipynb", "o.ipynb"]
+    done = subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path)
+    assert done.returncode == 2 and "größe.ipynb" in done.stderr.decode("utf-8")
