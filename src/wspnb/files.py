@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 
 TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
-CODE = r"-?(0\d|\d{16})"  # begins what is no number, whose zeros or last digits would be lost
+CODE = r"-?(0\d|\d{16,}$)"  # no number: its zeros or last digits would be lost
 
 
 @contextmanager

@@ -185,7 +185,9 @@ def test_what_others_leave_in_a_folder_is_no_file_of_ours(tmp_path):
 
 
 def test_tables_come_back_as_they_were_written(tmp_path):
-    score = np.concatenate([np.random.default_rng(0).random(2000), [1 / 3, 5e-324, 1.7e308]])
+    score = np.concatenate(
+        [np.random.default_rng(0).random(2000), [1 / 3, 5e-324, 1.7e308, 2.5e15]]
+    )
     write_csv(tmp_path / "t.csv", pd.DataFrame({"score": score}))
     if package_version("pandas") >= "3.1":  # those before lose a last digit here and there
         assert read_csv(tmp_path / "t.csv").score.tolist() == score.tolist()
