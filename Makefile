@@ -36,6 +36,7 @@ reproduce: $(STAMP)  ## the paper's experiment on the synthetic cohort, one seed
 	$(FLOW) report
 
 plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
+	@echo "first the reference experiment (benchmarks/gpu.py): a card, or days; then"
 	$(FLOW) plan --config sweep=workflow/tables.yaml
 
 tables: $(STAMP)  ## every committed table: the reference experiment (a card, or days), then workflow/tables.yaml (ADRENAL=file or a 277 KB download) -> figures/

@@ -89,7 +89,7 @@ def test_paths_start_at_the_table_not_at_the_working_directory(tmp_path, monkeyp
         (["a.nii.gz,,p,inf,,radio"], ["line 2: weak_label 'inf'"]),
         (["a.nii.gz,,p,1e30,,radio"], ["line 2: weak_label '1e30'", "not an integer"]),
         (["ct\\a.nii.gz,,p,1,,radio"], ["line 2: volume", "correct the path, with / for \\"]),
-        (["a.nii.gz,,p,,2,d1"], ["line 2: label '2' is not 0 or 1"]),
+        (["a.nii.gz,,p,,2,d1"], ["1 problem in", "line 2: label '2' is not 0 or 1", "(patient p)"]),
         (["a.nii.gz,,,1,,radio"], ["line 2: patient is empty"]),
         (["a.nii.gz,,p,1,,"], ["line 2: cohort is empty"]),
         ([",,p,1,,radio"], ["line 2: volume is empty"]),

@@ -1,6 +1,7 @@
 """The graph plans what it should: every method and seed once, and nothing twice."""
 
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -17,12 +18,12 @@ from wspnb.studies import reference
 ROOT = Path(__file__).parents[2]
 
 
-def dry_run(target: str, *config: str) -> str:
+def dry_run(target: str, *config: str, folder: Path = ROOT) -> str:
     """What is said of a run in which nothing is done yet."""
     command = [Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile"]
     command += ["--dry-run", "--forceall", "--cores", "2", target]
     command += ["--config", *config] if config else []
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -129,12 +130,27 @@ def test_plan_of_the_tables_has_every_row_of_the_paper():
         ("seed=3", "--config knows no seed"),
         ("profile=none", "there is no params/none.yaml"),
         ("methods=wpsi", "no method of"),
+        ("methods=wsp_foo0.3", "notebook 02 has no parameter foo"),
         ("public_encoders=dinov2=/none", r"/none does not hold config\.json.*licence"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(config, message):
     with pytest.raises(AssertionError, match=message):
         plan("report", config)
+
+
+@pytest.mark.slow
+def test_who_judges_nobody_is_told_what_to_ask_for(tmp_path):
+    for name in ("workflow", "params", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    own = (tmp_path / "params" / "own_160.yaml").read_text(encoding="utf-8")
+    own = re.sub("^evaluate:.*", "evaluate: []", own, flags=re.MULTILINE)
+    (tmp_path / "params" / "own_160.yaml").write_text(own, encoding="utf-8")
+    config = ("profile=own_160", "methods=depth_aware")
+    with pytest.raises(AssertionError, match=r"evaluate is empty.*name cohorts there") as told:
+        dry_run("report", *config, folder=tmp_path)
+    book = re.search(r"runs/own_160/notebooks/02_\S+\.ipynb", str(told.value))[0]
+    assert re.search(r"pretrain +1\ntotal +2", dry_run(book, *config, folder=tmp_path))
 
 
 def said(cores: int, *config: str) -> str:

@@ -76,7 +76,8 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     if problems := cohort_errors(raw):
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{path}: {len(problems)} problems in the cohort table\n{shown}{more}")
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise ValueError(f"{path}: {count} in the cohort table\n{shown}{more}")
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):
         values = [pd.NA if v.lower() in EMPTY else int(float(v)) for v in table[column]]
@@ -130,7 +131,11 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
     several = table.patient.str.lower().isin(UNKNOWN).sum() > 1  # a single patient may be called so
     found = [(line, text) for line, row in rows for text in _row_errors(row, several)]
     found += _contradictions(table)
-    return [f"line {line}: {problem}" for line, problem in sorted(found, key=lambda f: f[0])]
+    whose = {line: f" (patient {name})" if name else "" for line, name in table.patient.items()}
+    found = sorted(
+        (line, text + whose[line] * (" patient" not in f" {text}")) for line, text in found
+    )
+    return [f"line {line}: {problem}" for line, problem in found]
 
 
 def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
@@ -285,7 +290,7 @@ def _label_problem(column: str, value: str) -> str:
         return ""
     number = int(float(value)) if INTEGER.fullmatch(value) else -1
     if column == "label" and number not in (0, 1):
-        return f"label {value!r} is not 0 or 1: leave it empty where it is unknown"
+        return f"label {value!r} is not 0 or 1: write one of these, or leave it empty if unknown"
     if not 0 <= number < 2**31:
         return f"weak_label {value!r} is not an integer from 0: leave it empty where it is unknown"
     return ""

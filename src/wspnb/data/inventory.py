@@ -34,6 +34,7 @@ CODINGS = {
 }
 SAY = f"say which it is in a column 'coding' of cohort.csv: {', '.join(list(CODINGS)[:-1])}"
 SAY += "; for MRI write mr in a column 'modality'"
+
 # Paper silent: what is brighter than this share of the 99th percentile is body, and the window of
 # an MRI goes from the first to the last of these percentiles of it.
 MR_BODY, MR_PERCENTILES = 0.1, (0.5, 99.5)

@@ -131,7 +131,7 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
 def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: float = 15.0):
     """One random view of each pair: the same crop and rotation for both, another brightness.
 
-    Paper silent. Grey values are scaled by 0.8 to 1.2 and shifted by -0.1 to 0.1 of the window.
+    Grey values are scaled by 0.8 to 1.2 and shifted by -0.1 to 0.1 of the window (paper silent).
 
     Args:
         images, truth: ``(b, h, w)`` uint8, 255 = liver in the second.

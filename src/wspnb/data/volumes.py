@@ -16,8 +16,8 @@ from PIL import Image
 from wspnb.data.headers import check_same_grid, open_header, read_voxels
 from wspnb.files import whole
 
-# Paper silent on slices without a mask: a slice shows the body where this share of its pixels is
-# denser than fat and air.
+# A slice without a mask shows the body where this share of its pixels is denser than fat and air
+# (paper silent).
 BODY_HU, BODY_SHARE = -300.0, 0.05
 
 
@@ -208,7 +208,7 @@ def central_slices(mask: np.ndarray, fraction: float = 0.7) -> np.ndarray:
 def body_slices(hu, above: float = BODY_HU) -> np.ndarray:
     """All slices from the first to the last that show the body: for volumes without a mask.
 
-    Paper silent. A slice shows the body if more than 5 % of its pixels are above -300 HU: air and
+    A slice shows the body if more than 5 % of its pixels are above -300 HU (paper silent): air and
     lung are not, and a bare table is less.
 
     Args:

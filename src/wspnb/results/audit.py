@@ -267,7 +267,7 @@ def sentences(claims: pd.DataFrame, sources) -> str:
     for row in claims.to_dict("records"):
         known = [source for source in sources if row[f"{source} evidence"]]
         lines += [f"{row['claim']}, {row['cohort']}"] if known else []
-        lines += [f"    {s + ':':7}{row[s]:15}{row[f'{s} evidence']}" for s in known]
+        lines += [f"    {s + ':':7}{row[s]:18} {row[f'{s} evidence']}" for s in known]
     return "\n".join(lines)
 
 
