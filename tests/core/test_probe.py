@@ -569,4 +569,4 @@ def test_notebook_04_asks_nothing_where_no_depth_can_be_read():
     given = {"numbers": numbers, "shares": {"wsp": 0.5}, "methods": ["wsp"]}
     given |= {"by_class": [["a"], ["b"]], "answers": {1: None, 2: 0.5}}
     exec(code, given)
-    assert given["right"] == {1: None, 2: 0.5, 3: 1}
+    assert given["right"] == {1: [], 2: 0.5, 3: 1}

@@ -102,7 +102,8 @@ def prepare_volume(
         _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
         if organ_ml[1] == LIVER_ML[1]:
             body = hu[:, :, kept[len(kept) // 2]] > (ends[0] if coding == "MR" else volumes.BODY_HU)
-            middles = [np.nonzero(a)[0].mean() for a in (inside[:, :, kept], body)]
+            counts = inside[:, :, kept].sum((1, 2)), body.sum(1)
+            middles = [own @ np.arange(len(own)) / own.sum() for own in counts]
             row["mask_right_mm"] = round(float((middles[0] - middles[1]) * scan.spacing[0]), 1)
     return inventory.slice_images(hu, kept, image_size, low, high), {
         "z": kept.tolist(),

@@ -195,7 +195,7 @@ def central_slices(mask: np.ndarray, fraction: float = 0.7) -> np.ndarray:
         raise ValueError(f"mask of shape {mask.shape}: give a volume (x, y, z)")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction {fraction}: choose a value in (0, 1]")
-    inside = np.flatnonzero((mask != 0).any(axis=(0, 1)))
+    inside = np.flatnonzero(mask.any(axis=(0, 1)))
     if not len(inside):
         raise ValueError("the mask is empty: no slice to keep; leave the mask out or draw it")
     first, last = int(inside[0]), int(inside[-1])
