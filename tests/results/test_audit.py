@@ -167,7 +167,10 @@ def test_a_claim_is_judged_by_its_least_difference():
     assert found["run evidence"][0] == "wsp − BYOL = -0.10 [-0.20, +0.00], least of 2"
     lines = audit.sentences(found, ["run"]).splitlines()
     assert len(lines) == 4  # nothing about the cohort that is not there
-    assert lines[2:] == ["best, d2", "    run:   supported          wsp − BYOL = +0.30 [+0.20, +0.40]"]
+    assert lines[2:] == [
+        "best, d2",
+        "    run:   supported          wsp − BYOL = +0.30 [+0.20, +0.40]",
+    ]
 
 
 @pytest.mark.slow
