@@ -107,19 +107,20 @@ def load_mask(
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
             raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
         labels = np.rint(labels).astype(np.int32)
-    if labels.min() < 0:
+    if labels.dtype.kind != "u" and labels.min() < 0:
         raise ValueError(f"{path}: mask values from {labels.min()}: write 0 outside, 1 inside")
     if value is None and str(path).endswith("_part_551.nii.gz"):  # of CADS, where 5 is the liver
         value = 5
     if value is None:
-        if labels.max() > 3:
+        most = labels.max()
+        if most > 3:
             there = sorted(set().union(*(np.unique(plane).tolist() for plane in labels.T)) - {0})
             if len(there) > 3:
                 raise ValueError(
                     f"{path}: {len(there)} labels ({', '.join(map(str, there[:5]))}, ...), a map of"
                     " several organs: say which is the liver (mask_value)"
                 )
-        if labels.max() > 1 and (lone := _lone_labels(labels)):
+        if most > 1 and (lone := _lone_labels(labels)):
             raise ValueError(
                 f"{path}: labels that touch no other ({lone}), as of several organs and not of"
                 " lesions: say which is the liver (mask_value)"
