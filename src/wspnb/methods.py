@@ -181,8 +181,8 @@ def is_method(name: str) -> bool:
 
 
 def split_name(name: str) -> tuple[str, dict[str, str]]:
-    """Method of a run and the one setting that its name changes: ``wsp_floor0.3`` is the method
-    ``wsp_floor0.3``, ``wsp_sigma0.3`` is ("wsp", {"sigma": "0.3"}).
+    """Method of a run and the settings that its name changes: ``wsp_floor0.3`` is the method
+    ``wsp_floor0.3``, ``wsp_sigma0.3_n_steps500`` is ("wsp", {"sigma": "0.3", "n_steps": "500"}).
 
     Raises:
         ValueError: if it is neither.
@@ -190,10 +190,12 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
     if is_method(name):
         return name, {}
     for place in [found.start() for found in re.finditer("_", name)][::-1]:  # the longest method
-        method, changed = name[:place], re.fullmatch(r"([a-z_]+)([0-9.]+|inf)", name[place + 1 :])
-        if is_method(method) and changed:
-            parse(name) if f"{method}_{changed[1]}" in METHODS else None  # its number, out of range
-            return method, {changed[1]: changed[2]}
+        method, rest = name[:place], name[place + 1 :]
+        changed = re.findall(r"([a-z][a-z_]*?)([0-9.]+|inf)(?:_|$)", rest)
+        if is_method(method) and changed and rest == "_".join(map("".join, changed)):
+            parse(name) if f"{method}_{changed[0][0]}" in METHODS else None  # number out of range
+            if len(dict(changed)) == len(changed):
+                return method, dict(changed)
     raise ValueError(
         f"run {name}: no method of {', '.join([*PLAIN, *METHODS])}, nor byol, simsiam, barlow "
         "with one of them, nor params/NAME.yaml, nor METHOD_PARAMETERvalue"

@@ -148,12 +148,27 @@ def test_one_parser_reads_every_name():
     assert split_name("wsp_floor0.3_sigmainf") == ("wsp_floor0.3", {"sigma": "inf"})
     assert split_name("byol_wsp_batch_size16") == ("byol_wsp", {"batch_size": "16"})
     assert split_name("random") == ("random", {})
+    several = {"patients": "0.1", "n_steps": "2000", "reader_accuracy": "0.7"}
+    name = "wsp_own_patients0.1_n_steps2000_reader_accuracy0.7"
+    assert split_name(name) == ("wsp_own", several)
     assert parse("wsp_floor0.3").number == 0.3 and parse("wsp_floor").number == 0.2
     labels, positions = torch.tensor([0, 0, 1]), torch.tensor([0.0, 0.5, 0.5])
     floor = pair_kernel("wsp_floor0.3", labels, positions, 0.1)[0, 1].item()
     assert floor == pytest.approx(0.3 + 0.7 * math.exp(-12.5), rel=1e-6)
     assert loss_of("simsiam_wsp_floor0.3") == "simsiam" and loss_of("imagenet") == "none"
-    for wrong in ("wsp_floor1.3", "wsp_mixture2", "wpsi", "wsp1", "byol_wsp_own", "wsp_", ""):
+    for wrong in (
+        "wsp_floor1.3",
+        "wsp_mixture2",
+        "wpsi",
+        "wsp1",
+        "byol_wsp_own",
+        "wsp_",
+        "",
+        "wsp_sigma0.2_sigma0.3",
+        "wsp_sigma0.2_",
+        "wsp_sigma0.2_own",
+        "wsp_sigma0.2__n_steps3",
+    ):
         with pytest.raises(ValueError):
             split_name(wrong)
     with pytest.raises(ValueError, match="has no kernel: choose one of wsp, depth_aware"):

@@ -108,14 +108,14 @@ def test_studies_are_drawn_alike_for_every_method_and_judged_on_the_others():
 
 
 def test_plans_name_each_run_once():
-    for which in ("reference", "variants", "kernels", "small", "judged", "open"):
+    for which in ("reference", "variants", "kernels", "small", "judged", "open", "factors"):
         runs = plan(which)
         keys = [(run.name, run.seed, run.phantom) for run in runs]
         assert len(set(keys)) == len(runs) > 0
     assert {run.seed for run in plan("reference")} == {0, 1, 2}
     assert all(dict(run.phantom)["seed"] > 0 for run in plan("judged"))
     with pytest.raises(
-        ValueError, match="choose reference, variants, kernels, small, judged or open"
+        ValueError, match="choose reference, variants, kernels, small, judged, open, factors"
     ):
         plan("all")
 
@@ -126,6 +126,10 @@ def test_a_run_is_its_name():
     assert (config.method, config.sigma) == ("wsp_floor0.3", 0.2)
     assert reference.settings_of(Run("byol_wsp_batch_size16"), store, 100).batch_size == 16
     assert reference.share_of(Run("supcon_patients0.3")) == 0.3
+    own = reference.plan("factors")[2]
+    assert (own.name.count("reader_accuracy0.7"), own.phantom) == (1, (("reader_accuracy", 0.7),))
+    config = reference.settings_of(own, store, 6240)
+    assert (config.n_steps, config.warmup_steps, config.method) == (2000, 200, "wsp")
     with pytest.raises(ValueError, match="no setting floor"):
         reference.settings_of(Run("supcon_floor0.3"), store, 100)
 

@@ -57,8 +57,8 @@ def population_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     for name, runs in scores_by_name(found).items():
         aucs = [auc(run) for run in runs.values()]
         coin = {seed: run.assign(score=0.0) for seed, run in runs.items()}  # .5 without error
-        reach = _reach(found, runs, coin)
         own = facts.loc[name]
+        reach = _reach(own.phantom, runs, coin)
         row = {"name": name, "method": tables.row_label(name), "n_seeds": len(runs)}
         row |= {"auc": np.mean(aucs), "auc_sd": np.std(aucs, ddof=1) if len(aucs) > 1 else np.nan}
         row |= {"low": row["auc"] - reach, "high": np.minimum(1, row["auc"] + reach)}
@@ -79,13 +79,14 @@ def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]
         and the second interval is the wider for it.
     """
     scores, rows = scores_by_name(found), []
+    phantoms = found["runs"].set_index(["name", "seed"]).phantom
     for first, second in pairs:
         seeds = sorted(set(scores.get(first, ())) & set(scores.get(second, ())))
         if not seeds:
             continue
         one, two = ({seed: scores[name][seed] for seed in seeds} for name in (first, second))
         each = np.array([auc(one[seed]) - auc(two[seed]) for seed in seeds])
-        reach, mean = _reach(found, one, two), each.mean()
+        reach, mean = _reach(phantoms.loc[first], one, two), each.mean()
         row = {"first": first, "second": second, "n_seeds": len(seeds), "difference": mean}
         row |= {"low": mean - reach, "high": mean + reach}
         own = student.ppf(0.975, max(len(each) - 1, 1)) * pd.Series(each).sem()
@@ -144,12 +145,11 @@ def auc(run: pd.DataFrame) -> float:
     return float(roc_auc_score(run.label, run.score))
 
 
-def _reach(found: dict, one: dict[int, pd.DataFrame], two: dict[int, pd.DataFrame]) -> float:
+def _reach(phantom: pd.Series, one: dict[int, pd.DataFrame], two: dict[int, pd.DataFrame]) -> float:
     """Reach of 95 % over patients of the mean difference of runs by seed. Patients of one phantom
     are the same in all its runs, those of two phantoms have nothing in common. NaN where they do
     not vary."""
-    phantoms = found["runs"].drop_duplicates("seed").set_index("seed").phantom.map(str)
-    squares = 0.0
+    phantoms, squares = phantom.map(str), 0.0
     for _, group in phantoms[list(one)].groupby(phantoms):
         runs = [[side[seed] for seed in group.index] for side in (one, two)]
         squares += (len(group) / len(one) * statistics.delong(*runs)[0]) ** 2

@@ -53,7 +53,7 @@ SUPERVISED_STEPS = 1000  # of each fold's network, fixed before comparing; paper
 class Run:
     """One training of the experiment; what differs from its base is in its name."""
 
-    name: str  # a method, or one changed setting or share of the patients: wsp_patients0.1
+    name: str  # a method, with what is changed and the share of the patients: wsp_patients0.1
     seed: int = 0  # of weights, batches and views
     phantom: tuple = ()  # pairs (parameter, value) of Phantom that differ from the default
     draws: int = 30  # studies of D1's size drawn from the population
@@ -74,6 +74,7 @@ def share_of(run: Run) -> float:
 
 def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
     """The paper's numbers where it gives them, else the package's defaults; one set for all."""
+    n_steps = int(run.changes.get("n_steps", n_steps))
     base = {
         "method": run.method.replace("supervised", "random"), "backbone": "tiny_padded",
         "norm": "batch", "sigma": 0.1, "temperature": 0.1, "batch_size": 64, 
@@ -83,7 +84,8 @@ def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
         "convention": "k/(n-1)", "severe_from": 0, "train_cohort": "radio",
         "data": store["sha256"], "seed": run.seed,
     }  # fmt: skip
-    changed = {key: value for key, value in run.changes.items() if key != "patients"}
+    elsewhere = {"patients", *dict(run.phantom)}
+    changed = {key: value for key, value in run.changes.items() if key not in elsewhere}
     if unknown := set(changed) - set(base):
         raise ValueError(f"run {run.name}: no setting {', '.join(unknown)}")
     return pretrain.Config(**base | {k: type(base[k])(v) for k, v in changed.items()})
@@ -230,7 +232,7 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     result |= {"auc_population": roc_auc_score(population.label, population.score)}
     result |= {"depth_r2": curve[-1]["depth_r2"] if curve else None, "collapsed": False, **facts}
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    result |= {"device": device_name, "torch": torch.__version__, "n_steps": n_steps}
+    result |= {"device": device_name, "torch": torch.__version__, "n_steps": config.n_steps}
     result |= {"patients": share_of(run), "seconds": round(time.monotonic() - began, 1)}
     result["results"] = records_of(run.name, people)
     table = pd.concat(t.assign(cohort=g) for g, t in people.items())
@@ -258,6 +260,9 @@ SMALL = tuple(
 CHOSEN = ("wsp_floor0.4", "wsp_floor0.2", "wsp_sigma0.5", "wsp_patients0.1", "supcon_patients0.1")
 # What three phantoms left open, for three more: with fewer patients the interval touched 0.
 OPEN = ("wsp_patients0.1", "supcon_patients0.1", "wsp", "supcon", "wsp_sigma0.5")
+# Notebook 06b's question with images: one factor of the phantom at a time, the first is the base.
+FACTORS = (("reader_accuracy", 0.82), ("reader_accuracy", 0.7), ("reader_accuracy", 0.95))
+FACTORS += (("depth_dependence", 0.0), ("depth_dependence", 1.0))
 
 
 def plan(which: str) -> list[Run]:
@@ -268,6 +273,8 @@ def plan(which: str) -> list[Run]:
     ``kernels``: the other rows of the table of methods. ``small``: losses without negatives, with a
     kernel and without, in batches of 16, 32 and 64, beside contrastive ones. ``judged``: what was
     chosen, on three phantoms on which nothing was; ``open``: what these left open, on three more.
+    ``factors``: WSP and SupCon with a tenth of the patients and a third of the steps, where
+    position was seen to help, on phantoms that differ in one factor.
 
     Raises:
         ValueError: if there is no such part.
@@ -283,7 +290,15 @@ def plan(which: str) -> list[Run]:
         return [Run(name, s, (("seed", s),)) for s in (1, 2, 3) for name in names]
     if which == "open":
         return [Run(name, s, (("seed", s),)) for name in OPEN for s in (4, 5, 6)]
-    raise ValueError(f"plan {which!r}: choose reference, {', '.join(parts)}, judged or open")
+    if which == "factors":
+        base = "patients0.1_n_steps2000"
+        return [
+            Run(f"{method}_{base}_{key}{value}", seed, ((key, value),))
+            for seed in seeds
+            for key, value in FACTORS
+            for method in ("wsp", "supcon")
+        ]
+    raise ValueError(f"plan {which!r}: choose reference, {', '.join(parts)}, judged, open, factors")
 
 
 def run_all(
@@ -331,15 +346,17 @@ def run_all(
 
 def publish(root: Path, size: int, figures: Path) -> list[str]:
     """Keep the scores of all finished runs under ``figures/runs`` and write every table that
-    follows from them: ``reference`` for phantom seed 0, ``judged`` for the others; names of the
-    tables. ``root`` and ``size`` as for :func:`run_all`."""
+    follows from them: ``reference`` for phantom seed 0, ``judged`` for other seeds, ``factors`` for
+    other factors; names of the tables. ``root`` and ``size`` as for :func:`run_all`."""
     drawn = [describe_patient(Phantom(), c, n) for c, n in list_patients(Phantom()) if c != "radio"]
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
     own, kept = tables.read_runs(root / folder_name((), size)), figures / "runs"
     names = committed.publish_runs(own, kept / "reference", "", readings)
-    others = [p for p in sorted(root.glob(folder_name((), size) + "-*")) if (p / "probe").is_dir()]
-    if runs := [run for folder in others for run in tables.read_runs(folder)]:
-        names += committed.publish_runs(runs, kept / "judged", "_judged")
+    folders = [p for p in sorted(root.glob(folder_name((), size) + "-*")) if (p / "probe").is_dir()]
+    others = [run for folder in folders for run in tables.read_runs(folder)]
+    for part in ("judged", "factors"):
+        if runs := [r for r in others if ("seed" in r["phantom"]) == (part == "judged")]:
+            names += committed.publish_runs(runs, kept / part, f"_{part}")
     return names
 
 
