@@ -40,7 +40,7 @@ plan: $(STAMP)  ## what `make tables` would run, and how long it takes about
 	$(FLOW) plan --config sweep=workflow/tables.yaml
 
 tables: $(STAMP)  ## every committed table: the reference experiment (a card, or days), then workflow/tables.yaml (ADRENAL=file or a 277 KB download) -> figures/
-	$(BIN)/python benchmarks/gpu.py --out runs/reference --size 64 --plans reference,variants,judged --skip tests,step \
+	$(BIN)/python benchmarks/gpu.py --out runs/reference --size 64 --plans reference,variants,judged,factors --skip tests,step \
 	  --minutes 100000 --workers $(CORES) --publish figures
 	$(FLOW) report --config sweep=workflow/tables.yaml publish=figures adrenal="$$ADRENAL" imagenet="$$IMAGENET"
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ledger import choices, ledger
 
 from wspnb.files import own_files, read_json, write_text
+from wspnb.methods import split_name
 from wspnb.results import audit, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -193,6 +194,40 @@ def judged() -> str:
 
 def position_images() -> str:
     return bullets([position_and_label(), judged()])
+
+
+def position_steps() -> str:
+    """WSP minus SupCon after some steps, by share of the patients: paired by training seed."""
+    from wspnb.studies.position_runs import paired_difference
+
+    full = table("reference_curves")
+    auc = full.set_index(["name", "step", "seed"]).auc_population.sort_index()
+    shares = [name.removeprefix("wsp") for name in full.name.unique() if "wsp_patients" in name]
+    steps, lines = sorted(set(full.step) - {0}), []
+    for share in (*sorted(shares), ""):
+        cells = [
+            amount(
+                pd.Series(paired_difference(*(auc[f"{m}{share}", s] for m in ("wsp", "supcon"))))
+            )
+            for s in steps
+        ]
+        lines.append([f"{float(share.removeprefix('_patients') or 1):.0%}", *cells])
+    return grid(["patients", *(f"{step:,} steps" for step in steps)], lines)
+
+
+def position_factors() -> str:
+    """WSP and SupCon on phantoms that differ in one factor."""
+    gaps, people = (table(f"reference_{n}_factors") for n in ("differences", "population"))
+    if gaps is None:
+        return missing("reference_differences_factors")
+    people, lines = people.set_index("name"), []
+    for _, row in gaps.rename(columns={"difference": "mean"}).iterrows():
+        own = [people.loc[row[side]] for side in ("first", "second")]
+        factor, value = list(split_name(row["first"])[1].items())[-1]
+        cells = [number(run[c]) for c in ("auc", "depth_r2") for run in own]
+        lines.append([f"{factor.replace('_', ' ')} {value}", *cells, amount(row), row.n_seeds])
+    head = ["factor", "WSP", "SupCon", "WSP, R2 of depth", "SupCon, R2 of depth"]
+    return grid([*head, "WSP minus SupCon", "seeds"], lines)
 
 
 def training() -> str:
@@ -649,7 +684,8 @@ def card() -> str:
 BLOCKS = {
     f.__name__: f
     for f in (found, results, summary, table1, population, population_differences,
-              judged_population, judged_differences, position_images, studies,
+              judged_population, judged_differences, position_images, position_steps,
+              position_factors, studies,
               differences, claims, correlations, accuracy, widths, variants, pairs,
               adrenal, adrenal_long, adrenal_summary, adrenal_short, adrenal_variants,
               adrenal_clean, kernels, kernels_choice, position, position_base,
