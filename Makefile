@@ -80,7 +80,7 @@ check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
 	$(BIN)/python -m pytest -m "not slow and not slurm and not trust and not browser"
 
-lab: $(STAMP)  ## JupyterLab with working copies of the notebooks: yours to change, runs/ of the workflow stays
+lab: $(STAMP)  ## JupyterLab with working copies of the notebooks (LAB=--port=8890: another port): yours to change, runs/ of the workflow stays
 	$(BIN)/python workflow/lab.py $(LAB)
 
 clean:  ## remove .venv and the smoke run (your results in runs/ stay, and with them what tells their state)

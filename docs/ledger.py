@@ -113,9 +113,14 @@ def said(lines: list[str], number: int) -> str:
         comment = re.sub(r"[;,]? ?\(?paper silent( on which)?\)?", "", comment).strip()
         return f"`{code.strip()}` {comment}".replace("|", "\\|")
     start = end = number
-    while start > max(0, number - 4) and lines[start - 1].strip(' "#'):
+    comment = lines[number].lstrip().startswith("#")  # its neighbours of code are not meant
+
+    def goes_on(line):
+        return line.strip(' "#') and line.lstrip().startswith("#") == comment
+
+    while start > max(0, number - 4) and goes_on(lines[start - 1]):
         start -= 1
-    while end < min(len(lines), number + 4) and lines[end].strip(' "#'):
+    while end < min(len(lines), number + 4) and goes_on(lines[end]):
         end += 1
     marked = re.sub(r"\*?paper silent\*?", "@", lines[number], flags=re.IGNORECASE)
     around = [*lines[start:number], marked, *lines[number + 1 : end]]
