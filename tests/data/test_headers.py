@@ -1,7 +1,9 @@
 """Headers that are not to be believed: every format through the same checks, lengths in mm."""
 
+import bz2
 import gzip
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -214,3 +216,77 @@ def test_a_mask_below_zero_is_refused(tmp_path):
     nib.save(nib.Nifti1Image(-(HU > 0).astype(np.int16), AFFINE), tmp_path / "m.nii.gz")
     with pytest.raises(ValueError, match="mask values from -1"):
         load_mask(tmp_path / "m.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "nii.bz2"])
+def test_slices_that_the_header_leaves_out_are_not_lost_in_silence(tmp_path, kind):
+    """A dim that is too small, a file that was joined to itself, an extension taken for voxels."""
+    content = nib.Nifti1Image(HU, AFFINE).to_bytes()
+
+    def written(content):
+        if kind != "nii.bz2":
+            return nifti(tmp_path, content, kind)
+        (tmp_path / "v.nii.bz2").write_bytes(bz2.compress(content))
+        return tmp_path / "v.nii.bz2"
+
+    np.testing.assert_array_equal(load_volume(written(content + bytes(100)))[0], HU)  # padding
+    shorter = bytearray(content)
+    shorter[46:48] = np.array([3], "<i2").tobytes()  # dim[3]
+    for wrong, words in [(bytes(shorter), r"\(4, 5, 3\)"), (content + content, "another volume")]:
+        path = written(wrong)
+        with pytest.raises(ValueError, match=f"bytes behind the voxels of .*{words}") as error:
+            load_volume(path)
+        assert str(path) in str(error.value)
+
+
+def test_every_format_may_contradict_itself(tmp_path):
+    raw = bytearray(nib.MGHImage(HU, AFFINE).to_bytes())
+    raw[42:78] = (2 * np.frombuffer(bytes(raw[42:78]), ">f4")).astype(">f4").tobytes()  # cosines
+    (tmp_path / "v.mgh").write_bytes(raw)
+    source = nib.__path__[0] + "/tests/data/scaled+tlrc"
+    head = Path(f"{source}.HEAD").read_text()
+    at = head.index("count", head.index("= DELTA"))
+    sizes = head[at + 9 : head.index("type", at)]  # behind "count = 3"
+    (tmp_path / "s+tlrc.HEAD").write_text(head.replace(sizes, sizes.replace("3", "6")))
+    (tmp_path / "s+tlrc.BRIK").write_bytes(Path(f"{source}.BRIK").read_bytes())
+    for name in ("v.mgh", "s+tlrc.HEAD"):
+        with pytest.raises(ValueError, match=r"contradicts itself: voxels of .* by their size"):
+            load_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("at", "numbers", "words"),
+    [
+        (256, [3, 3, 3], "quaternion is none"),
+        (256, [np.nan], "quaternion"),
+        (84, [np.nan], "pixdim"),
+    ],
+)
+def test_numbers_that_are_none_are_named_with_the_file(tmp_path, at, numbers, words):
+    image = nib.Nifti1Image(HU, AFFINE)
+    image.set_qform(AFFINE, 1)
+    content = edited(image, **{f"at_{at}": np.array(numbers, "<f4").tobytes()})
+    (tmp_path / "v.nii").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"v\.nii: the header contradicts itself: .*{words}"):
+        open_header(tmp_path / "v.nii")
+
+
+def test_what_is_no_nifti_is_called_what_it_is(tmp_path):
+    content = nib.Nifti1Image(HU, AFFINE).to_bytes()
+    tar = bytes(257) + b"ustar" + bytes(500)
+    files = {
+        "v.nrrd": (b"NRRD0005\n", "a NRRD, which is not read here: convert"),
+        "v.mha": (b"ObjectType = Image\n", "a MetaImage, not read here: convert"),
+        "v.mhd": (b"NDims = 3\n", "a MetaImage, not read here: convert"),
+        "t.nii": (tar, "a tar archive, not a NIfTI: unpack it"),
+        "t.nii.gz": (gzip.compress(tar), "a tar archive, not a NIfTI: unpack it"),
+        "w.nii.gz": (gzip.compress(gzip.compress(content)), "compressed with gzip twice: unpack"),
+        "p.nii.gz": (gzip.compress(b"<html>"), "a web page or XML"),
+        "h.img": (bytes(240), "half of a pair, and h.hdr is missing: copy it beside"),
+    }
+    for name, (written, words) in files.items():
+        (tmp_path / name).write_bytes(written)
+        with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: {words}")):
+            open_header(tmp_path / name)
+    with pytest.raises(ValueError, match="a folder, not a volume: convert its DICOM series"):
+        open_header(tmp_path)

@@ -545,3 +545,17 @@ def test_reader_gives_the_rows_asked_for(tmp_path, hold, mapped):
         os.truncate(store.images.filename, 1000)  # cut off behind our back
         with pytest.raises(OSError, match="slice 5 cannot be read"):
             read(rows)
+
+
+def test_a_volume_that_is_turned_against_the_body_is_named(tmp_path):
+    csv = make_cohort(tmp_path)
+    tilt = np.deg2rad(30)
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]]
+    for name in ("v2.nii.gz", "m2.nii.gz"):
+        image = nib.load(tmp_path / name)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine), tmp_path / name)
+    with pytest.warns(
+        UserWarning, match=r"1 volumes, such as v2\.nii\.gz, are turned by more than"
+    ):
+        write(csv, tmp_path / "store")

@@ -7,13 +7,15 @@ do, as every position and every millilitre hangs on it.
 
 import gzip
 import math
-from contextlib import nullcontext, suppress
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from nibabel.brikhead import AFNIImage
+from nibabel.openers import Opener
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 # Formats whose files say where front, right and head are. Analyze and its kin do not.
@@ -26,6 +28,10 @@ OTHERS = {  # how files begin that are no volume, and what to do
     b"PK\3\4": "a zip archive, not a NIfTI: unpack it",
     b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch it (git lfs pull)",
     b"<": "a web page or XML, not a NIfTI: download the file again",
+    b"NRRD": "a NRRD, which is not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
+    b"ObjectType": "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
+    b"NDims": "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
+    b"\x1f\x8b": "compressed with gzip twice: unpack it once",
 }
 SHEAR = 0.01  # sine of the largest angle by which axes may miss a right one
 
@@ -63,8 +69,11 @@ def open_header(path: str | Path) -> Header:
             contradictory or of no body's size.
     """
     path = Path(path)
+    if path.is_dir():
+        advice = "convert its DICOM series (python -m wspnb.data.dicom), or name a file in it"
+        raise ValueError(f"{path}: a folder, not a volume: {advice}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{path}: no such file: correct the path")
     try:
         image = nib.load(path)
         shape, kind = tuple(image.shape), image.get_data_dtype()
@@ -116,15 +125,21 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
     try:
         data = str(header.image.file_map["image"].filename)
         packed = data.lower().endswith((".gz", ".mgz"))
-        _check_size(data, header.image, packed)
-        with gzip.open(data) if packed else nullcontext() as stream:
+        need, more = _check_size(data, header.image, packed), 0
+        nifti = isinstance(header.image, nib.Nifti1Pair)  # others have their notes behind
+        with gzip.open(data) if packed else Opener(data) as stream:
             if packed and hasattr(header.image, "from_stream"):  # once, without nibabel's cache
                 stream.readinto = lambda buffer: _fill(stream, buffer)
                 array = read(type(header.image).from_stream(stream))
             else:
                 array = read(header.image)
-            while packed and stream.read(1 << 20):  # to the end, where gzip's checksum is
-                pass
+            if nifti:
+                stream.seek(header.image.dataobj.offset + need)
+            while (packed or nifti) and (piece := stream.read(1 << 20)):  # to gzip's checksum
+                more += len(piece.strip(b"\0"))
+            if nifti and more:
+                found = f"{more} bytes behind the voxels of shape {header.image.shape}"
+                raise ValueError(f"{found}: another volume, or slices that the header leaves out")
     except MemoryError:
         raise
     except Exception as error:  # truncated or damaged in any of several ways
@@ -142,13 +157,23 @@ def _misnamed(path: Path) -> str:
     """What a file is that its name does not say, and what to do; empty where that does not show."""
     begin = b""
     with suppress(OSError), path.open("rb") as file:  # a bad disk: the reader's words say it
-        begin = file.read(132)
+        begin = file.read(300)
     gz, packed = begin[:2] == b"\x1f\x8b", path.suffix.lower() in (".gz", ".mgz")
+    stem, half = path.with_suffix("") if packed else path, {".img": ".hdr", ".hdr": ".img"}
+    if other := half.get(stem.suffix.lower()):
+        ends = [end + gz for end in (other, other.upper()) for gz in ("", ".gz")]
+        if not any(stem.with_suffix(end).exists() for end in ends):
+            return f"half of a pair, and {stem.with_suffix(other).name} is missing: copy it beside"
     if gz and not packed:
         return f"compressed with gzip, which its name does not say: rename it to {path.name}.gz"
     if packed and int.from_bytes(begin[:4], "little") in NIFTI:
         return f"not compressed, though its name ends in {path.suffix}: rename it to {path.stem}"
-    if begin[128:] == b"DICM":
+    if gz:
+        with suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
+            begin = file.read(300)
+    if begin[257:262] == b"ustar":
+        return "a tar archive, not a NIfTI: unpack it"
+    if begin[128:132] == b"DICM":
         return "a DICOM file, not a NIfTI: convert its series (python -m wspnb.data.dicom)"
     return next((words for start, words in OTHERS.items() if begin.startswith(start)), "")
 
@@ -200,13 +225,20 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
             " angle (tilted gantry): resample it to straight axes first"
         )
     found = "the header contradicts itself"
-    if nifti and codes[0] and (np.abs(_raw_zooms(image) / spacing - 1) > 0.01).any():
-        sizes = f"voxels of {_raw_zooms(image)} by pixdim, {spacing} by sform"
+    sizes = _raw_zooms(image)
+    if codes[0] and not (np.abs(sizes / spacing - 1) <= 0.01).all():  # also NaN
+        names = ("pixdim", "sform") if nifti else ("their size", "their axes")
+        sizes = f"voxels of {sizes} by {names[0]}, {spacing} by {names[1]}"
         return f"{found}: {sizes}: correct the wrong one"
-    if nifti and all(codes) and np.abs(image.get_qform()[:3, :3] / spacing - cosines).max() > 0.05:
-        ways = ["".join(nib.aff2axcodes(a)) for a in (image.get_qform(), affine)]
-        axes = f"axes {ways[0]} by qform, {ways[1]} by sform"
-        return f"{found}: {axes}: correct the wrong one, or set its code to 0"
+    if nifti and all(codes):
+        try:
+            qform = image.get_qform()
+            ways = ["".join(nib.aff2axcodes(a)) for a in (qform, affine)]
+        except (ValueError, np.linalg.LinAlgError):
+            return f"{found}: its quaternion is none: set qform_code to 0, or correct it"
+        if np.abs(qform[:3, :3] / spacing - cosines).max() > 0.05:
+            axes = f"axes {ways[0]} by qform, {ways[1]} by sform"
+            return f"{found}: {axes}: correct the wrong one, or set its code to 0"
     return ""
 
 
@@ -216,19 +248,25 @@ def _open(image: nib.spatialimages.SpatialImage):
     return files.get("header", files["image"]).get_prepare_fileobj("rb")
 
 
-def _raw_zooms(image: nib.Nifti1Pair) -> np.ndarray:
+def _raw_zooms(image: nib.spatialimages.SpatialImage) -> np.ndarray:
     """Voxel size as the file has it, ``(3,)``, before nibabel corrects it."""
+    if isinstance(image, AFNIImage):
+        return np.abs(image.header.info["DELTA"])
+    if not isinstance(image, nib.Nifti1Pair):
+        return np.abs(image.header.get_zooms()[:3])
     with _open(image) as file:
         return np.abs(type(image.header).from_fileobj(file, check=False)["pixdim"][1:4])
 
 
-def _check_size(data: str, image: nib.spatialimages.SpatialImage, packed: bool) -> None:
-    """Refuse a header that asks for more than the file can hold, before memory is asked for it."""
+def _check_size(data: str, image: nib.spatialimages.SpatialImage, packed: bool) -> int:
+    """Bytes of the voxels. A header that asks for more than the file can hold is refused, before
+    memory is asked for it."""
     need = math.prod(image.shape) * image.get_data_dtype().itemsize
     most = Path(data).stat().st_size * (DEFLATE if packed else 1)
     ends = (".gz", ".mgz", ".nii", ".img", ".brik", ".mgh")
     if data.lower().endswith(ends) and need > most:
         raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
+    return need
 
 
 def _fill(stream: gzip.GzipFile, buffer) -> int:

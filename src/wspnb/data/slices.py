@@ -29,6 +29,7 @@ __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", 
 PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
+OBLIQUE = 20  # degrees; paper silent
 ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
 
 
@@ -320,6 +321,8 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
         "masks, such as that of {}, have slices without mask between their ends, or parts that"
         " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
         " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
+        f"volumes, such as {{}}, are turned by more than {OBLIQUE} degrees against the body: their"
+        " slices are not axial, and positions mix; look at oblique_deg": used.oblique_deg > OBLIQUE,
         "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
         "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
         " the scan has not the positions of a whole one: look at mask_cut": used.mask_cut.notna()
