@@ -169,8 +169,8 @@ def few_patients() -> str:
     return f" Pretrained on fewer patients, WSP minus SupCon is {listed(parts)}." if parts else ""
 
 
-def judged() -> str:
-    """What became of WSP and of the kernels chosen on the tables' phantom, on other phantoms."""
+def judged(kernels: bool = True) -> str:
+    """What became of WSP, and of the kernels chosen on the tables' phantom, on other phantoms."""
     full = table("reference_differences_judged")
     if full is None:
         return missing("reference_differences_judged")
@@ -185,6 +185,8 @@ def judged() -> str:
     text += f"{side(rows.loc['wsp', 'supcon'])} SupCon ({says('wsp', 'supcon')}), with 10% of the "
     few = ("wsp_patients0.1", "supcon_patients0.1")
     text += f"patients {side(rows.loc[few])} it ({says(*few)}). "
+    if not kernels:
+        return text.rstrip()
     before = table("reference_population").set_index("name").auc
     best = before[list(rows.loc[:, "wsp", :].index)].idxmax()
     text += f"The kernel that was best before, {tables.row_label(best)}, is there "
@@ -313,7 +315,7 @@ def found() -> str:
     first = "**Synthetic patients, not livers.** All images here are drawn; they show how the "
     first += f"methods behave, and are no evidence about livers. TinyNet, {how()}."
     second = f"**The order.** {order()} {told_apart()}"
-    third = f"**Position.** {position_and_label()} {judged()}"
+    third = f"**Position.** {position_and_label()} {judged(kernels=False)}"
     fourth = f"**What can be told.** {settled()} {glands()}"
     return bullets([first, second, third, fourth])
 
