@@ -23,6 +23,8 @@ __all__ = [*_HOME, "__version__"]
 def __getattr__(name: str):
     if name == "__version__":
         return import_module("wspnb.files").package_version("wspnb")
+    if name == "statistics":  # its old place, which programs of others still name
+        return import_module("wspnb.results.statistics")
     if name not in _HOME:
         raise AttributeError(f"module 'wspnb' has no attribute {name!r}")
     return getattr(import_module(f"wspnb.{_HOME[name]}"), name)

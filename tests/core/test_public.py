@@ -14,6 +14,9 @@ def test_public_names_are_those_of_their_files():
     assert wspnb.contrastive_loss is losses.contrastive_loss
     assert wspnb.__version__[0].isdigit()
     assert not hasattr(wspnb, "no_such_name") and "TinyNet" in dir(wspnb)
+    from wspnb import statistics  # its name before it had a room
+
+    assert statistics.__name__ == "wspnb.results.statistics"
 
 
 def test_what_needs_no_torch_loads_none():
