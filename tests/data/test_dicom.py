@@ -1,8 +1,10 @@
 """DICOM series written and read back: HU, place, every file accounted for, and the refusals."""
 
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -302,7 +304,7 @@ def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
 def test_names_that_are_not_utf8(tmp_path):
     """Folder and files out of an old archive; the others are converted too."""
     for name in ("A", "Z"):
-        write_series(tmp_path / "dicom" / name, volume())
+        write_series(tmp_path / "dicom" / name, volume(), PatientID=name)
     os.rename(
         os.fsencode(tmp_path / "dicom" / "A"), os.fsencode(tmp_path / "dicom") + b"/M\xfcller"
     )
@@ -434,6 +436,9 @@ def test_a_note_of_a_mac_is_no_slice_and_a_name_like_the_slices_is(tmp_path):
             {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"},
             r"multi-frame file \(1 frames in.*dcm2niix",
         ),
+        ({"BitsStored": 32, "HighBit": 31}, "HighBit is 31 where 32 bits are stored"),
+        ({"Modality": "PT"}, "Modality is PT, not CT: take a series of CT"),
+        ({"ImageOrientationPatient": [0] * 6}, "no right angle: get the series from its source"),
         ({"BitsStored": 12}, "HighBit is 15 where 12 bits are stored, such as in"),
         ({"ImagePositionPatient": None}, "no ImagePositionPatient in .*: get the series"),
     ],
@@ -486,3 +491,162 @@ def test_a_patient_that_is_a_dead_link_is_named(tmp_path, capsys):
     (tmp_path / "in" / "P2").symlink_to(tmp_path / "nowhere")
     assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
     assert "P2" in capsys.readouterr().err
+
+
+def test_a_scan_in_two_folders_is_no_two_patients(tmp_path, capsys):
+    """Two discs side by side, each with half of the slices; and a patient's folder copied."""
+    hu, dicom, out = volume(depth=8), tmp_path / "in", tmp_path / "out"
+    write_series(dicom / "DISC1", hu)
+    (dicom / "DISC2").mkdir()
+    for k in range(4, 8):
+        (file,) = (dicom / "DISC1").glob(f"*-{k}.dcm")
+        file.rename(dicom / "DISC2" / file.name)
+    assert main([str(dicom), str(out)]) == 1
+    assert "in the folders DISC1, DISC2, whose files differ" in capsys.readouterr().err
+    assert not list(out.glob("*.nii.gz"))
+    for file in (dicom / "DISC2").iterdir():
+        file.rename(dicom / "DISC1" / file.name)
+    (dicom / "DISC2").rmdir()
+    assert main([str(dicom), str(out)]) == 0
+    np.testing.assert_array_equal(open_hu(out / "DISC1.nii.gz")[...], as_read(hu))
+    shutil.copytree(dicom / "DISC1", dicom / "DISC1 - Copy")
+    assert main([str(dicom), str(out)]) == 1
+    assert "DISC1 - Copy, whose files are equal" in capsys.readouterr().err.replace("DISC1, ", "")
+
+
+def test_one_uid_in_two_patients_keeps_their_choices_apart(tmp_path):
+    """An anonymiser gave both the same; what is dropped from one is not dropped from the other."""
+    dicom, table = tmp_path / "in", tmp_path / "out" / "series.csv"
+    write_series(dicom / "P1", volume(1))
+    command = [str(dicom), str(tmp_path / "out")]
+    assert main(command) == 0
+    rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+    rows["drop"] = next((dicom / "P1").glob("*-5.dcm")).name
+    rows.to_csv(table, index=False)
+    write_series(dicom / "P0", volume(2), PatientID="P0")
+    assert main(command) == 0
+    hu = {name: open_hu(tmp_path / "out" / f"{name}.nii.gz")[...] for name in ("P0", "P1")}
+    np.testing.assert_array_equal(hu["P0"], as_read(volume(2)))
+    np.testing.assert_array_equal(hu["P1"], as_read(volume(1))[:, :, :5])
+
+
+def test_a_ct_of_another_patient_is_not_chosen_in_silence(tmp_path, capsys):
+    write_series(tmp_path / "in" / "P1" / "a", volume()[:, :, :1], 1)
+    uid = write_series(tmp_path / "in" / "P1" / "b", volume(), 2, PatientID="P2")
+    command = [str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "series of several patients (PatientID P1, P2)" in capsys.readouterr().err
+    assert main([*command, "--series", uid]) == 0
+
+
+@pytest.mark.parametrize("name", ["P3.zip", "loose", "P4.tar"])
+def test_what_lies_beside_the_patients_is_named(tmp_path, name, capsys):
+    write_series(tmp_path / "in" / "P1", volume())
+    first = next((tmp_path / "in" / "P1").iterdir()).read_bytes()
+    (tmp_path / "in" / name).write_bytes(first[:300] if name == "loose" else b"PK\3\4" + bytes(9))
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert f"{tmp_path / 'in' / name}, which are of no patient" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes")
+def test_two_folders_that_print_alike_are_no_one_patient(tmp_path, capsys):
+    for name in (b"M\xfcller", "Müller".encode()):
+        write_series(tmp_path / "A", volume())
+        (tmp_path / "in").mkdir(exist_ok=True)
+        os.rename(tmp_path / "A", os.fsencode(tmp_path / "in") + b"/" + name)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert "Müller: several folders print so: rename one" in capsys.readouterr().err
+
+
+def test_archives_and_bare_big_endian_may_be_slices_and_a_list_alone_is_named(tmp_path):
+    write_series(tmp_path / "P1", volume())
+    image = pydicom.dcmread(next((tmp_path / "P1").glob("*-5.dcm")))
+    image.file_meta = pydicom.dataset.FileMetaDataset()
+    image.ImagePositionPatient[2], image.SOPInstanceUID = -25, ROOT
+    way = {"implicit_vr": False, "little_endian": False, "force_encoding": True}
+    pydicom.dcmwrite(tmp_path / "P1" / "last", image, **way)  # no preamble either
+    with pytest.raises(ValueError, match="last"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+    (tmp_path / "P1" / "last").rename(tmp_path / "P1" / "rest.tar")
+    with pytest.raises(ValueError, match=r"rest\.tar: an archive"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+    (tmp_path / "P2").mkdir()
+    (tmp_path / "P2" / "notes.txt").write_text("the images are on the other disc")
+    with pytest.raises(ValueError, match=r"no DICOM series below: .*\n.*notes\.txt: no DICOM"):
+        convert_series(tmp_path / "P2", tmp_path / "a.nii.gz")
+
+
+def test_numbers_written_in_two_ways_are_one(tmp_path):
+    ways = lambda k: {  # noqa: E731
+        "KVP": "120.0" if k % 2 else "120",
+        "RescaleSlope": "1.00000000001" if k % 2 else "1",
+    }
+    write_series(tmp_path / "P1", volume(), change=ways)
+    read = open_hu(convert_series(tmp_path / "P1", tmp_path / "a.nii.gz"))[...]
+    np.testing.assert_allclose(read, as_read(volume()), atol=1e-3)
+
+
+@pytest.mark.parametrize("tag", ["AcquisitionTime", "ContrastBolusAgent"])
+def test_two_phases_are_told_apart_by_each_slices_time_or_contrast(tmp_path, tag):
+    def change(k):
+        time = f"1010{10 + k // 2 + 30 * (k % 2)}.5"
+        return {tag: time if tag == "AcquisitionTime" else "iodine" if k % 2 else None}
+
+    write_series(tmp_path / "P1", volume(depth=8), change=change)
+    with pytest.raises(ValueError, match=tag):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+    for name, time in {"pairs": "10101{:.0f}", "over midnight": "{:06.0f}"}.items():
+        moments = (
+            [k // 2 for k in range(8)] if name == "pairs" else [*range(235956, 235960), *range(4)]
+        )
+        write_series(
+            tmp_path / name,
+            volume(depth=8),
+            change=lambda k, t=time, m=moments: {"AcquisitionTime": t.format(m[k])},
+        )
+        convert_series(tmp_path / name, tmp_path / "b.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"SpacingBetweenSlices": 1.25}, "slices lie 2.5 mm apart, by SpacingBetweenSlices 1.25"),
+        ({"GantryDetectorTilt": 12}, "GantryDetectorTilt is 12 degrees, but slices lie straight"),
+    ],
+)
+def test_hints_that_slices_do_not_lie_so_are_warned_of(tmp_path, fields, words):
+    write_series(tmp_path / "P1", volume(), SliceThickness=2.5, **fields)
+    with pytest.warns(UserWarning, match=words):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+    write_series(tmp_path / "P2", volume(), SpacingBetweenSlices=-2.5, GantryDetectorTilt=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert_series(tmp_path / "P2", tmp_path / "a.nii.gz")
+
+
+def test_a_stack_that_is_moved_aside_is_no_tilted_gantry(tmp_path):
+    place = lambda k: {"ImagePositionPatient": [-100 + 12 * (k > 2), -120, 2.5 * k]}  # noqa: E731
+    write_series(tmp_path / "P1", volume(), change=place)
+    with pytest.raises(ValueError, match=r"slices lie 12\.0 mm aside.*-2\.dcm and .*-3\.dcm"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_values_that_the_header_has_no_room_for_are_named(tmp_path, signed):
+    """4096 in 12 bits is read as 0; padding of -2000 as unsigned is 63536."""
+    fields = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": signed}
+    hu = np.clip(volume(), -1000, 900)
+    good = hu.copy()
+    good[0] = -1024 - 100 * signed  # below 0 where it may be
+    write_series(tmp_path / "P1", good, **fields)
+    np.testing.assert_array_equal(
+        open_hu(convert_series(tmp_path / "P1", tmp_path / "a.nii.gz"))[...], as_read(good)
+    )
+    hu[3, 3, 2] = 4200
+    write_series(tmp_path / "P2", hu, **fields)
+    with pytest.raises(ValueError, match=r"-2\.dcm has 1 pixels that need more than the 12 bits"):
+        convert_series(tmp_path / "P2", tmp_path / "a.nii.gz")
+    hu[3, 3, 2] = -3024
+    write_series(tmp_path / "P3", hu)
+    with pytest.raises(ValueError, match=r"-2\.dcm has values up to 62512 HU"):
+        convert_series(tmp_path / "P3", tmp_path / "a.nii.gz")

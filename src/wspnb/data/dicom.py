@@ -49,6 +49,7 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
     place = os.path.commonpath([os.path.dirname(file.path) for file in files])
     row = {"patient": printable(patient.name), "series": uid, "images": len(files)}
     row |= {"folder": printable(os.path.relpath(place, patient))}
+    row["id"] = tags["PatientID"]  # stays out of the table
     row |= {"plane": plane, "extent_mm": extent} | {name: tags[tag] for name, tag in SAID.items()}
     return dict.fromkeys(COLUMNS, "") | row
 
@@ -61,12 +62,18 @@ def choose(rows: pd.DataFrame) -> str:
         scout beside it does not matter; else the only one there is, which may be refused later.
 
     Raises:
-        ValueError: if several are taken, or several could be.
+        ValueError: if several are taken, several could be, or they are of several patients.
     """
     taken = rows[rows["take"].str.strip() != ""]
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
     able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
+    if not len(taken) and rows.id[rows.id != ""].nunique() > 1:
+        owners = ", ".join(map(str, rows.id.unique()))
+        raise ValueError(
+            f"series of several patients (PatientID {owners}): take what is of another out, or"
+            " write x under take in series.csv"
+        )
     for found in (taken, able, rows):
         if len(found) == 1:
             return found.series.iloc[0]
@@ -97,7 +104,7 @@ def convert_patient(
     name = printable(patient.name)
     files, file = index(patient), out / f"{name}.nii.gz"
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
-    rows = pd.DataFrame(rows, columns=COLUMNS).set_index("series", drop=False)
+    rows = pd.DataFrame(rows, columns=[*COLUMNS, "id"]).set_index("series", drop=False)
     own = known[known.patient == name]  # a spreadsheet makes 7 of 007
     known = own if len(own) else known[known.series.isin(rows.index)].drop_duplicates("series")
     for column in ("take", "drop", "converted", "content"):
@@ -152,6 +159,27 @@ def _without(files: list[File], patient: Path, drop: str) -> list[File]:
     return kept
 
 
+def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
+    """Series that lie in the folders of several patients: copies, or a scan in parts, whose volumes
+    go."""
+    problems = []
+    used = rows[rows.converted != ""].reset_index(drop=True)
+    for (uid, _), own in used.groupby(["series", "id"], sort=False):
+        if len(own) < 2:
+            continue
+        parts = own.content.nunique() > 1
+        for name in own.patient if parts else ():
+            (out / f"{name}.nii.gz").unlink(missing_ok=True)
+        what = (
+            "differ, so that each is a part, and no volume of it is kept" if parts else "are equal"
+        )
+        problems.append(
+            f"{folder}: series {uid} of one PatientID is in the folders {', '.join(own.patient)},"
+            f" whose files {what}: put them into one folder, or give two patients a PatientID each"
+        )
+    return problems
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Every folder in a folder is a patient; 1 if any could not be converted."""
     parser = argparse.ArgumentParser(prog="python -m wspnb.data.dicom", description=main.__doc__)
@@ -171,10 +199,12 @@ def main(arguments: list[str] | None = None) -> int:
     patients = [path for path in patients if path.resolve() not in ours]
     problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
     loose = [path for path in inside if not path.is_dir()]
-    if loose := [path for path in loose if path.is_symlink() or index_file(str(path)).tags]:
+    loose = [index_file(str(path)) for path in loose if not path.name.endswith(".nii.gz")]
+    if loose := [file for file in loose if file.tags or file.damaged]:
         problems.append(
-            f"{asked.folder}: {len(loose)} images or dead links beside the patients' folders, such"
-            f" as {printable(loose[0])}, which are of no patient: put them into folders"
+            f"{asked.folder}: {len(loose)} images, archives or damaged files beside the patients'"
+            f" folders, such as {printable(loose[0].path)}, which are of no patient: put them into"
+            " folders, or take them away"
         )
     table, known = asked.out / "series.csv", pd.DataFrame(columns=COLUMNS)
     if table.exists():
@@ -184,14 +214,20 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(str(error))
         if missing := [name for name in COLUMNS if name not in known]:
             parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
-    found = []
-    for patient in patients:
-        rows, problem = convert_patient(patient, asked.out, known, tuple(asked.series))
+    found, names = [], [printable(path.name) for path in patients]
+    for patient, name in zip(patients, names, strict=True):
+        if names.count(name) > 1:
+            problems.append(f"{patient.parent / name}: several folders print so: rename one")
+            continue
+        others = known.patient.isin(set(names) - {name})
+        rows, problem = convert_patient(patient, asked.out, known[~others], tuple(asked.series))
         found.append(rows)
         problems += [problem] if problem else []
         done = pd.concat(found)
-        rest = known[~known.patient.isin(done.patient) & ~known.series.isin(done.series)]
+        rest = known.patient.isin(names) | ~known.series.isin(done.series)
+        rest = known[~known.patient.isin(done.patient) & rest]
         write_csv(table, pd.concat([done, rest])[COLUMNS])
+    problems += _shared(done, asked.folder, asked.out) if found else []
     for uid in sorted({*asked.series} - {uid for rows in found for uid in rows.index}):
         problems.append(f"{asked.folder}: no series {uid} (--series) below")
     print(*problems, sep="\n", file=sys.stderr)

@@ -22,10 +22,14 @@ SAME = (
 BLOCKS = (
     "AcquisitionNumber AcquisitionUID TemporalPositionIdentifier AcquisitionTime TriggerTime"
     " NominalPercentageOfCardiacPhase AcquisitionDateTime SeriesNumber SeriesDescription"
+    " ContrastBolusAgent"
 ).split()
 TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
-TAGS += ["ImagePositionPatient", "ContrastBolusAgent"]
+HINTS = ("SliceThickness", "SpacingBetweenSlices", "GantryDetectorTilt")  # of where slices lie
+TAGS += ["ImagePositionPatient", *HINTS[1:]]
+NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", *HINTS)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
+PACKED = (".tar", ".iso")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
 
 
@@ -36,6 +40,7 @@ class File(NamedTuple):
     tags: dict[str, Any]  # of :data:`TAGS`, numbers as floats; empty where it is no DICOM
     reason: str = ""  # why it cannot be used
     damaged: bool = False  # it may be a slice that is lost
+    start: int = 0  # byte where its pixels begin, if they are not packed
 
 
 def index(folder: str | Path) -> list[File]:
@@ -109,11 +114,11 @@ def index_file(path: str) -> File:
                 return File(path, {}, "a Mac's note on a file, no image")
             if not head.strip(b"\0"):
                 return File(path, {}, "empty" if not size else "holds zeros only", True)
-            if head.startswith(ARCHIVES):
+            if head.startswith(ARCHIVES) or path.lower().endswith(PACKED):
                 return File(path, {}, "an archive: unpack it, and take it away", True)
             if path.lower().endswith(PARTIAL):
                 return File(path, {}, "a download that did not end", True)
-            if head[128:] != b"DICM" and head[:2] not in (b"\x08\0", b"\x02\0"):
+            if head[128:] != b"DICM" and head[:2] not in (b"\x08\0", b"\x02\0", b"\0\x08"):
                 return File(path, {}, "no DICOM", path.lower().endswith((".dcm", ".ima")))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values that are not used, or refused below
@@ -124,12 +129,12 @@ def index_file(path: str) -> File:
                 if pydicom.uid.UID(kind).name.endswith("Image Storage"):
                     return File(path, {}, "cut off within its header", True)
                 return File(path, {}, f"DICOM without an image ({pydicom.uid.UID(kind).name})")
-            problem = _pixels_missing(stream, header, tags, size)
+            problem, start = _pixels_missing(stream, header, tags, size)
     except Exception as error:  # a file cut within its header, unreadable, or no DICOM after all
         return File(path, {}, f"cannot be read ({str(error).splitlines()[0][:100]})", True)
     if not tags["SeriesInstanceUID"]:
         return File(path, {}, "an image of no series (no SeriesInstanceUID)", True)
-    return File(path, tags, problem, bool(problem))
+    return File(path, tags, problem, bool(problem), start)
 
 
 def _value(header, name: str):
@@ -140,27 +145,31 @@ def _value(header, name: str):
             return ""
         if name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"):
             return tuple(round(float(v), 4) for v in value)
-        if name in ("RescaleSlope", "RescaleIntercept", "SliceThickness"):
+        if name in NUMBERS:
             return float(value)
         return str(value).strip() if not isinstance(value, int) else int(value)
     except (ValueError, TypeError, OverflowError):
         return "not readable"
 
 
-def _pixels_missing(stream, header, tags, size: int) -> str:
-    """Whether the file ends before its pixels do; the stream stands at their tag."""
+def _pixels_missing(stream, header, tags, size: int) -> tuple[str, int]:
+    """Whether the file ends before its pixels do, and where they begin if they are not packed; the
+    stream stands at their tag."""
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if header.file_meta else ""
     if syntax == DEFLATED:  # whether all is there shows when it is unpacked
-        return ""
+        return "", 0
     start = stream.tell()
     little, implicit = header.original_encoding[1], header.original_encoding[0]
     begin = stream.read(8 if implicit else 12)
     if len(begin) < (8 if implicit else 12):
-        return "cut off before its pixels"
+        return "cut off before its pixels", 0
     length = int.from_bytes(begin[-4:], "little" if little else "big")
     if length == 0xFFFFFFFF:
-        return "" if END in stream.read() else "cut off within its pixels"
+        return "" if END in stream.read() else "cut off within its pixels", 0
     frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
     need = max(length, int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8))
-    there = size - start - len(begin)
-    return f"cut off, {there} of {need} bytes of its pixels" if min(there, length) < need else ""
+    start += len(begin)
+    there = size - start
+    if min(there, length) < need:
+        return f"cut off, {there} of {need} bytes of its pixels", 0
+    return "", start if little else 0

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from wspnb.data.dicom_files import BLOCKS, SAME, File, find_series, index, name_form, printable
+from wspnb.data.dicom_files import (
+    BLOCKS,
+    HINTS,
+    SAME,
+    File,
+    find_series,
+    index,
+    name_form,
+    printable,
+)
 from wspnb.data.volumes import write_image
 from wspnb.files import need
 
@@ -63,7 +72,8 @@ def convert_series(
         and (file.damaged or (file.reason == "no DICOM" and name_form(file.path) in forms))
     ]
     if not found:
-        raise ValueError(f"{shown}: no DICOM series below: correct the folder{_listed(lost)}")
+        listed = _listed(lost or files)
+        raise ValueError(f"{shown}: no DICOM series below: correct the folder{listed}")
     if len(wanted) != 1:
         lines = [f"\n  {uid}  {_words(own)}" for uid, own in found.items()]
         raise ValueError(
@@ -123,6 +133,8 @@ def _difference(files: list[File]) -> str:
 
 def _alike(one, other) -> bool:
     """Whether two values of a tag are the same; axes and pixels may jitter."""
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.isclose(one, other, 1e-6, 0))
     numbers = isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other)
     return bool(np.allclose(one, other, 1e-3, 1e-3)) if numbers else one == other
 
@@ -130,10 +142,11 @@ def _alike(one, other) -> bool:
 def _no_ct(tags: dict, file: str) -> str:
     """Why slices with these tags are no CT in HU, or nothing."""
     if tags["Modality"] != "CT":
-        return f"Modality is {tags['Modality'] or 'unknown'}, not CT"
+        found = f"Modality is {tags['Modality'] or 'unknown'}, not CT"
+        return f"{found}: take a series of CT; others are converted with dcm2niix"
     if tags["SOPClassUID"] not in CT or PICTURES.search(tags["ImageType"].upper()):
         kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
-        return f"no slices of a CT but a scout or pictures ({kind})"
+        return f"no slices of a CT but a scout or pictures ({kind}): take another series"
     if tags["RescaleType"].upper() not in HU:
         return f"values in {tags['RescaleType']} (RescaleType), not HU: take another series"
     for tag, n in NUMBERS.items():
@@ -145,8 +158,8 @@ def _no_ct(tags: dict, file: str) -> str:
             return f"{tag} is {why}: get the series from its source again"
     if tags["PhotometricInterpretation"] != "MONOCHROME2" or tags["SamplesPerPixel"] != 1:
         kind = f"{tags['PhotometricInterpretation']}, {tags['SamplesPerPixel']} samples"
-        return f"pixels are {kind}, not MONOCHROME2, so no plain CT"
-    if tags["HighBit"] != tags["BitsStored"] - 1:
+        return f"pixels are {kind}, not MONOCHROME2, so no plain CT: take another series"
+    if tags["HighBit"] != tags["BitsStored"] - 1 or tags["BitsStored"] > tags["BitsAllocated"]:
         found = f"HighBit is {tags['HighBit']} where {tags['BitsStored']} bits are stored"
         return f"{found}, such as in {file}: which bits hold the pixels is not sure; correct it"
     return ""
@@ -156,7 +169,8 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
     """Slices along the normal, and the affine ``(4, 4)`` of (column, row, slice), RAS, mm."""
     along = np.reshape(files[0].tags["ImageOrientationPatient"], (2, 3))
     if np.abs(along @ along.T - np.eye(2)).max() > 0.01:
-        raise ValueError(f"{name}: ImageOrientationPatient {along.tolist()} is no right angle")
+        found = f"ImageOrientationPatient {along.tolist()} is no right angle"
+        raise ValueError(f"{name}: {found}: get the series from its source again")
     normal = np.cross(*along)
     origins = np.array([file.tags["ImagePositionPatient"] for file in files])
     order = np.argsort(origins @ normal, kind="stable")
@@ -164,7 +178,7 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
     steps = np.diff(origins, axis=0)
     gaps = steps @ normal
     if len(gaps) < 1:
-        raise ValueError(f"{name} of 1 slice: no gaps of slices, no volume")
+        raise ValueError(f"{name} of 1 slice: no gaps of slices, no volume: take another series")
     step = float(np.median(gaps))
     # Places written with few decimals make gaps look uneven: 0.62, 0.63 for 0.625.
     unit = next(10.0**-k for k in range(5) if np.abs(origins - origins.round(k)).max() < 1e-6)
@@ -178,8 +192,17 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
             f" slices are missing, or it is several stacks (look at {printable(files[at].path)} and"
             f" {printable(files[at + 1].path)})"
         )
-    if np.linalg.norm(steps - np.outer(gaps, normal), axis=1).max() > 2 * allowed:
-        raise ValueError(f"{name} has a tilted gantry: resample it first")
+    aside = steps - np.outer(gaps, normal)
+    off = np.linalg.norm(aside - np.median(aside, 0), axis=1)
+    if off.max() > 2 * allowed:
+        at = int(off.argmax())
+        raise ValueError(
+            f"{name}: slices lie {off.max():.1f} mm aside, of two scans or fields of view: take"
+            f" those of one out (look at {printable(files[at].path)} and"
+            f" {printable(files[at + 1].path)})"
+        )
+    if np.linalg.norm(aside, axis=1).max() > 2 * allowed:
+        raise ValueError(f"{name} has a tilted gantry: resample it first, as dcm2niix does")
     for tag in BLOCKS:  # two stacks half a slice apart make one of half the spacing
         values = [file.tags[tag] for file in files]
         if sum(a != b for a, b in pairwise(values)) > len(set(values)) - 1:
@@ -188,25 +211,32 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
                 f"{name}: acquisitions are interleaved ({tag} goes to and fro between {some}), as"
                 " of two phases: put the files of each into a folder of its own"
             )
-    numbers = [file.tags["InstanceNumber"] for file in files]
-    numbers = [int(n) for n in numbers if str(n).isdecimal()]
-    if len(numbers) == len(files) and _woven(numbers):
-        some = ", ".join(map(str, numbers[:6]))
-        raise ValueError(
-            f"{name}: InstanceNumber goes to and fro along the slices ({some}, ...), as of two"
-            " acquisitions in one: put the files of each into a folder of its own"
-        )
-    numbers = sorted(set(numbers))
+    for tag in ("AcquisitionTime", "InstanceNumber"):
+        found = [str(file.tags[tag]) for file in files]
+        numbers = [float(n) for n in found if re.fullmatch(r"[0-9]+(\.[0-9]*)?", n)]
+        once = len(set(numbers)) == len(files) or tag == "InstanceNumber"  # many slices a rotation
+        if len(numbers) == len(files) and once and _woven(numbers):
+            raise ValueError(
+                f"{name}: {tag} goes to and fro along the slices ({', '.join(found[:6])}, ...), as"
+                " of two acquisitions in one: put the files of each into a folder of its own"
+            )
+    numbers = sorted(set(map(int, numbers)))
     if len(numbers) == len(files) and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(files)):
         warnings.warn(
             f"{name}: {len(files)} slices with InstanceNumber {numbers[0]} to {numbers[-1]}: are"
             " some missing at an end? Compare with the source",
             stacklevel=4,
         )
-    thick = files[0].tags["SliceThickness"]
+    thick, between, tilt = (files[0].tags[tag] for tag in HINTS)
     if isinstance(thick, float) and 0 < 1.5 * thick < step:
         found = f"{name}: slices of {thick:g} mm lie {step:g} mm apart"
         warnings.warn(f"{found}: is every second one lost? Compare with the source", stacklevel=4)
+    elif isinstance(between, float) and between and not 0.8 < step / abs(between) < 1.25:
+        found = f"{name}: slices lie {step:g} mm apart, by SpacingBetweenSlices {between:g} mm"
+        warnings.warn(f"{found}: are some lost? Compare with the source", stacklevel=4)
+    if isinstance(tilt, float) and 0.5 < abs(tilt) < 90:
+        found = f"{name}: GantryDetectorTilt is {tilt:g} degrees, but slices lie straight"
+        warnings.warn(f"{found}: right if they were resampled, else sheared", stacklevel=4)
     affine = np.eye(4)
     pixel = files[0].tags["PixelSpacing"]  # between rows, between columns
     affine[:3, 0], affine[:3, 1] = along[0] * pixel[1], along[1] * pixel[0]
@@ -242,10 +272,37 @@ def _read_pixels(files: list[File], name: str) -> np.ndarray:
                 why = f"cannot be decoded ({str(error).strip().splitlines()[-1][:160]})"
                 advice = "decompress the series first (gdcmconv --raw), or copy it again"
                 raise ValueError(f"{name}: {printable(file.path)} {why}: {advice}") from error
+            if problem := _bits_beyond(file) or _beyond_hu(float(plane.max())):
+                raise ValueError(f"{name}: {printable(file.path)} has {problem}")
             whole = plane.dtype.kind in "iu" or (plane == np.rint(plane)).all()
-            fits = whole and -32768 <= plane.min() and plane.max() <= 32767
+            fits = whole and -32768 <= plane.min()
             planes.append(plane.T.astype(np.int16 if fits else np.float32))
     return np.stack(planes, axis=2)  # float32 if one of them is
+
+
+def _bits_beyond(file: File) -> str:
+    """Whether pixels use bits of which the header says that they hold none, or nothing; SimpleITK
+    takes these bits away, so that 4096 in 12 bits becomes 0."""
+    stored, allocated = file.tags["BitsStored"], file.tags["BitsAllocated"]
+    if not file.start or stored >= allocated or allocated not in (16, 32):
+        return ""
+    n = file.tags["Rows"] * file.tags["Columns"]
+    raw = np.fromfile(file.path, f"<u{allocated // 8}", n, offset=file.start)
+    odd = raw >> stored != 0
+    if file.tags["PixelRepresentation"]:  # signed: the sign may fill them
+        odd &= raw < 2**allocated - 2 ** (stored - 1)
+    if not odd.any():
+        return ""
+    found = f"{odd.sum()} pixels that need more than the {stored} bits of BitsStored"
+    return f"{found} (metal, padding, an overlay?): correct it, or take another series"
+
+
+def _beyond_hu(highest: float) -> str:
+    """Whether a value is none of a CT, or nothing."""
+    if highest <= 32767:
+        return ""
+    found = f"values up to {highest:g} HU, as where padding below 0 is read as unsigned"
+    return f"{found}: correct PixelRepresentation, or take another series"
 
 
 def _listed(files: list[File]) -> str:
