@@ -1,9 +1,12 @@
 """The reference experiment in a tiny form: what it writes, that it goes on, and how it judges."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -158,3 +161,25 @@ def test_runs_on_other_phantoms_are_published_apart(root, tmp_path):
     aucs = [roc_auc_score(run.label, run.score) for run in each]
     assert table.auc[0] == pytest.approx(np.mean(aucs), abs=1e-4)
     assert set(committed.verify(tmp_path).found) == {"equal"}
+
+
+def test_a_training_leaves_when_its_parent_is_killed(tmp_path):
+    """As every worker does; a run of hours would go on unseen, beside the one that follows."""
+    code = """
+import multiprocessing, sys, time
+from wspnb.studies import reference
+def do(*given): print(multiprocessing.current_process().pid, flush=True); time.sleep(60)
+reference.do = do
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    queue.put(reference.Run("wsp"))
+    given = (queue, context.Queue(), None, 48, 1, 1, time.monotonic() + 60)
+    context.Process(target=reference._work, args=given, daemon=True).start()
+    time.sleep(60)
+"""
+    (file := tmp_path / "parent.py").write_text(code)
+    with subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+        child.wait(20)

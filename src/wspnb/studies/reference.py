@@ -6,7 +6,6 @@ A run leaves the files of notebooks 02 and 03, so that 04 to 06 read it, and thr
 """
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from wspnb.studies.judge import (
     judge,
     population_scores,
 )
+from wspnb.workers import start_worker
 
 STEPS = (0, 125, 250, 500, 1000, 2000, 4000)  # after which encoders are judged, and at the end
 SUPERVISED_STEPS = 1000  # of each fold's network, fixed before comparing; paper silent
@@ -362,8 +362,7 @@ def publish(root: Path, size: int, figures: Path) -> list[str]:
 
 def _work(queue, results, root, size, n_steps, share, last) -> None:
     """Do runs from the queue until it is empty or it is too late to begin one."""
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    start_worker()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     while time.monotonic() < last:
         try:
