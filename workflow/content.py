@@ -1,11 +1,13 @@
 """What the result of a notebook depends on: content, never dates."""
 
 import ast
-import csv
 import hashlib
 import json
+import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from zipfile import BadZipFile, ZipFile
 
 # No number depends on what draws, starts a notebook or writes a file: that trains nothing again.
 ASIDE = ("plots", "run", "files", "diagrams", "oct_plots", "position_plots")
@@ -18,34 +20,53 @@ def digest(content) -> str:
 
 @cache
 def digest_of_file(path: str) -> str:
-    """Hash of a file's bytes, of the names and sizes in a folder, or "" where nothing is."""
+    """Hash of a file's bytes, of names and content of what is in a folder, or "" where nothing
+    is."""
     path = Path(path).expanduser()
     if path.is_dir():
         from wspnb.files import own_files  # pandas takes a second
 
         look = ("Thumbs.db", "desktop.ini")  # as hidden ones, come of having been looked at
         files = [p for p in own_files(path, "**/*") if p.name not in look]
-        return digest([(str(p.relative_to(path)), p.stat().st_size) for p in files])
+        return digest([(str(p.relative_to(path)), _content(p)) for p in files])
     if not path.is_file():
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-@cache
-def digest_of_training(path: str, cohort: str) -> str:
-    """Hash of a cohort table without what a pretraining does not see: labels, and other cohorts'
-    names and weak labels."""
-    from wspnb.files import separator
+def _content(file: Path) -> list:
+    """What changes with a file's content, quickly: of a zip the checksums that it holds."""
+    from wspnb.data.cohort import file_stamp
 
-    path = Path(path).expanduser()
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file, delimiter=separator(path))
-        rows = [{k.strip(): v for k, v in row.items() if k} for row in table]
-    images = [[row.get(name) for name in ("volume", "mask", "patient", "coding")] for row in rows]
-    return digest(
-        [images, [row.get("weak_label") if row.get("cohort") == cohort else None for row in rows]]
-    )
+    if file.suffix == ".zip":
+        with suppress(OSError, BadZipFile), ZipFile(file) as archive:
+            return [(one.filename, one.CRC) for one in archive.infolist()]
+    return file_stamp(str(file))
+
+
+@cache
+def digest_of_cohort(path: str, training: str = "") -> str:
+    """Hash of a cohort table and of its volumes and masks. With the name of the pretraining cohort
+    it leaves out what a pretraining does not see: labels, other cohorts' names and weak labels, how
+    files are called, and how the table is written."""
+    from wspnb.data.cohort import file_stamp, read_cohort
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notebook 01 warns, and says what is wrong with it
+            table = read_cohort(Path(path).expanduser())
+    except (ValueError, OSError):
+        return digest_of_file(path)
+    files = [
+        file_stamp(v) + file_stamp(m) for v, m in zip(table.volume, table["mask"], strict=True)
+    ]
+    if not training:
+        return digest([digest_of_file(path), files])
+    own = table.cohort == training
+    seen = table.reindex(columns=["patient", "coding"], fill_value="")
+    seen = seen.assign(own=own, weak_label=table.weak_label.where(own))
+    return digest([files, seen.to_csv(index=False)])
 
 
 def statements(source: str) -> tuple[str, set[str]]:

@@ -54,19 +54,23 @@ def take_over(root: Path) -> None:
     fcntl.flock(file, fcntl.LOCK_SH)
 
 
-def settle(stamp: Path, book: str, key: str) -> bool:
+def record(file: str, kind: str = "metadata") -> Path:
+    """Where snakemake notes how a file was made, or that it was begun (incomplete)."""
+    return Path(".snakemake", kind, urlsafe_b64encode(file.encode()).decode())
+
+
+def settle(stamp: Path, book: str, key: str, look: bool = False) -> bool:
     """Whether a notebook has ended well with this key, by its stamp.
 
     A notebook that ended after snakemake was killed is unknown to it, or begun and never ended:
     these records go, and its stamp says that it is done. Without them snakemake cannot see that it
-    is out of date: then the stamp goes.
+    is out of date: then the stamp goes. With ``look`` nothing is changed.
     """
     said = stamp.read_text(encoding="utf-8").strip() if stamp.is_file() else ""
+    if look:
+        return said == key
     records, begun = (
-        [
-            Path(".snakemake", kind, urlsafe_b64encode(file.encode()).decode())
-            for file in (stamp.as_posix(), book)
-        ]
+        [record(file, kind) for file in (stamp.as_posix(), book)]
         for kind in ("metadata", "incomplete")
     )
     known = json.loads(records[0].read_text(encoding="utf-8")) if records[0].is_file() else {}

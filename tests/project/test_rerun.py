@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ class Project:
         (folder / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")  # the shell's: not ours
         (folder / "bin" / "python").chmod(0o755)
 
-    def start(self, *config: str, seconds: float = 0.0) -> subprocess.Popen:
+    def start(self, *config: str, seconds=0.0, target=("report",)) -> subprocess.Popen:
         command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
-        command += ["--profile", "workflow/profiles/local", "--cores", "2", "report"]
+        command += ["--profile", "workflow/profiles/local", "--cores", "2", *target]
         environment = os.environ | {
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.folder / "src"),
@@ -63,8 +64,8 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *config: str) -> str:
-        workflow = self.start(*config)
+    def run(self, *config: str, target=("report",)) -> str:
+        workflow = self.start(*config, target=target)
         said = workflow.communicate()[0]
         assert workflow.returncode == 0, said
         return said
@@ -255,6 +256,8 @@ def test_a_corrected_label_trains_nothing_again(tmp_path):
     table.write_text(
         "volume,mask,patient,weak_label,label,cohort\na.nii,,A,2,,radio\nb.nii,,B,,1,d1\n"
     )
+    for name in ("a.nii", "b.nii"):
+        table.with_name(name).write_text(name)
     own = ("profile=own_160", "methods=random,wsp")
     said = project.run(*own)
     assert "7 notebooks" not in said and " h on 2 cores" not in said  # minutes at 160 px
@@ -269,20 +272,84 @@ def test_a_corrected_label_trains_nothing_again(tmp_path):
     assert project.ran() == first
     project.run(*own)
     assert not project.ran()
+    table.with_name("b.nii").write_text("another scan")
+    project.run(*own)
+    assert project.ran() == first  # the slices are others
 
 
-@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_the_plan_says_what_is_out_of_date_and_a_dry_run_changes_nothing(project):
+    own = ("profile=smoke", "methods=random")
+    project.run(*own)
+    project.ran()
+    books = project.folder / "runs" / "smoke" / "notebooks"
+    (books / "01_preprocess.ipynb").write_text('{"metadata": {}}')  # saved without its times
+    project.edit("params/smoke.yaml", "scale: 0.015", "scale: 0.02")
+    for record in (project.folder / ".snakemake" / "metadata").iterdir():
+        record.unlink()  # as where runs/ was copied without it
+    stamps = {file: file.read_text() for file in (books / ".done").iterdir()}
+    project.run(*own, target=["report", "--dry-run"])
+    assert {file: file.read_text() for file in (books / ".done").iterdir()} == stamps
+    said = project.run(*own)
+    ran = project.ran() - {"05_results"}  # which is not counted
+    assert "01_preprocess" in ran and f", {len(ran)} to go" in said
+
+
+HEAD = "volume,mask,patient,weak_label,label,cohort"
+
+
+@pytest.mark.parametrize("sign", [",", ";", "\t", " , "])
 def test_a_corrected_weak_label_is_seen_whatever_separates_the_columns(tmp_path, sign, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "workflow")
     import content
 
-    head, row = ["volume", "mask", "patient", "weak_label", "cohort"], ["v", "", "p", "2", "a"]
+    (tmp_path / "v").write_text("voxels")
+    sums = []
+    for number, row in enumerate(
+        ("v,,p,2,,a", "v,,p,3,,a", "v,,p,2.0,NA,a", "v,,p,,,a", "v,,p,,,b")
+    ):
+        file = tmp_path / f"{number}.csv"
+        file.write_text(f"{HEAD}\n{row}\n".replace(",", sign), encoding="utf-8")
+        sums.append(content.digest_of_cohort(str(file), "a"))
+    assert sums[0] == sums[2] and len({*sums}) == 4
+
+
+def test_a_training_sees_what_files_hold_and_not_how_they_are_called(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import content
+
+    def both(folder, voxels, extra=",modality\n", end=","):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "v.nii").write_text(voxels)
+        table = tmp_path / "cohort.csv"
+        table.write_text(f"{HEAD}{extra}{folder}/v.nii,,p,1,,a{end}\n")
+        content.digest_of_file.cache_clear()
+        content.digest_of_cohort.cache_clear()
+        return [content.digest_of_cohort(str(table), training) for training in ("", "a")]
+
+    begin = both("ct", "one")
+    assert both("ct", "one") == begin
+    renamed, replaced, mr = both("new", "one"), both("ct", "two"), both("ct", "one", end=",mr")
+    assert renamed[0] != begin[0] and renamed[1] == begin[1]
+    assert not {*begin} & {*replaced} and not {*begin} & {*mr}
+    (tmp_path / "cohort.csv").write_bytes(f"{HEAD}\nv,,M\xfcller,1,,a\n".encode("latin-1"))
+    content.digest_of_cohort.cache_clear()
+    assert content.digest_of_cohort(str(tmp_path / "cohort.csv"), "a")  # notebook 01 refuses it
+
+
+def test_the_content_of_a_folder_decides(tmp_path, monkeypatch):
+    """A stage corrected in a copy's table, a mask replaced in its archive: sizes stay."""
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import content
+
     sums = set()
-    for name, label in (("one", "2"), ("two", "3"), ("three", "2")):
-        lines = [sign.join(head), sign.join([*row[:3], label, row[4]])]
-        (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
-        sums.add((label, content.digest_of_training(str(tmp_path / name), "a")))
-    assert len(sums) == 2 and len({digest for _, digest in sums}) == 2
+    for text in ("1,1", "1,2"):
+        (tmp_path / "stages.csv").write_text(text)
+        for name in (b"mask", text.encode()):
+            with zipfile.ZipFile(tmp_path / "masks.zip", "w") as archive:
+                archive.writestr("m", name.ljust(4))
+            content.digest_of_file.cache_clear()
+            sums.add(content.digest_of_file(str(tmp_path)))
+    assert len(sums) == 4
 
 
 def test_a_folder_that_was_looked_at_is_the_same(tmp_path, monkeypatch):
