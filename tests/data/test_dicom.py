@@ -468,7 +468,9 @@ def test_slices_thinner_than_their_gaps_are_warned_of(tmp_path):
     """Each second slice lost in a transfer leaves even gaps."""
     hu = np.zeros((4, 5, 3), np.int16)
     write_series(tmp_path / "P1", hu, heights=[0, 10, 20], SliceThickness=5)
-    with pytest.warns(UserWarning, match="slices of 5 mm lie 10 mm apart: is every second one"):
+    with pytest.warns(
+        UserWarning, match="10 mm apart; SliceThickness is 5 mm: is every second one"
+    ):
         convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
 
 
@@ -610,12 +612,18 @@ def test_two_phases_are_told_apart_by_each_slices_time_or_contrast(tmp_path, tag
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"SpacingBetweenSlices": 1.25}, "slices lie 2.5 mm apart, by SpacingBetweenSlices 1.25"),
-        ({"GantryDetectorTilt": 12}, "GantryDetectorTilt is 12 degrees, but slices lie straight"),
+        (
+            {"SpacingBetweenSlices": 1.25},
+            "lie straight, 2.5 mm apart; SpacingBetweenSlices is 1.25",
+        ),
+        ({"GantryDetectorTilt": 12}, "slices lie straight, .* GantryDetectorTilt is 12 degrees"),
+        ({"ImagesInAcquisition": 9}, "6 slices .* ImagesInAcquisition is 9: are some missing"),
+        ({"NumberOfSeriesRelatedInstances": 9}, "6 slices .*Instances is 9: are some missing"),
     ],
 )
 def test_hints_that_slices_do_not_lie_so_are_warned_of(tmp_path, fields, words):
-    write_series(tmp_path / "P1", volume(), SliceThickness=2.5, **fields)
+    odd = lambda k: fields if k == 4 else {}  # noqa: E731
+    write_series(tmp_path / "P1", volume(), SliceThickness=2.5, change=odd)
     with pytest.warns(UserWarning, match=words):
         convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
     write_series(tmp_path / "P2", volume(), SpacingBetweenSlices=-2.5, GantryDetectorTilt=0)
@@ -650,3 +658,30 @@ def test_values_that_the_header_has_no_room_for_are_named(tmp_path, signed):
     write_series(tmp_path / "P3", hu)
     with pytest.raises(ValueError, match=r"-2\.dcm has values up to 62512 HU"):
         convert_series(tmp_path / "P3", tmp_path / "a.nii.gz")
+
+
+def test_a_damaged_slice_that_comes_later_is_seen(tmp_path, capsys):
+    write_series(tmp_path / "in" / "P1", volume())
+    command = [str(tmp_path / "in"), str(tmp_path / "out")]
+    assert main(command) == 0
+    (tmp_path / "in" / "P1" / "late.dcm").write_bytes(b"")
+    assert main(command) == 1 and "late.dcm: empty" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "P1.nii.gz").exists()
+
+
+def test_one_uid_for_all_slices_and_a_nifti_beside_them(tmp_path):
+    write_series(tmp_path / "P1", volume(), SOPInstanceUID=ROOT)
+    out = convert_series(tmp_path / "P1", tmp_path / "P1" / "a.nii.gz")
+    for _ in range(2):  # the second time with the volume in the folder
+        np.testing.assert_array_equal(open_hu(out)[...], as_read(volume()))
+        convert_series(tmp_path / "P1", out)
+
+
+def test_pixels_of_two_images_in_one_are_named(tmp_path):
+    write_series(tmp_path / "P1", volume())
+    file = next((tmp_path / "P1").glob("*-3.dcm"))
+    image = pydicom.dcmread(file)
+    image.PixelData *= 2
+    image.save_as(file)
+    with pytest.raises(ValueError, match=r"-3\.dcm: 1280 bytes of pixels, .* image needs 640"):
+        convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")

@@ -159,7 +159,9 @@ def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
         if row[column] and not os.path.isfile(row[column]):
             advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
             advice += ", with / for \\" if "\\" in row[column] and os.sep == "/" else ""
-            if near := _other_case(row[column]):
+            if os.path.isdir(row[column]):
+                advice = "a folder: name a file in it, or convert its DICOM series to NIfTI first"
+            elif near := _other_case(row[column]):
                 advice += f", there is {near}"
             yield f"{column} {row[column]!r} is not a file: {advice}"
     for column in ("weak_label", "label"):
@@ -209,7 +211,7 @@ def file_stamp(path: str) -> list:
     if not path:
         return []
     stem, end = os.path.splitext(path.removesuffix(".gz"))
-    for pair in ((".hdr", ".img"), (".HEAD", ".BRIK")):
+    for pair in ((".hdr", ".img"), (".HDR", ".IMG"), (".HEAD", ".BRIK")):
         if end in pair:
             files = [stem + one + packed for one in pair for packed in ("", ".gz")]
             return [_stamp(file) for file in files if os.path.isfile(file)]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
-from wspnb.data.series import convert_series
+from wspnb.data.series import convert_series, lost_slices
 from wspnb.data.store import digest, digest_file
 from wspnb.files import check_writable, read_csv, separator, write_csv
 
@@ -119,6 +119,7 @@ def convert_patient(
         drop = rows.loc[uid, "drop"]
         kept = _without(files, patient, drop)
         own = [digest_file(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid]
+        own += [[printable(file.path), file.reason] for file in lost_slices(kept)]
         state = [f"yes, without {drop}" if drop else "yes", digest(own)[:16]]
         same = rows.loc[uid, ["converted", "content"]].tolist() == state
         if file.exists() and (same or not len(known)):

@@ -25,9 +25,11 @@ BLOCKS = (
     " ContrastBolusAgent"
 ).split()
 TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
-HINTS = ("SliceThickness", "SpacingBetweenSlices", "GantryDetectorTilt")  # of where slices lie
-TAGS += ["ImagePositionPatient", *HINTS[1:]]
-NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", *HINTS)
+# Hints of where slices lie, and how many there are.
+HINTS = ["SpacingBetweenSlices", "GantryDetectorTilt", "ImagesInAcquisition"]
+HINTS += ["NumberOfSeriesRelatedInstances"]
+TAGS += ["ImagePositionPatient", *HINTS]
+NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 PACKED = (".tar", ".iso")
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
@@ -114,6 +116,8 @@ def index_file(path: str) -> File:
                 return File(path, {}, "a Mac's note on a file, no image")
             if not head.strip(b"\0"):
                 return File(path, {}, "empty" if not size else "holds zeros only", True)
+            if path.lower().endswith(".nii.gz"):
+                return File(path, {}, "no DICOM but a NIfTI")
             if head.startswith(ARCHIVES) or path.lower().endswith(PACKED):
                 return File(path, {}, "an archive: unpack it, and take it away", True)
             if path.lower().endswith(PARTIAL):
@@ -167,9 +171,12 @@ def _pixels_missing(stream, header, tags, size: int) -> tuple[str, int]:
     if length == 0xFFFFFFFF:
         return "" if END in stream.read() else "cut off within its pixels", 0
     frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
-    need = max(length, int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8))
+    image = int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8)
+    need = max(length, image)
     start += len(begin)
     there = size - start
     if min(there, length) < need:
         return f"cut off, {there} of {need} bytes of its pixels", 0
+    if length >= 2 * image > 2:
+        return f"{length} bytes of pixels, but the header's image needs {image}", 0
     return "", start if little else 0

@@ -18,7 +18,6 @@ import numpy as np
 
 from wspnb.data.dicom_files import (
     BLOCKS,
-    HINTS,
     SAME,
     File,
     find_series,
@@ -33,6 +32,7 @@ NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  
 NUMBERS |= {"RescaleIntercept": 1}
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
 PICTURES = re.compile("LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN SAVE")  # in ImageType: no slices
+COUNTS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
 HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
 
@@ -64,13 +64,7 @@ def convert_series(
     files = index(folder) if files is None else files
     found = find_series(folder, files)
     wanted = {uid: own for uid, own in found.items() if not series or uid in series}
-    forms = {name_form(file.path) for file in files if file.tags}
-    lost = [
-        file
-        for file in files
-        if not file.tags.get("SeriesInstanceUID")
-        and (file.damaged or (file.reason == "no DICOM" and name_form(file.path) in forms))
-    ]
+    lost = lost_slices(files)
     if not found:
         listed = _listed(lost or files)
         raise ValueError(f"{shown}: no DICOM series below: correct the folder{listed}")
@@ -95,11 +89,24 @@ def convert_series(
     return out
 
 
+def lost_slices(files: list[File]) -> list[File]:
+    """Files that cannot be read and may be slices, of whichever series."""
+    forms = {name_form(file.path) for file in files if file.tags}
+    return [
+        file
+        for file in files
+        if not file.tags.get("SeriesInstanceUID")
+        and (file.damaged or (file.reason == "no DICOM" and name_form(file.path) in forms))
+    ]
+
+
 def _without_copies(files: list[File], name: str) -> list[File]:
-    """Of files that are equal byte by byte, the first; two images of one UID are refused."""
-    first: dict[str, File] = {}
+    """Of files that are equal byte by byte, the first; two images of one UID are refused, unless
+    they lie apart, as where an anonymiser gave all slices the same."""
+    first: dict[tuple, File] = {}
     for file in files:
-        other = first.setdefault(file.tags["SOPInstanceUID"] or file.path, file)
+        place = file.tags["ImagePositionPatient"]
+        other = first.setdefault((file.tags["SOPInstanceUID"] or file.path, place), file)
         if other is not file and not filecmp.cmp(other.path, file.path, shallow=False):
             raise ValueError(
                 f"{name}: {printable(other.path)} and {printable(file.path)} have one"
@@ -227,16 +234,18 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
             " some missing at an end? Compare with the source",
             stacklevel=4,
         )
-    thick, between, tilt = (files[0].tags[tag] for tag in HINTS)
-    if isinstance(thick, float) and 0 < 1.5 * thick < step:
-        found = f"{name}: slices of {thick:g} mm lie {step:g} mm apart"
-        warnings.warn(f"{found}: is every second one lost? Compare with the source", stacklevel=4)
-    elif isinstance(between, float) and between and not 0.8 < step / abs(between) < 1.25:
-        found = f"{name}: slices lie {step:g} mm apart, by SpacingBetweenSlices {between:g} mm"
-        warnings.warn(f"{found}: are some lost? Compare with the source", stacklevel=4)
-    if isinstance(tilt, float) and 0.5 < abs(tilt) < 90:
-        found = f"{name}: GantryDetectorTilt is {tilt:g} degrees, but slices lie straight"
-        warnings.warn(f"{found}: right if they were resampled, else sheared", stacklevel=4)
+    hints = {  # of any slice: when it is wrong, and what it means
+        "SliceThickness": (lambda v: 0 < 1.5 * v < step, "{0:g} mm: is every second one lost"),
+        "SpacingBetweenSlices": (lambda v: v and not 0.8 < step / abs(v) < 1.25, "{0:g} mm"),
+        "GantryDetectorTilt": (lambda v: 0.5 < abs(v) < 90, "{0:g} degrees: were they resampled"),
+    }
+    hints |= dict.fromkeys(COUNTS, (lambda v: v > len(files), "{0:g}: are some missing"))
+    for tag, (wrong, words) in hints.items():
+        values = [file.tags[tag] for file in files if isinstance(file.tags[tag], float)]
+        if odd := [value for value in values if wrong(value)]:
+            found = f"{name}: {len(files)} slices lie straight, {step:g} mm apart; {tag} is"
+            words = words.format(odd[0])
+            warnings.warn(f"{found} {words}? Compare with the source", stacklevel=4)
     affine = np.eye(4)
     pixel = files[0].tags["PixelSpacing"]  # between rows, between columns
     affine[:3, 0], affine[:3, 1] = along[0] * pixel[1], along[1] * pixel[0]
