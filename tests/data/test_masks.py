@@ -122,6 +122,17 @@ def test_pairs_show_the_liver_where_it_is(tmp_path):
     assert views[inside].min() > views[~inside].quantile(0.98)  # image and outline move together
 
 
+def test_an_error_nobody_thought_of_costs_one_pair(monkeypatch):
+    def pairs(volume, *_, **__):
+        return {"a": (np.zeros((1, 8, 8), np.uint8),) * 2}[volume]  # KeyError of the other
+
+    monkeypatch.setattr(segment, "training_pairs", pairs)
+    pool = pd.DataFrame({"volume": ["b", "a"], "mask": "m", "patient": ["q", "p"]})
+    _, _, owners, failed = segment.read_pairs(pool)
+    assert owners.tolist() == [1]
+    assert failed == [{"volume": "b", "patient": "q", "reason": "KeyError('b')"}]
+
+
 # --- given masks ----------------------------------------------------------------------------------
 
 
@@ -441,6 +452,15 @@ def test_what_no_liver_has_is_set_aside(tmp_path, mask, words):
     masks.check_size("m.nii.gz", row, (0, 1e6))
     part = measured(tmp_path, organ(0, 2))  # 126 ml too, but the scan cuts it off
     masks.check_size("m.nii.gz", part)
+    stray = organ(9, 11)
+    stray[0, 0, 0] = True  # does not make a cut liver of it
+    voxel = np.zeros_like(stray)
+    voxel[0, 0, 0] = True
+    for few in (stray, voxel):
+        row = measured(tmp_path, few)
+        assert row["mask_cut"] == "bottom"
+        with pytest.raises(ValueError, match="and a liver has 200 to 6000 ml"):
+            masks.check_size("m.nii.gz", row)
 
 
 def test_cut_off_livers_and_islands_are_named_in_the_inventory(tmp_path):

@@ -89,10 +89,11 @@ def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_
 
     Args:
         mask, row: its name, and what :func:`measure` says of it.
-        limits: least and most, ml. One that the scan cuts off may be smaller.
+        limits: least and most, ml. One that the scan cuts off may have a tenth of the least (paper
+            silent), unless it is another part that reaches the end, such as a stray voxel.
     """
-    ml = row["mask_ml"]
-    if ml > limits[1] or (ml < limits[0] and not row["mask_cut"]):
+    ml, cut = row["mask_ml"], row["mask_cut"] and not row["mask_reach"]
+    if not limits[0] / (10 if cut else 1) <= ml <= limits[1]:
         raise ValueError(
             f"{mask}: {ml:g} ml, and a liver has {limits[0]:g} to {limits[1]:g} ml: a mask of"
             " something else, or wrong units in the header? Look at it, and if it is right, as a"
