@@ -119,9 +119,14 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
             own = {**view, "coding": row.get("coding", "")}
             pairs.append(training_pairs(row["volume"], row["mask"], n_slices, value, **own))
             owners += [number] * len(pairs[-1][0])
-        except (ValueError, OSError) as error:
+        except MemoryError:
+            raise
+        except (
+            Exception
+        ) as error:  # one bad file must not end the cohort, whatever is wrong with it
+            known = isinstance(error, (ValueError, OSError))
             who = {"volume": row["volume"], "patient": row["patient"]}
-            failed.append(who | {"reason": str(error)})
+            failed.append(who | {"reason": str(error) if known else repr(error)})
     if not pairs:
         raise ValueError(f"no mask to learn from: {failed or 'give a train_dir, or hide fewer'}")
     images, livers = (np.concatenate(part) for part in zip(*pairs, strict=True))
