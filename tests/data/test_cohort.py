@@ -156,7 +156,24 @@ def test_numbers_are_written_in_digits_and_nothing_else(tmp_path, label):
         read_cohort(write(tmp_path, f'a.nii.gz,,p,,"{label}",d1'))
 
 
-@pytest.mark.parametrize("word", ["", "nan", "NaN", "NA", "N/A", "#N/A", "null", "None", "?", "-"])
+WORDS = [
+    "",
+    "nan",
+    "NaN",
+    "NA",
+    "N/A",
+    "#N/A",
+    "null",
+    "None",
+    "?",
+    "-",
+    "unbekannt",
+    "k.A.",
+    "#NV",
+]
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_words_for_unknown(tmp_path, word):
     table = read_cohort(
         write(tmp_path, f"a.nii.gz,{word},p,{word},{word},r,{word},{word}", "b.nii.gz,,q,1,,r,,70",
@@ -174,7 +191,7 @@ def test_words_for_unknown(tmp_path, word):
 
 
 LOOKS = [("P1", "p1"), ("0012", "12"), ("12", "12.0"), ("P 1", "P1"), ("P-1", "P–1"), ("Ｐ1", "P1")]
-LOOKS += [("P-01", "P1"), ("Doe.J", "Doe J")]
+LOOKS += [("P-01", "P1"), ("Doe.J", "Doe J"), ("José", "Jose"), ("١٢", "12")]
 
 
 @pytest.mark.parametrize("one, two", LOOKS)

@@ -18,7 +18,8 @@ from wspnb.files import CODE, separator
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 # How tables write what is unknown.
 EMPTY = {"", "nan", "na", "<na>", "none", "null", "n/a", "#n/a", "#na", "nat", "-", "?", "unknown"}
-EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "missing"}
+EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "n.a", "missing", "not available", "unk", "???"}
+EMPTY |= {"unbekannt", "k.a.", "k. a.", "inconnu", "desconocido", "#nv", "#n/d"}  # spreadsheets too
 UNKNOWN = EMPTY - {""}
 BROKEN = re.compile(r"#[A-Z/0]+[!?]")  # #REF! and others that spreadsheets leave
 INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
@@ -245,9 +246,11 @@ def _visible(text: str) -> str:
 
 
 def _look(patient: str) -> str:
-    """What is left of a name when case, blanks, kinds of punctuation, zeros in front of and behind
-    a number, wide letters and other scripts' letters of the same shape do not count."""
-    text = unicodedata.normalize("NFKC", patient).casefold()
+    """What is left of a name when case, blanks, accents, kinds of punctuation, zeros in front of and
+    behind a number, wide letters, digits and look-alike letters of other scripts do not count."""
+    text = unicodedata.normalize("NFKD", patient).casefold()
+    seen = (c for c in text if not unicodedata.combining(c))
+    text = "".join(str(unicodedata.decimal(c, c)) for c in seen)
     text = re.sub(r"^(\d+)[.,]0+$", r"\1", "".join(text.split())).translate(SHAPES)
     text = re.sub(r"[\W_]+", "-", text)
     text = re.sub(r"(?<!\d)-|-(?!\d)", "", text)  # P-1 is P1, but 1-12 is not 11-2
