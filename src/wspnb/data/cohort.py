@@ -246,8 +246,8 @@ def _visible(text: str) -> str:
 
 
 def _look(patient: str) -> str:
-    """What is left of a name when case, blanks, accents, kinds of punctuation, zeros in front of and
-    behind a number, wide letters, digits and look-alike letters of other scripts do not count."""
+    """What is left of a name when case, blanks, accents, kinds of punctuation, wide letters, zeros
+    at both ends of a number, digits and look-alike letters of other scripts do not count."""
     text = unicodedata.normalize("NFKD", patient).casefold()
     seen = (c for c in text if not unicodedata.combining(c))
     text = "".join(str(unicodedata.decimal(c, c)) for c in seen)
