@@ -21,9 +21,7 @@ from pathlib import Path
 
 import yaml
 
-# Of the user's shell, they change what a notebook does: no figures, no checks, other start-up code.
-FOREIGN = ("MPLBACKEND", "MATPLOTLIBRC", "IPYTHONDIR", "PYTHONOPTIMIZE", "PYTHONSTARTUP")
-FOREIGN += ("PYTHONINSPECT", "PYTHONWARNINGS", "PYTHONIOENCODING", "PYTHONHOME", "PYTHONDEBUG")
+KEPT = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONUSERBASE")  # of the shell's PYTHON...: places
 
 
 def project_path(path: str | Path) -> Path:
@@ -273,14 +271,16 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
 def _own_kernel(folder: Path) -> None:
     """Let ``python3`` be the interpreter that runs this, in an environment that is always the same:
     found first, without the user's start-up files, with UTF-8."""
-    for name in FOREIGN:
+    for name in {"MPLBACKEND", *(n for n in os.environ if n.startswith("PYTHON"))} - {*KEPT}:
         os.environ.pop(name, None)
     spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
     spec |= {"display_name": "Python 3", "language": "python", "metadata": {"debugger": False}}
     file = folder / "kernels" / "python3" / "kernel.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(spec), encoding="utf-8")
-    os.environ |= {"JUPYTER_PATH": str(folder), "IPYTHONDIR": str(folder), "PYTHONUTF8": "1"}
+    (folder / "matplotlibrc").touch()  # goes before the user's, and is empty
+    os.environ |= dict.fromkeys(("JUPYTER_PATH", "IPYTHONDIR", "MATPLOTLIBRC"), str(folder))
+    os.environ["PYTHONUTF8"] = "1"
 
 
 def explain(error: Exception, out: Path, failed: Path | None) -> str:

@@ -291,14 +291,17 @@ def test_the_kernel_has_this_interpreter_and_an_environment_of_its_own(tmp_path)
         "print(sys.executable, sys.flags.utf8_mode)",
     ]
     shell = {"JUPYTER_PATH": str(tmp_path), "IPYTHONDIR": str(tmp_path / "ipython")}
-    shell |= {"MPLBACKEND": "Agg", "PYTHONOPTIMIZE": "1", "LC_ALL": "C"}
-    notebook = simple(tmp_path, *code, "print(__debug__)")
+    shell |= {"MPLBACKEND": "Agg", "PYTHONOPTIMIZE": "1", "LC_ALL": "C", "PYTHONDEVMODE": "1"}
+    (begin / "matplotlibrc").write_text("axes.facecolor: black")
+    shell |= {"MPLCONFIGDIR": str(begin)}
+    last = "print(__debug__, sys.flags.dev_mode, plt.rcParams['axes.facecolor'])"
+    notebook = simple(tmp_path, *code, last)
     found = start(notebook, **shell)
     assert found.returncode == 0, found.stderr
     cells = nbformat.read(tmp_path / "o.ipynb", 4).cells
     assert any("image/png" in o.get("data", {}) for o in cells[2].outputs)
     assert cells[4].outputs[0].text == f"{sys.executable} 1\n"
-    assert cells[5].outputs[0].text == "True\n"
+    assert cells[5].outputs[0].text == "True False white\n"
 
 
 @pytest.mark.slow
