@@ -105,7 +105,7 @@ kernel = partial(pair_kernel, "wsp", torch.arange(n) % 4, torch.rand(n), 0.1)
 begin = time.perf_counter()
 contrastive_loss(*views, kernel).backward()
 seconds = time.perf_counter() - begin
-peak = [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0]
+peak = [line for line in open("/proc/self/status", encoding="utf-8") if line.startswith("VmHWM")][0]
 print(seconds, int(peak.split()[1]) / 1024)
 """
     seconds, peak = in_new_process(code)
@@ -183,9 +183,9 @@ def sparse_store(folder: Path, n: int, size: int) -> None:
     place = table.groupby("patient").cumcount()
     table["position"] = place / place.groupby(patient).transform("max").clip(lower=1)
     table.to_csv(folder / "slices.csv", index=False)
-    (folder / "failed.csv").write_text("volume,patient,reason\n")
+    (folder / "failed.csv").write_text("volume,patient,reason\n", encoding="utf-8")
     settings = {"n_slices": n, "image_size": size, "convention": "k/(n-1)", "sha256": f"{n}"}
-    (folder / "store.json").write_text(json.dumps(settings))
+    (folder / "store.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
 def bench_memory(runs: int, quick: bool):
@@ -202,7 +202,8 @@ import bench
 begin = time.perf_counter()
 bench.read_batches({folder + "/cohort"!r}, {n})
 seconds = time.perf_counter() - begin
-own = [line for line in open("/proc/self/status") if line.startswith("RssAnon")][0]
+status = open("/proc/self/status", encoding="utf-8")
+own = [line for line in status if line.startswith("RssAnon")][0]
 print(seconds, int(own.split()[1]) / 1024)
 """
             seconds, peak = in_new_process(code)

@@ -26,7 +26,9 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [
-            line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line
+            line.split(":")[1]
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
         ]
         cpu = names[0].strip() if names else cpu
     card = torch.cuda.get_device_name(0) if DEVICE.type == "cuda" else "no GPU"

@@ -42,7 +42,7 @@ def draw(folder: Path, volumes: int, side: int, depth: int) -> float:
         nib.save(save, folder / f"v{number}.nii.gz")
         nib.save(nib.Nifti1Image(mask, affine), folder / f"m{number}.nii.gz")
         lines.append(f"v{number}.nii.gz,m{number}.nii.gz,p{number},{number % 2},,bench")
-    (folder / "cohort.csv").write_text("\n".join(lines) + "\n")
+    (folder / "cohort.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return side * side * depth * 2 / 1e6
 
 
@@ -55,7 +55,7 @@ def measure_apart(folder: Path, workers: int, image_size: int) -> dict:
 
 def own_peak() -> float:
     """Peak MB of this process. (Linux; its ``ru_maxrss`` may be that of the one that began it.)"""
-    status = Path("/proc/self/status").read_text().splitlines()
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1e3 for line in status if line.startswith("VmHWM"))
 
 

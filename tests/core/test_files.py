@@ -95,7 +95,8 @@ def test_version_of_a_package_that_is_not_installed():
 def test_every_text_file_names_its_encoding():
     """Else Windows, or LANG=C, reads and writes something other than UTF-8."""
     root = Path(__file__).parents[2]
-    sources = {p: p.read_text(encoding="utf-8") for p in (root / "src").rglob("*.py")}
+    files = [p for name in ("src", "benchmarks", "docs") for p in (root / name).rglob("*.py")]
+    sources = {p: p.read_text(encoding="utf-8") for p in files}
     for notebook in (root / "notebooks").glob("[0-9]*.ipynb"):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
