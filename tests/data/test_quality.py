@@ -51,6 +51,7 @@ def test_what_became_of_each_volume(tmp_path):
     inventory["reason"] = [None, None, None, "v3: damaged"]
     inventory["mask_cut"], inventory["mask_mm"] = [None, "top", None, None], [160.0, 90.2, 40, None]
     lost = {"volume": ["/v9"], "patient": ["e"], "reason": ["no liver found"], "cohort": ["d1"]}
+    lost = {name: [*own, ""] for name, own in lost.items()}  # a volume of train_dir, of no cohort
     pd.DataFrame(lost).to_csv(tmp_path / "failed_masks.csv", index=False)
     found = quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
     expected = ["pretraining", "judged", "not used", "set aside", "no liver mask"]
@@ -64,7 +65,12 @@ def test_what_became_of_each_volume(tmp_path):
         "judged": 1,
         "not used": 1,
     }
-    assert steps["left out"].tolist()[:3] == ["", "e: no liver found", "d: v3: damaged"]
+    assert steps["left out"].tolist() == [
+        *("", "e: no liver found", "d: v3: damaged", "", "c: no label"),
+    ]
+    aside = quality.fates(inventory.assign(reason="bad"), cohort.assign(cohort="r"), [], "x")
+    assert quality.funnel(aside)["left out"].iloc[2] == "a: bad; b: bad; c: bad; and 1 more"
+    assert "neither" in quality.fates(inventory, cohort, ["d1"], "x").reason[0]
     assert quality.caption(found.iloc[1]) == "b, 900 ml, 90 mm\ncut: top, drawn"
     assert quality.caption(found.iloc[0]) == "a, 1500 ml, 160 mm\nwhole, given"
     (tmp_path / "failed_masks.csv").write_text("volume;patient\n/v9;e\n")

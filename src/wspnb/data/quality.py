@@ -92,14 +92,17 @@ def fates(
     trained = (table.cohort == train_cohort).to_numpy()
     kinds = [table.reason != "", judged & cohort.label.notna().to_numpy(), trained]
     table["fate"] = np.select(kinds, ["set aside", "judged", "pretraining"], "not used")
+    unused = np.where(judged, "no label", "its cohort is neither train_cohort nor in evaluate")
+    table["reason"] = table.reason.where(table.fate != "not used", unused)
     lost = Path(source) / "failed_masks.csv"
     if source and lost.exists():
         file, lost = lost, read_csv(lost, text=True)
         if missing := {"volume", "patient", "reason", "cohort"} - set(lost):
             raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
-        lost = lost[~lost.volume.isin(cohort.volume)].assign(fate="no liver mask", kept=0)
+        lost = lost[~lost.volume.isin(cohort.volume) & (lost.cohort != "")]  # else of train_dir
+        lost = lost.assign(fate="no liver mask", kept=0)
         table = pd.concat([table, lost], ignore_index=True)
-    return table.assign(cohort=table.cohort.fillna(""))
+    return table
 
 
 def funnel(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,14 +112,19 @@ def funnel(table: pd.DataFrame) -> pd.DataFrame:
         Index cohort and step (found, masked, kept; then what is done with them), columns
         ``volumes``, ``patients`` and ``left out``: who went there and why, three at most.
     """
+
+    def why(gone):
+        told = [f"{row.patient}: {row.reason}"[:200] for row in gone[:3].itertuples()]
+        return "; ".join(told + [f"and {len(gone) - 3} more"] * (len(gone) > 3))
+
     rows = []
     for cohort, own in table.groupby("cohort"):
         for step, fate in (("found", ""), ("masked", "no liver mask"), ("kept", "set aside")):
             gone, own = own[own.fate == fate], own[own.fate != fate]
-            why = "; ".join(f"{row.patient}: {row.reason}"[:200] for row in gone[:3].itertuples())
-            rows.append((cohort, step, len(own), own.patient.nunique(), why))
+            rows.append((cohort, step, len(own), own.patient.nunique(), why(gone)))
         for use, part in own.groupby("fate"):
-            rows.append((cohort, use, len(part), part.patient.nunique(), ""))
+            left = why(part) if use == "not used" else ""
+            rows.append((cohort, use, len(part), part.patient.nunique(), left))
     names = ["cohort", "step", "volumes", "patients", "left out"]
     return pd.DataFrame(rows, columns=names).set_index(["cohort", "step"])
 
