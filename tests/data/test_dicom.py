@@ -332,8 +332,9 @@ def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_p
     assert (row.folder, row.plane, row.contrast, row.images) == ("a", "axial", "iodine", "6")
     assert float(row.extent_mm) == 12.5 and not (nifti / "P.nii.gz").exists()
     for uid, hu, sign in ((venous, abdomen, ","), (other, head, ";")):
-        table["take"] = ["x" if uid == one else "" for one in table.index]
-        table.reset_index().to_csv(nifti / "series.csv", index=False, sep=sign)
+        table["take"] = ["x" if uid == one else "No" for one in table.index]
+        twice = pd.concat([table.assign(take=""), table]).reset_index()  # a block pasted again
+        twice.to_csv(nifti / "series.csv", index=False, sep=sign)
         assert main(command) == 0
         np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], hu[::-1, ::-1])
         table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)

@@ -4,8 +4,9 @@
 
 ``OUT/series.csv`` has a row for every series below the patients' folders. Where one series of a
 patient can be a volume, it is taken; where several can, one is chosen by any sign under ``take``
-(``x``). A changed choice converts again, as do files that have changed (``content``). ``drop``
-names a file to leave out, such as one odd slice at an end; several are parted by semicolons.
+(``x``) but 0, no and the like. A changed choice converts again, as do files that have changed
+(``content``). ``drop`` names a file to leave out, such as one odd slice at an end; several are
+parted by semicolons.
 """
 
 import argparse
@@ -28,6 +29,7 @@ SAID |= {"contrast": "ContrastBolusAgent", "time": "AcquisitionTime"}
 SAID |= {"description": "SeriesDescription", "modality": "Modality"}
 COLUMNS = ["take", "drop", "patient", "folder", "images", "plane", "extent_mm", *SAID]
 COLUMNS += ["series", "converted", "content"]
+NO = ("", "0", "-", "n", "no", "nein", "false")  # under take, in small letters
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of no patient
 
 
@@ -64,7 +66,7 @@ def choose(rows: pd.DataFrame) -> str:
     Raises:
         ValueError: if several are taken, several could be, or they are of several patients.
     """
-    taken = rows[rows["take"].str.strip() != ""]
+    taken = rows[~rows["take"].str.strip().str.lower().isin(NO)]
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
     able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
@@ -106,7 +108,8 @@ def convert_patient(
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
     rows = pd.DataFrame(rows, columns=[*COLUMNS, "id"]).set_index("series", drop=False)
     own = known[known.patient == name]  # a spreadsheet makes 7 of 007
-    known = own if len(own) else known[known.series.isin(rows.index)].drop_duplicates("series")
+    known = own if len(own) else known[known.series.isin(rows.index)]
+    known = known.sort_values("take", ascending=False).drop_duplicates("series")
     for column in ("take", "drop", "converted", "content"):
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := rows.index.intersection(series).tolist():
