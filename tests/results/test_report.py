@@ -22,7 +22,7 @@ def run(name: str, seed: int, right: int, n: int = 40) -> dict:
     scores |= {"fold": fold, "cohort": "d1", "threshold": 0.5}
     auc = right / (n / 4)
     result = {"cohort": "d1", "auc": auc, "sd": 0.0, "n": n, "bacc": auc, "bacc_sd": 0.0}
-    training = {"n_steps": 1500, "sigma": 0.1}
+    training = {"n_steps": 1500, "sigma": 0.1, "train_cohort": "radio"}
     return {
         "name": name, "backbone": "tiny", "seed": seed, "collapsed": False, "n_folds": 2,
         "results": {"d1": result}, "scores": pd.DataFrame(scores),
@@ -55,7 +55,8 @@ def test_main_result_of_one_method_compares_nothing():
 
 
 def test_what_was_run_counts_methods_seeds_steps_and_patients():
-    slices = pd.DataFrame({"patient": ["a", "a", "b", "c"], "weak_label": [1, 1, 2, None]})
+    slices = pd.DataFrame({"patient": ["a", "a", "b", "c", "d"], "weak_label": [1, 1, 2, None, 3]})
+    slices["cohort"] = ["radio"] * 4 + ["d1"]  # a weak label of a judged patient is not trained on
     text = report.what_was_run([run("random", 0, 2), run("wsp", 0, 3), run("wsp", 1, 3)], slices)
     assert text == (
         "None (random) · WSP (TinyNet); 2 training seeds; pretrained for 1,500 steps on 2 patients "

@@ -36,7 +36,9 @@ def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
     methods = list(dict.fromkeys(tables.row_label(run["name"]) for run in runs))
     encoders = list(dict.fromkeys(tables.BACKBONES[run["backbone"]] for run in runs))
     steps = sorted({run["training"]["n_steps"] for run in runs if run.get("training")})
-    trained = slices[slices.weak_label.notna()].patient.nunique()
+    cohorts = {run["training"].get("train_cohort") for run in runs if run.get("training")}
+    known = slices.weak_label.notna() & slices.cohort.isin(cohorts)
+    trained = slices[known].patient.nunique()
     judged = {NAMES.get(c, c): result["n"] for c, result in runs[0]["results"].items()}
     parts = [" · ".join(methods) + f" ({', '.join(encoders)})"]
     parts += [plural(len({run["seed"] for run in runs}), "training seed")]
