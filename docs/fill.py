@@ -19,6 +19,7 @@ from ledger import choices, ledger
 from wspnb.files import own_files, read_json, write_text
 from wspnb.methods import split_name
 from wspnb.results import audit, tables
+from wspnb.results.statistics import interval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *(str(p.relative_to(ROOT)) for p in own_files(ROOT / "docs", "**/*.md"))]
@@ -38,19 +39,24 @@ def number(value: float, sign: str = "") -> str:
     return "" if value != value else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.2f}")
 
 
+def between(low: float, high: float, sign: str = "") -> str:
+    """[.60, .80], with a blank before it; nothing where a table has none."""
+    return f" [{number(low, sign)}, {number(high, sign)}]" if number(low) and number(high) else ""
+
+
 def cell(row, tag: str) -> str:
     """Mean ± SD over seeds [interval over patients] of a row of Table 1 or 3."""
-    sd, ends = number(row[f"seed_sd_{tag}"]), number(row[f"low_{tag}"])
+    sd = number(row[f"seed_sd_{tag}"])
     text = number(row[f"auc_{tag}"]) + (f" ± {sd}" if sd else "")
-    return text + (f" [{ends}, {number(row[f'high_{tag}'])}]" if ends else "")
+    return text + between(row[f"low_{tag}"], row[f"high_{tag}"])
 
 
 def amount(row, digits: str = "+") -> str:
     """Mean and the widest interval that a difference has; none where both order all pairs alike."""
     both = "_both" if row.get("low_both") == row.get("low_both", 0) and "low_both" in row else ""
-    ends = [number(row[f"{end}{both}"], digits) for end in ("low", "high")]
-    known = ends[0] and row[f"low{both}"] < row[f"high{both}"]
-    return f"{number(row['mean'], digits)} [{', '.join(ends)}]" if known else number(row["mean"])
+    low, high = row[f"low{both}"], row[f"high{both}"]
+    ends = between(low, high, digits) if low < high else ""
+    return number(row["mean"], digits if ends else "") + ends
 
 
 def side(row) -> str:
@@ -138,11 +144,11 @@ def order() -> str:
     where, rows = ranked()
     best, place = rows.iloc[0], rows.index[rows.method == "WSP"]
     text = f"On {where} {best.method} has the highest mean AUC, {number(best.auc)}"
-    text += f" [{number(best.low)}, {number(best.high)}]"
+    text += between(best.low, best.high)
     if len(place) and place[0] > 0:
         wsp = rows.loc[place[0]]
         text += f"; WSP is {PLACES[place[0]]} of {len(rows)} with {number(wsp.auc)}"
-        text += f" [{number(wsp.low)}, {number(wsp.high)}]"
+        text += between(wsp.low, wsp.high)
     base = rows[rows.method == "None (random)"]
     text += f"; the untrained network has {number(base.auc.iloc[0])}" if len(base) else ""
     return text + ". The paper, on real CT, has WSP first."
@@ -178,7 +184,7 @@ def judged(kernels: bool = True) -> str:
 
     def says(first: str, second: str) -> str:
         row = rows.loc[first, second]
-        ends = f"{row.difference:+.3f} [{row.low_both:+.3f}, {row.high_both:+.3f}]"
+        ends = f"{row.difference:+.3f}{interval(row.low_both, row.high_both, '+.3f')}"
         return ends.replace("0.", ".")
 
     text = f"On {full.n_seeds.max()} further phantoms, where nothing was chosen, WSP is "
@@ -362,9 +368,9 @@ def population(name: str = "reference_population") -> str:
         return missing(name)
     lines = []
     for _, row in full.iterrows():
-        ends = f"[{number(row.low)}, {number(row.high)}]"
+        ends = between(row.low, row.high)
         sd = f" ± {number(row.auc_sd)}" if row.auc_sd == row.auc_sd else ""
-        cells = [row.method, row.n_seeds, f"{number(row.auc)}{sd} {ends}", number(row.ceiling)]
+        cells = [row.method, row.n_seeds, f"{number(row.auc)}{sd}{ends}", number(row.ceiling)]
         verdict = row.verdict if isinstance(row.verdict, str) else ""
         lines.append([*cells, number(row.depth_r2), number(row.loss), verdict])
     head = ["method", "seeds", "AUC, probe fitted on D1", "AUC, many labels", "R2 of depth"]
@@ -461,7 +467,7 @@ def accuracy() -> str:
             text + (f" ± {number(row[f'seed_sd_{n}'])}" if number(row[f"seed_sd_{n}"]) else "")
             for text, n in zip(each, names, strict=True)
         ]
-        best = f"{number(row.bacc)} [{number(row.low)}, {number(row.high)}]"
+        best = number(row.bacc) + between(row.low, row.high)
         printed = paper.get(row.method.replace("simulated reading", "Radiologists"))
         lines.append([row.method, *each, best, number(printed) if printed else ""])
     if "simulated reading" not in set(rows.method):
@@ -639,9 +645,9 @@ def oct_rows(name: str) -> str:
         return missing(name)
     for r in rows.itertuples():
         sd = f" ± {r.seed_sd:.3f}" if r.seed_sd == r.seed_sd else ""
-        ends = f"[{number(r.soft_minus_low, '+')}, {number(r.soft_minus_high, '+')}]"
-        minus = f"{r.soft_minus:+.3f} {ends}" if r.soft_minus_low == r.soft_minus_low else ""
-        auc = f"{r.macro_auroc:.3f}{sd} [{number(r.low)}, {number(r.high)}]"
+        ends = between(r.soft_minus_low, r.soft_minus_high, "+")
+        minus = f"{r.soft_minus:+.3f}{ends}" if ends else ""
+        auc = f"{r.macro_auroc:.3f}{sd}{between(r.low, r.high)}"
         lines.append([r.method, r.seeds, auc, f"{r.rounded:.3f}", minus])
     return grid(["method", "seeds", "macro AUROC", "rounded scores", "ours minus it"], lines)
 
