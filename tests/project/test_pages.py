@@ -27,6 +27,22 @@ def test_every_page_says_what_its_tables_say():
     assert blocks == set(fill.BLOCKS)  # each is on a page
 
 
+def test_commands_can_be_pasted_into_the_shell_of_a_mac():
+    """zsh takes a comment for arguments, runs its backquotes, and splits no variable into words."""
+    for name in fill.PAGES:
+        page = (ROOT / name).read_text(encoding="utf-8")
+        for line in re.findall(
+            r"^ {4,}((?:make|flow|snakemake|\S*python|\S*bin/|\$).*)", page, re.M
+        ):
+            assert " # " not in line and not line.startswith("$"), f"{name}: {line}"
+
+
+def test_an_interval_that_a_table_lost_is_left_out():
+    assert fill.between(0.6, 0.8) == " [.60, .80]"
+    assert fill.between(-0.1, 0.2, "+") == " [-.10, +.20]"
+    assert fill.between(0.6, float("nan")) == ""
+
+
 def test_a_page_that_disagrees_with_its_table_is_noticed(monkeypatch):
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     edited = re.sub(r"(\| WSP \| )\.(\d)", r"\1.0", page)
