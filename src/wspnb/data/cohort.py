@@ -161,7 +161,7 @@ def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
             advice = "correct the path" + (" or leave it empty" if column == "mask" else "")
             advice += ", with / for \\" if "\\" in row[column] and os.sep == "/" else ""
             if os.path.isdir(row[column]):
-                advice = "a folder: name a file in it, or convert its DICOM series to NIfTI first"
+                advice = "correct the path to a file in this folder, or convert its DICOM first"
             elif near := _other_case(row[column]):
                 advice += f", there is {near}"
             yield f"{column} {row[column]!r} is not a file: {advice}"

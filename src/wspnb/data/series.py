@@ -297,7 +297,9 @@ def _bits_beyond(file: File) -> str:
         return ""
     n = file.tags["Rows"] * file.tags["Columns"]
     raw = np.fromfile(file.path, f"<u{allocated // 8}", n, offset=file.start)
-    odd = raw >> stored != 0
+    if raw.max() < 2**stored:
+        return ""
+    odd = raw >= 2**stored
     if file.tags["PixelRepresentation"]:  # signed: the sign may fill them
         odd &= raw < 2**allocated - 2 ** (stored - 1)
     if not odd.any():
