@@ -1,14 +1,18 @@
 """What the result of a notebook depends on: content, never dates."""
 
 import ast
+import atexit
 import hashlib
 import json
+import os
+import time
 import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
+MEMO = Path(".snakemake", "stamps.json")  # of files that were read before, see below
 # No number depends on what draws, starts a notebook or writes a file: that trains nothing again.
 ASIDE = ("plots", "run", "files", "diagrams", "oct_plots", "position_plots")
 
@@ -37,12 +41,50 @@ def digest_of_file(path: str) -> str:
 
 def _content(file: Path) -> list:
     """What changes with a file's content, quickly: of a zip the checksums that it holds."""
-    from wspnb.data.cohort import file_stamp
-
     if file.suffix == ".zip":
         with suppress(OSError, BadZipFile), ZipFile(file) as archive:
             return [(one.filename, one.CRC) for one in archive.infolist()]
-    return file_stamp(str(file))
+    return stamp_once(str(file))
+
+
+@cache
+def memo() -> dict:
+    """Stamps of files by path, kept from call to call: a cohort of DICOM is 100 GB, and each job
+    of a cluster asks anew."""
+    found = {}
+    with suppress(OSError, ValueError, TypeError):
+        found = dict(json.loads(MEMO.read_text(encoding="utf-8")))
+    atexit.register(keep, found, dict(found), MEMO)
+    return found
+
+
+def keep(found: dict, before: dict, file: Path) -> None:
+    """Write the memo where snakemake keeps its own notes, whole or not at all."""
+    if found != before and file.parent.is_dir():
+        part = file.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):
+            part.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(part, file)
+
+
+def stamp_once(path: str) -> list:
+    """:func:`wspnb.data.cohort.file_stamp` of a file, read again where its time of change (ctime)
+    is another. That is no date that a program could set: whoever writes gets a new one."""
+    from wspnb.data.cohort import file_stamp
+
+    try:
+        found = os.stat(path)
+    except OSError:
+        return file_stamp(path)
+    if path.removesuffix(".gz").lower().endswith((".hdr", ".img", ".head", ".brik")):
+        return file_stamp(path)  # of two files
+    seen, known = [found.st_size, found.st_ino, found.st_ctime_ns], memo().get(path)
+    if known and known[0] == seen:
+        return known[1]
+    stamp = file_stamp(path)
+    if time.time_ns() - found.st_ctime_ns > 2e9:  # else it may change within a tick of the clock
+        memo()[path] = [seen, stamp]
+    return stamp
 
 
 @cache
@@ -50,7 +92,7 @@ def digest_of_cohort(path: str, training: str = "") -> str:
     """Hash of a cohort table and of its volumes and masks. With the name of the pretraining cohort
     it leaves out what a pretraining does not see: labels, other cohorts' names and weak labels, how
     files are called, and how the table is written."""
-    from wspnb.data.cohort import file_stamp, read_cohort
+    from wspnb.data.cohort import read_cohort
 
     try:
         with warnings.catch_warnings():
@@ -59,7 +101,7 @@ def digest_of_cohort(path: str, training: str = "") -> str:
     except (ValueError, OSError):
         return digest_of_file(path)
     files = [
-        file_stamp(v) + file_stamp(m) for v, m in zip(table.volume, table["mask"], strict=True)
+        stamp_once(v) + stamp_once(m) for v, m in zip(table.volume, table["mask"], strict=True)
     ]
     if not training:
         return digest([digest_of_file(path), files])

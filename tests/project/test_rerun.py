@@ -363,3 +363,31 @@ def test_a_folder_that_was_looked_at_is_the_same(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     content.digest_of_file.cache_clear()
     assert content.digest_of_file(str(tmp_path)) == before
+
+
+def test_a_file_is_read_again_only_if_it_was_written(tmp_path, monkeypatch):
+    """Content decides, and 100 GB are not read for each job: a time of change cannot be set."""
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import content
+
+    from wspnb.data import cohort
+
+    read, stamp = [], cohort.file_stamp
+    monkeypatch.setattr(cohort, "file_stamp", lambda path: read.append(path) or stamp(path))
+    monkeypatch.setattr(content, "MEMO", tmp_path / ".snakemake" / "stamps.json")
+    content.MEMO.parent.mkdir()
+    content.memo.cache_clear()
+    (file := tmp_path / "mask.nii").write_bytes(b"one")
+    first = content.stamp_once(str(file))
+    assert content.stamp_once(str(file)) == first and len(read) == 2  # just written: not trusted
+    now = time.time_ns()
+    monkeypatch.setattr(content.time, "time_ns", lambda: now + 10**10)
+    assert [content.stamp_once(str(file)) for _ in range(3)] == [first] * 3 and len(read) == 3
+    content.keep(content.memo(), {}, content.MEMO)
+    content.memo.cache_clear()
+    assert content.stamp_once(str(file)) == first and len(read) == 3  # in the next call too
+    date = file.stat().st_mtime_ns
+    file.write_bytes(b"two")
+    os.utime(file, ns=(date, date))
+    assert content.stamp_once(str(file)) != first and len(read) == 4
+    content.memo.cache_clear()
