@@ -197,3 +197,8 @@ def test_a_copy_is_passed_over_whatever_is_in_it(tmp_path):
         (tmp_path / "probe" / name).mkdir()
         (tmp_path / "probe" / name / "results.json").write_text('{"name": 3', encoding="utf-8")
     assert [run["folder"].name for run in tables.read_runs(tmp_path)] == ["wsp-tiny-seed0"]
+
+
+def test_what_cannot_be_computed_is_a_dash():
+    table = pd.DataFrame({"name": ["a", None], "n": [1, 2], "auc": [0.12345, np.nan]})
+    assert tables.rounded(table).values.tolist() == [["a", 1, 0.123], ["–", 2, "–"]]

@@ -128,6 +128,11 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table to look at: three digits, and a dash where nothing can be computed."""
+    return table.round(3).astype(object).fillna("–")
+
+
 def in_words(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Some columns of an :func:`auc_table` and its cells as text: "mean (SD over folds) ±SD over
     seeds [interval over patients]"; seeds with collapsed embeddings are named in the column before.
