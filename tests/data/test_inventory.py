@@ -308,8 +308,18 @@ def test_a_mask_on_air_is_refused(tmp_path):
     mask[2:8, 2:8] = 1
     row = {}
     with pytest.raises(ValueError, match=r"-1000 HU under it.*the mask of another scan"):
-        prepare_volume(volume, save(tmp_path / "m.nii.gz", mask), row=row)
+        prepare_volume(volume, save(tmp_path / "m.nii.gz", mask), row=row, organ_ml=(1, 6000))
     assert row["coding"] == "HU" and abs(row["mask_hu"] + 1000) < 1
     mask = (HU > 60).astype(np.uint8)
-    prepare_volume(volume, save(tmp_path / "m.nii.gz", mask), row=row)
+    prepare_volume(volume, save(tmp_path / "m.nii.gz", mask), row=row, organ_ml=(1, 6000))
     assert 60 < row["mask_hu"] < 140
+
+
+def test_padding_that_was_read_as_unsigned_is_no_hu():
+    padded = HU.astype(np.float32)
+    padded[:2] = 62512
+    coding, evidence = decide(padded[:, :, ::4], -1000, 62512)
+    assert coding == "unknown" and "above 32767, as where padding" in evidence
+    padded[:2] = -1000
+    padded[0, 0, 0] = 40000  # one voxel at metal
+    assert decide(padded[:, :, ::4], -1000, 40000)[0] == "HU"

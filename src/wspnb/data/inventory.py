@@ -234,6 +234,11 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
         shifted = float(((sample >= 950) & (sample <= 1150)).mean())
         if high - low < 200:
             return "unknown", f"{span}, too few for HU (normalised?): convert from the source again"
+        if (beyond := float((sample > 32767).mean())) > 0.001:
+            found = (
+                f"{span}, {beyond:.1%} above 32767, as where padding below 0 is read as unsigned"
+            )
+            return "unknown", f"{found}: convert from the source again"
         if shifted > 0.05:
             return "unknown", f"{span}, {shifted:.0%} at 950 to 1150: HU + 1024? If so, {SAY}"
         if soft < 0.01 and len(kinds := np.unique(sample)) <= 8:
