@@ -1,6 +1,7 @@
 """Volumes: orientation, units, window, kept slices, positions, display, and clear refusals."""
 
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +14,7 @@ from wspnb.data.volumes import (
     central_slices,
     load_mask,
     load_volume,
+    read_scan,
     resize,
     slice_positions,
     to_image,
@@ -187,6 +189,37 @@ def test_a_label_that_touches_no_other_is_another_organ(tmp_path, other, refused
     with pytest.raises(ValueError, match=r"m\.nii\.gz: labels that touch no other \(\[1, 2\]\)"):
         load_mask(path)
     assert np.argwhere(load_mask(path, value=1)).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, "slope"])
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+def test_wide_voxels_cost_no_more_than_narrow_ones(tmp_path, kind, ending):
+    """Many tools write masks and resampled CT as float64: a mask, then a volume of such a file."""
+    path, voxels = tmp_path / f"v.{ending}", np.zeros((64, 60, 1000), np.uint8)
+    voxels[10:20, 10:20, 50:60] = 3
+    image = nib.Nifti1Image(voxels, AFFINE)
+    if kind == "slope":
+        image.header.set_slope_inter(1 / 3, 0)  # 0 and 1
+    else:
+        image = nib.Nifti1Image(voxels[..., None].astype(kind), AFFINE, dtype=kind)
+    nib.save(image, path)
+    tracemalloc.start()
+    mask = load_mask(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert mask.sum() == 1000 and mask[10, 10, 50] and peak < 6.5 * voxels.size
+    hu, _ = load_volume(path)
+    np.testing.assert_array_equal(hu, voxels / (3 if kind == "slope" else 1))
+    scan = read_scan(path)
+    assert scan.voxels.itemsize <= 4 and scan.dtype == str(image.get_data_dtype())
+
+
+def test_numbers_beyond_32_bits_are_refused(tmp_path):
+    for number, voxel in enumerate((np.int64(2**40), np.float64(1e300))):
+        voxels = np.full((3, 4, 5), voxel)
+        nib.save(nib.Nifti1Image(voxels, AFFINE, dtype=voxels.dtype), tmp_path / f"{number}.nii")
+        with pytest.raises(ValueError, match=rf"{number}\.nii: .*(32 bits|not finite)"):
+            load_volume(tmp_path / f"{number}.nii")
 
 
 def test_window_never_wraps():

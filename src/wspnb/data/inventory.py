@@ -172,7 +172,8 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
     some = np.unique(np.linspace(0, depth - 1, PLANES).astype(int))
     sample = np.stack([scaled(scan.voxels[:, :, z], scan) for z in some], axis=2)
     ends = sorted(float(scaled(np.asarray(f()), scan)) for f in (scan.voxels.min, scan.voxels.max))
-    coding, evidence = decide(sample, *ends, str(scan.voxels.dtype))
+    dtype = scan.dtype or str(scan.voxels.dtype)
+    coding, evidence = decide(sample, *ends, dtype)
     own, told = {}, "said in the table"
     if said == "MR" and ends[0] < 0 and coding == "HU":
         coding, evidence = "unknown", f"said to be MR, but read as HU: {evidence}; {SAY}"
@@ -185,7 +186,7 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         coding, evidence = said, told
     low, middle, high = np.percentile(sample, [0.5, 50, 99.5]).tolist()
     return {
-        "dtype": str(scan.voxels.dtype),
+        "dtype": dtype,
         "slope": scan.slope,
         "intercept": scan.intercept,
         "minimum": ends[0],

@@ -30,6 +30,7 @@ class Scan(NamedTuple):
     spacing: np.ndarray  # (3,), mm
     axes: str  # of the file, such as LPS
     oblique: float  # largest angle between an axis and the body's nearest, degrees
+    dtype: str = ""  # of the file, if not that of the voxels
 
 
 def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -65,6 +66,7 @@ def read_scan(path: str | Path) -> Scan:
         header.spacing,
         "".join(nib.aff2axcodes(header.stored)),
         round(float(np.degrees(np.arccos(np.clip(np.abs(np.diag(cosines)), 0, 1))).max()), 2),
+        str(header.image.get_data_dtype()) if raw else "",
     )
 
 
@@ -103,10 +105,13 @@ def load_mask(
         check_same_grid(path, header, volume, open_header(volume))
     labels = read_voxels(path, header)
     if labels.dtype.kind == "f":
-        # Slice by slice: a mask must not cost more memory than its volume.
+        # Slice by slice and in place: a mask must not cost more memory than its volume.
         if any(np.abs(plane - np.rint(plane)).max() > 1e-3 for plane in labels.T):
             raise ValueError(f"{path}: mask values are not whole numbers: threshold the mask first")
-        labels = np.rint(labels).astype(np.int32)
+        numbers = labels.view(f"i{labels.itemsize}")
+        for plane, number in zip(labels.T, numbers.T, strict=True):
+            number[:] = np.rint(plane)
+        labels = numbers
     if labels.dtype.kind != "u" and labels.min() < 0:
         raise ValueError(f"{path}: mask values from {labels.min()}: write 0 outside, 1 inside")
     if value is None and str(path).endswith("_part_551.nii.gz"):  # of CADS, where 5 is the liver
