@@ -121,9 +121,7 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
             owners += [number] * len(pairs[-1][0])
         except MemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # one bad file must not end the cohort, whatever is wrong with it
+        except Exception as error:  # whatever is wrong with it, one file ends no cohort
             known = isinstance(error, (ValueError, OSError))
             who = {"volume": row["volume"], "patient": row["patient"]}
             failed.append(who | {"reason": str(error) if known else repr(error)})
