@@ -60,9 +60,10 @@ class TinyNet(nn.Module):
         """Features ``(b, 256)`` of images ``(b, c, h, w)``; ValueError if these are too small."""
         if min(images.shape[-2:]) < self.smallest_image:
             size = "x".join(map(str, images.shape[-2:]))
+            padded = ", or backbone to tiny_padded" * (self.smallest_image > 32)
             raise ValueError(
                 f"images of {size} px: TinyNet's convolutions need at least "
-                f"{self.smallest_image} px, set image_size to that or more"
+                f"{self.smallest_image} px, set image_size to that or more{padded}"
             )
         return self.blocks(images).mean((2, 3))
 
