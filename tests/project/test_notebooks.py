@@ -49,7 +49,8 @@ def run(notebook: str, folder: Path, *pairs: str) -> int:
 def test_own_ct_without_masks_and_labels(folder, capfd):
     own = ("source=csv", f"source_dir={folder}", "workers=1", "train_cohort=ours", "evaluate=[]")
     assert run("01_preprocess", folder, *own) == 1  # the broken one is not passed over in silence
-    assert "ct 3.nii.gz" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "ct 3.nii.gz" in said and "allow_failed: true in the settings" in said
     assert run("01_preprocess", folder, *own, "allow_failed=true") == 0
     store = open_slices(folder / "cohort")
     assert sorted(store.table.patient.unique()) == ["p0", "p1", "p2"]
