@@ -297,7 +297,8 @@ def _label_problem(column: str, value: str) -> str:
     if column == "label" and number not in (0, 1):
         return f"label {value!r} is not 0 or 1: write one of these, or leave it empty if unknown"
     if not 0 <= number < 2**31:
-        return f"weak_label {value!r} is not an integer from 0: leave it empty where it is unknown"
+        advice = "write digits alone, as 2 for 2,0, or leave it empty if unknown"
+        return f"weak_label {value!r} is not an integer from 0: {advice}"
     return ""
 
 
