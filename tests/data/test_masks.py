@@ -324,6 +324,14 @@ def run(folder, *pairs) -> int:
 
 
 @pytest.mark.slow
+def test_drawn_masks_never_replace_the_table_they_are_drawn_for(tmp_path, capfd):
+    pytest.importorskip("monai")
+    assert run(tmp_path / "masks", f"masks_dir={tmp_path / 'masks'}") == 1
+    said = "is source_dir too: name the folder of your own table: -p source_dir FOLDER"
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_path, capfd):
     """Dice after 60 steps on a dozen phantoms was 0.8 to 0.9; an untrained network is under 0.3."""
     pytest.importorskip("monai")
