@@ -348,3 +348,9 @@ def test_the_stamp_of_a_pair_is_of_both_files(tmp_path, asked):
         stamps.append(file_stamp(str(tmp_path / asked)))
     assert stamps[0] != stamps[1] != stamps[2]
     assert stamps[0] != stamps[2]
+
+
+def test_columns_in_capitals_are_named(tmp_path):
+    (tmp_path / "cohort.csv").write_text("Volume,Mask,Patient,Cohort,Weak_label,Label\n")
+    with pytest.raises(ValueError, match=r"'volume'.*are missing.*: write them in small letters"):
+        read_cohort(tmp_path / "cohort.csv")

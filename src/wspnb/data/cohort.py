@@ -333,6 +333,8 @@ def _table_error(names: list[str], content: list[tuple[int, list[str]]]) -> str:
     if missing := [name for name in COLUMNS if name not in names]:
         hint = " and separate columns by commas" if len(names) == 1 else ""
         advice = f"add them{hint} (mask and labels may be empty)"
+        if set(missing) <= {name.lower() for name in names}:
+            advice = "write them in small letters"
         return f"columns {missing} are missing, found {names}: {advice}"
     cases = Counter(name.lower() for name in names)
     if twice := [name for name in names if cases[name.lower()] > 1]:

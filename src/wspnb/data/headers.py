@@ -33,6 +33,7 @@ OTHERS = {  # how files begin that are no volume, and what to do
     b"NDims": "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
     b"\x1f\x8b": "compressed with gzip twice: unpack it once",
 }
+ANOTHER = "is it the mask of another volume? If not, resample the mask to the volume"
 SHEAR = 0.01  # sine of the largest angle by which axes may miss a right one
 
 
@@ -195,13 +196,13 @@ def check_same_grid(path, mask: Header, volume_path, volume: Header) -> None:
     """Refuse a mask of another shape, or more than half a voxel away at any corner."""
     if mask.shape != volume.shape:
         found = f"mask of shape {mask.shape}, but {volume_path} has {volume.shape}"
-        raise ValueError(f"{path}: {found}: resample the mask to the volume")
+        raise ValueError(f"{path}: {found}: {ANOTHER}")
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(volume.shape) - 1)
     homogeneous = np.c_[corners, np.ones(8)].T
     shift = np.linalg.norm(((mask.affine - volume.affine) @ homogeneous)[:3], axis=0).max()
     if shift > 0.5 * volume.spacing.min():
         found = f"the mask's affine puts it {shift:.1f} mm away from {volume_path}"
-        raise ValueError(f"{path}: {found}: resample the mask to the volume")
+        raise ValueError(f"{path}: {found}: {ANOTHER}")
 
 
 def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -> str:
