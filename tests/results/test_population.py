@@ -55,3 +55,19 @@ def test_patients_that_are_all_in_order_have_no_interval():
     table = population.difference_table(given, [("a", "b")])
     ends = ["low", "high", "low_both", "high_both"]
     assert table.difference.tolist() == [0] and table[ends].isna().all(axis=None)
+
+
+def test_methods_are_ranked_where_they_saw_the_same_patients():
+    """Two phantoms that differ in a factor, one seed: the row of each is its own."""
+    rows = [("a", 0.6, 0.9), ("b", 0.6, 0.8), ("c", 0.95, 0.7), ("d", 0.95, 0.6)]
+    runs = pd.DataFrame(
+        {"run": n, "name": n, "seed": 0, "phantom": {"reader_accuracy": f}} for n, f, _ in rows
+    )
+    studies = pd.DataFrame(
+        {"name": n, "seed": 0, "study": k, "auc_folds": auc, "auc_rest": auc}
+        for n, _, auc in rows
+        for k in range(3)
+    )
+    table = population.study_table({"runs": runs, "studies": studies})
+    assert table[["better", "worse"]].values.tolist() == [["a", "b"], ["c", "d"]]
+    assert table.difference.tolist() == pytest.approx([0.1, 0.1])

@@ -109,10 +109,12 @@ def study_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """
     columns = ["auc_folds", "auc_rest"]
     reported = found["studies"].set_index(["name", "seed", "study"])[columns]
+    phantoms = found["runs"].set_index(["seed", "name"]).phantom.map(str).unstack()
     rows = []
     for one, two in combinations(sorted(reported.index.unique("name"), key=tables.place), 2):
         gap = (reported.loc[one] - reported.loc[two]).dropna()
-        if not len(gap):
+        both = phantoms[[one, two]].dropna()
+        if not len(gap) or (both[one] != both[two]).any():  # not the same patients
             continue
         truth = gap.auc_rest.mean()
         better, worse, gap = (one, two, gap) if truth >= 0 else (two, one, -gap)
