@@ -33,7 +33,7 @@ OTHERS = {  # how files begin that are no volume, and what to do
     b"NDims": "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
     b"\x1f\x8b": "compressed with gzip twice: unpack it once",
 }
-ANOTHER = "is it the mask of another volume? If not, resample the mask to the volume"
+ANOTHER = "resample the mask to the volume, unless it is another volume's"
 SHEAR = 0.01  # sine of the largest angle by which axes may miss a right one
 
 
