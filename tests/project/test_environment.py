@@ -52,7 +52,7 @@ def test_form_of_a_notebook(path):
     assert "Recap" in cells[-1].source
     assert any("assert " in cell.source for cell in cells[-6:])  # exercises may follow the check
     assert max(len(source.splitlines()) for source in code if source != cells[2].source) <= 25
-    assert len(cells[2].source.splitlines()) <= 26  # one line a parameter
+    assert len(cells[2].source.splitlines()) <= 25  # one line a parameter
     for word in ("sys.path", "filterwarnings", "!pip", "%pip"):
         assert not any(word in source for source in code)
     for name, (kind, _) in declared(path).items():

@@ -97,7 +97,7 @@ def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_
         raise ValueError(
             f"{mask}: {ml:g} ml, and a liver has {limits[0]:g} to {limits[1]:g} ml: a mask of"
             " something else, or wrong units in the header? Look at it, and if it is right, as a"
-            " child's may be, give other limits (organ_ml)"
+            " child's may be, give write_slices other limits (organ_ml)"
         )
 
 

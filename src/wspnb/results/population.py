@@ -21,7 +21,7 @@ PARTS = ("population", "curve", "studies")
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
     """The :data:`PARTS` of a folder by name, with each run's name, method and seed; and ``runs``,
-    one row per run with ceiling, depth_r2, loss, verdict and, where it is not the default, phantom.
+    one row per run with ceiling, depth_r2, loss, verdict, device and, if not the default, phantom.
 
     Raises:
         FileNotFoundError: if the folder holds no reference runs.
@@ -31,7 +31,7 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     facts = read_json(folder / "runs.json")["runs"]
     runs = pd.DataFrame.from_dict(facts, orient="index").rename_axis("run").reset_index()
     names = ["run", "name", "method", "seed"]
-    columns = [*names, "ceiling", "depth_r2", "loss", "verdict", "phantom"]
+    columns = [*names, "ceiling", "depth_r2", "loss", "verdict", "device", "phantom"]
     found = {"runs": runs.reindex(columns=columns)}
     for part in PARTS:
         table = read_csv(folder / f"{part}.csv.gz")
