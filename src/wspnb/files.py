@@ -115,6 +115,14 @@ def alone(path: str | Path) -> Iterator[None]:
             return
 
 
+def relative(path: str, folder: str | Path) -> str:
+    """A path as seen from ``folder``, with ``/``, so that both can move together."""
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix() if path else ""
+    except ValueError:  # another drive of Windows
+        return path
+
+
 def own_files(folder: str | Path, pattern: str) -> list[Path]:
     """Files of a folder, sorted, without what others leave there: folders, dead links, and whatever
     is hidden or below something hidden, as macOS, JupyterLab and editors write it."""

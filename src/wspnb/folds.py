@@ -18,7 +18,13 @@ def sides(group: str) -> tuple[list[str], list[str]]:
 
 
 def cohorts_of(evaluate: list[str]) -> list[str]:
-    """Names of all cohorts that the entries of ``evaluate`` speak of, sorted."""
+    """Names of all cohorts that the entries of ``evaluate`` speak of, sorted.
+
+    Raises:
+        ValueError: ``evaluate`` is one text, whose letters would be read as cohorts.
+    """
+    if isinstance(evaluate, str):
+        raise ValueError(f"evaluate is one text, {evaluate!r}: write a list, [{evaluate!r}]")
     return sorted({name for group in evaluate for side in sides(group) for name in side})
 
 
@@ -40,6 +46,7 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
     """
     check_whole("n_folds", n_folds, 2)
     labelled, rows = table[table.label.notna()], []
+    cohorts_of(evaluate)
     for group in evaluate:
         if any(not name or name != name.strip() for name in cohorts_of([group])):
             raise ValueError(f"evaluate: {group!r}: write d1, d1+d2 or d1>d2, without blanks")

@@ -277,6 +277,8 @@ def test_cohorts_to_judge_are_counted_before_any_training():
     assert folds.judged_cohorts(table, ["d3"], 2).class_1.tolist() == [2]
     with pytest.raises(ValueError, match=r"d3 has 2 patients of class 0 and 2 .* take n_folds 2"):
         folds.judged_cohorts(table, ["d1", "d3"], 5)
+    with pytest.raises(ValueError, match=r"evaluate is one text, 'd1': write a list, \['d1'\]"):
+        folds.judged_cohorts(table, "d1", 5)
     for odd in ("d1 > d2", "d1 + d2", "d1++d2", ">d1", ""):
         with pytest.raises(ValueError, match=r"evaluate: '.*': write d1, .* without blanks"):
             folds.judged_cohorts(table, [odd], 2)

@@ -50,12 +50,14 @@ def test_what_became_of_each_volume(tmp_path):
     )
     inventory["reason"] = [None, None, None, "v3: damaged"]
     inventory["mask_cut"], inventory["mask_mm"] = [None, "top", None, None], [160.0, 90.2, 40, None]
-    lost = {"volume": ["/v9"], "patient": ["e"], "reason": ["no liver found"], "cohort": ["d1"]}
+    v9 = str(tmp_path.parent / "scans" / "v9.nii")
+    lost = {"volume": [v9], "patient": ["e"], "reason": ["no liver found"], "cohort": ["d1"]}
     lost = {name: [*own, ""] for name, own in lost.items()}  # a volume of train_dir, of no cohort
     pd.DataFrame(lost).to_csv(tmp_path / "failed_masks.csv", index=False)
     found = quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
     expected = ["pretraining", "judged", "not used", "set aside", "no liver mask"]
     assert found.fate.tolist() == expected
+    assert found.volume.iloc[-1] == "../scans/v9.nii"  # relative, as all the others
     assert found["mask"].tolist()[:4] == ["given", "drawn", "given", "given"]
     steps = quality.funnel(found).loc["d1"]
     assert steps.volumes.to_dict() == {

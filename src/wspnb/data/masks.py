@@ -1,7 +1,7 @@
 """Liver masks as files: given ones read, predicted ones written on their volume's own grid."""
 
 import json
-import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from wspnb.data import store
 from wspnb.data.cohort import file_stamp
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import load_mask, write_image
-from wspnb.files import own_files, read_json, write_csv, write_text
+from wspnb.files import own_files, read_json, relative, write_csv, write_text
 
 OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
 OURS += ["unet-loss.csv", *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv"))]
@@ -196,9 +196,8 @@ def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -
         file = folder / "given" / f"{number:05d}-{stem(row.volume)}.nii.gz"
         write_mask(file, read_given(row["mask"], row.volume, value), row.volume)
         table.loc[number, "mask"] = str(file)
-    here = os.path.abspath(folder)
-    for column in ("volume", "mask"):  # relative, so that the project can move
-        table[column] = [Path(os.path.relpath(path, here)).as_posix() for path in table[column]]
+    for column in ("volume", "mask"):
+        table[column] = table[column].map(partial(relative, folder=folder))
     table = table.convert_dtypes()  # whole numbers stay whole beside empty fields
     write_csv(folder / "cohort.csv", table)
     return table

@@ -1,6 +1,7 @@
 """What became of each patient and volume of a cohort, to be read before any result."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.ndimage import binary_erosion
 
 from wspnb.data.inventory import Hu
 from wspnb.data.volumes import resize, to_image, window
-from wspnb.files import read_csv
+from wspnb.files import read_csv, relative
 from wspnb.folds import cohorts_of
 
 PICTURE = 96  # pixels a side of a volume's coronal picture
@@ -101,6 +102,7 @@ def fates(
             raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
         lost = lost[~lost.volume.isin(cohort.volume) & (lost.cohort != "")]  # else of train_dir
         lost = lost.assign(fate="no liver mask", kept=0)
+        lost["volume"] = lost.volume.map(partial(relative, folder=source))
         table = pd.concat([table, lost], ignore_index=True)
     return table
 

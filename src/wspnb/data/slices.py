@@ -4,10 +4,10 @@
 written, ``part.py`` keeps it resumable.
 """
 
-import os
 import shutil
 import warnings
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from wspnb.data.headers import open_header
 from wspnb.data.masks import LIVER_ML, check_size, keep_largest, measure, read_given
 from wspnb.data.quality import PICTURE, coronal
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
-from wspnb.files import alone, package_version, whole
+from wspnb.files import alone, package_version, relative, whole
 from wspnb.workers import in_order
 
 __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", "write_slices"]
@@ -257,14 +257,7 @@ def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:
     clash = [name for name in cohort.columns if name in own]
     if clash:
         raise ValueError(f"{csv}: columns {clash} are names of the slices' table: rename them")
-    root = Path(os.path.abspath(csv.parent))
-
-    def name(path):
-        try:  # relative, so that the project can move
-            return Path(os.path.relpath(path, root)).as_posix() if path else ""
-        except ValueError:  # another drive of Windows
-            return path
-
+    name = partial(relative, folder=csv.parent)
     return cohort.assign(
         path=cohort["volume"],
         mask_path=cohort["mask"],
