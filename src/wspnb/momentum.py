@@ -44,7 +44,7 @@ def without_negatives(
     """
     if has_norms(method) and n_devices > 1:
         raise ValueError(f"method={method}: its pairs span the batch, so one device, please")
-    made = {"byol": Byol, "simsiam": SimSiam, "barlow": BarlowTwins}.get(loss_of(method))
+    made = MODULES.get(loss_of(method))
     return made(encoder, head, backbone, seed, has_norms(method)) if made else nn.Module()
 
 
@@ -115,6 +115,13 @@ class BarlowTwins(nn.Module):
 
     def follow(self, *given) -> None:
         """Nothing follows."""
+
+
+MODULES = {
+    "byol": Byol,
+    "simsiam": SimSiam,
+    "barlow": BarlowTwins,
+}  # (encoder, head, backbone, ...)
 
 
 class Moco(nn.Module):

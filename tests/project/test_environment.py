@@ -1,5 +1,6 @@
 """What must hold for the house as a whole: the environment and the notebooks' form."""
 
+import ast
 import importlib.util
 import re
 import socket
@@ -67,3 +68,24 @@ def test_a_parameter_has_one_meaning_in_the_series():
             assert types.setdefault(name, kind) == kind, name
             if name not in ("methods",):
                 assert defaults.setdefault(name, default) == default, name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_folder_that_is_empty_by_default_is_asked_for_before_it_is_used(path):
+    """``project_path("")`` is an error: a notebook must run with its own defaults."""
+    cells = nbformat.read(path, 4).cells
+    code = "\n".join(c.source for c in cells if c.cell_type == "code")
+    tree = ast.parse("\n".join("" if x.startswith(("%", "!")) else x for x in code.split("\n")))
+    empty = {name for name, (_, value) in declared(path).items() if value == ""}
+
+    def uses(node, asked):
+        test = getattr(node, "test", getattr(node, "iter", None))  # of if, or of for
+        if test or isinstance(node, ast.BoolOp):
+            test = test or node.values[0]
+            asked = asked | {n.id for n in ast.walk(test) if isinstance(n, ast.Name)}
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "project_path":
+            yield getattr(node.args[0], "id", ""), asked
+        for child in ast.iter_child_nodes(node):
+            yield from uses(child, asked)
+
+    assert [name for name, asked in uses(tree, set()) if name in empty - asked] == []

@@ -15,7 +15,7 @@ from wspnb.files import read_csv, read_json
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head, seeded, two_layers
-from wspnb.momentum import Byol, Moco
+from wspnb.momentum import MODULES, Moco
 from wspnb.pretrain import verdict
 from wspnb.probe import classifier
 from wspnb.results.statistics import ends, interval, pairwise_wins
@@ -47,8 +47,16 @@ ROWS = {
     "eye": "Eye",
     "bcva_cst": "BCVA + CST",
     "soft": "BCVA x CST x position (ours)",
+    # without negatives, with the batch norms of the originals: kernel of the identity, or ours
+    "byol_simclr": "BYOL, batch norms",
+    "byol_soft": "BYOL, ours",
+    "simsiam_simclr": "SimSiam",
+    "simsiam_soft": "SimSiam, ours",
+    "barlow_simclr": "Barlow Twins",
+    "barlow_soft": "Barlow Twins, ours",
 }
 COLOURS = "#999999 #000000 #56B4E9 #CC79A7 #888844 #E69F00 #F0E442 #0072B2 #009E73 #D55E00".split()
+COLOURS += "#E8B9D2 #B0447E #C9C98A #5E5E20 #B3D9F2 #1F5F86".split()
 COLOURS = dict(zip(ROWS, COLOURS, strict=True))
 
 
@@ -129,17 +137,20 @@ def clinical_kernel(method: str, values: dict[str, Tensor], settings: dict[str, 
 
 
 def build(settings: Settings):
-    """Encoder, head and what the method needs besides (BYOL's or MoCo's following copy, the
-    supervised layer of the biomarkers, or an empty module), with weights that depend on the seed
-    alone."""
+    """Encoder, head and what the method needs besides (module of a loss without negatives, MoCo's
+    following copy, the supervised layer of the biomarkers, or an empty module), with weights that
+    depend on the seed alone."""
+    family, _, kernel = settings.method.partition("_")
+    norm = family in MODULES and kernel != ""
     encoder = build_encoder(settings.backbone, settings.norm, settings.seed)
     encoder = encoder.to(memory_format=torch.channels_last)
-    head = build_head(settings.backbone, settings.seed)
+    head = build_head(settings.backbone, settings.seed, norm)
     if settings.backbone == "resnet18":  # the authors' head is wider than WSP's
         with seeded(settings.seed + 1_000_003):
-            head = two_layers(512, 512, 128)
-    if settings.method == "byol":
-        return encoder, head, Byol(encoder, head, settings.backbone, settings.seed)
+            head = two_layers(512, 512, 128, norm)
+    if family in MODULES:
+        made = MODULES[family](encoder, head, settings.backbone, settings.seed, norm)
+        return encoder, head, made
     if settings.method == "moco":
         return encoder, head, Moco(encoder, head, settings.n_keys, settings.temperature)
     if settings.method != "supervised":
@@ -173,8 +184,8 @@ def loss(
     settings: Settings,
     widths: dict[str, float],
 ) -> Tensor:
-    """Loss of one batch: cross-entropy (supervised), BYOL's, MoCo's, or the contrastive loss of all
-    others with the method's kernel.
+    """Loss of one batch: cross-entropy (supervised), MoCo's, one without negatives, or the
+    contrastive loss of all others; the last two with the method's kernel.
 
     Args:
         extra: third part of :func:`build`.
@@ -190,7 +201,11 @@ def loss(
         return binary_cross_entropy_with_logits(extra(features).float(), target)
     if settings.method in ("byol", "moco"):
         return extra(view_1, view_2, views)
-    kernel = clinical_kernel(settings.method, values, widths).to(view_1.device)
+    family, _, name = settings.method.partition("_")
+    name = name if family in MODULES else settings.method
+    kernel = clinical_kernel(name, values, widths).to(view_1.device)
+    if family in MODULES:
+        return extra(view_1, view_2, views, kernel)
     return contrastive_loss(view_1, view_2, kernel, settings.temperature)
 
 
@@ -204,8 +219,9 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
 
     Returns:
         One row per method: method, seeds, macro_auroc, seed_sd, low, high; the mean of the metrics
-        over biomarkers and seeds; the AUROC of each biomarker; and "soft" minus the method with its
-        interval over patients (NaN where there is no "soft").
+        over biomarkers and seeds; the AUROC of each biomarker; "soft" minus the method with its
+        interval over patients (NaN where there is no "soft"); and ``gain``, what the product kernel
+        adds to the method's own loss, likewise (NaN for other kernels).
     """
     draws = {m: macro_draws(labels, own, patients, n).mean(1) for m, own in runs.items()}
     found = {m: [biomarker_metrics(labels, run) for run in own] for m, own in runs.items()}
@@ -219,7 +235,13 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         row |= {f"auroc_{name}": both.auroc[name].mean() for name in BIOMARKERS}
         gap = draws["soft"] - draws[method] if soft == soft and method != "soft" else []
         row |= {"soft_minus": soft - own.mean()}
-        rows.append(row | dict(zip(("soft_minus_low", "soft_minus_high"), ends(gap), strict=True)))
+        row |= dict(zip(("soft_minus_low", "soft_minus_high"), ends(gap), strict=True))
+        plain = method.replace("soft", "simclr") if "soft" in method else None
+        gain, gap = np.nan, []
+        if plain in macro:
+            gain, gap = own.mean() - macro[plain].mean(), draws[method] - draws[plain]
+        names = ("gain", "gain_low", "gain_high")
+        rows.append(row | dict(zip(names, (gain, *ends(gap)), strict=True)))
     return pd.DataFrame(rows)
 
 
@@ -238,6 +260,12 @@ def findings(table: pd.DataFrame) -> list[str]:
             cells = table[those].apply("{0.method} ({0.soft_minus:+.2f})".format, axis=1)
             words += f"; {side} {', '.join(cells)}" if those.any() else ""
         lines.append(f"{words}; from the others it is not told by the interval over patients.")
+    gains = [
+        f"{r.gain:+.2f}{interval(r.gain_low, r.gain_high, '+.2f')} ({r.method})"
+        for r in table[table.gain.notna()].itertuples()
+    ]
+    if gains:
+        lines.append(f"What the product kernel adds to its own loss: {', '.join(gains)}.")
     return lines
 
 
