@@ -174,7 +174,8 @@ def combine(kernels: Sequence[Tensor], how: str = "product", weights=None) -> Te
     if how == "mixture":
         return mixture(kernels, weights)
     _check_parts(kernels, weights)
-    powers = [k if a == 1 else k**a for k, a in zip(kernels, weights, strict=True)]
+    plain = [not isinstance(a, Tensor) and a == 1 for a in weights]  # k**1 costs; one is learnt
+    powers = [k if one else k**a for k, a, one in zip(kernels, weights, plain, strict=True)]
     return reduce(torch.mul if how == "product" else torch.minimum, powers)
 
 

@@ -169,7 +169,7 @@ def barlow_loss(
     Raises:
         ValueError: if shapes differ or the batch holds one slice.
     """
-    if view_1.ndim != 2 or view_1.shape != view_2.shape or len(view_1) < 2:
+    if view_1.ndim != 2 or view_1.shape != view_2.shape or len(view_1) < 2 or not view_1.numel():
         shapes = f"view_1 {tuple(view_1.shape)}, view_2 {tuple(view_2.shape)}"
         raise ValueError(f"{shapes}: expected two equal (n, dim), n of two or more")
     kind = torch.promote_types(view_1.dtype, torch.float32)
@@ -225,7 +225,10 @@ def _numbers(anchors, n: int) -> Tensor:
 
 
 def _learnt(views: Tensor, *values) -> bool:
-    """Whether a kernel or the temperature wants a gradient, which the blocks do not give."""
+    """Whether a kernel or the temperature wants a gradient, or torch.func is at work: the blocks
+    serve neither."""
+    if torch._C._are_functorch_transforms_active():
+        return True
     first = torch.arange(1, device=views.device)
     values = [value(first) if callable(value) else value for value in values]
     values = [value for value in values if isinstance(value, Tensor)]

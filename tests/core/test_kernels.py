@@ -147,6 +147,14 @@ def test_product_minimum_and_mixture_of_several_attributes():
             combine(*given)
 
 
+def test_powers_of_a_product_are_learnt_from_1_on():
+    parts = [same_label(torch.tensor([0, 0, 1])), gaussian(torch.tensor([0.0, 0.1, 0.4]), 0.1)]
+    powers = torch.ones(2, requires_grad=True)
+    combine(parts, weights=powers)[0, 1].backward()
+    # k^a log k, with log k = -0.1^2 / (2 x 0.1^2)
+    torch.testing.assert_close(powers.grad, torch.tensor([0, -0.5 * math.exp(-0.5)]))
+
+
 def test_jaccard_of_several_labels():
     labels = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 0], [1, 1, 0]])
     assert jaccard(labels)[0].tolist() == pytest.approx([1, 1 / 3, 0, 1])

@@ -486,6 +486,8 @@ def test_kernel_that_is_learnt_in_some_rows_only():
 
 
 def test_nothing_to_compare():
+    with pytest.raises(ValueError, match=r"\(4, 0\).*expected two equal"):
+        losses.barlow_loss(torch.zeros(4, 0), torch.zeros(4, 0))
     with pytest.raises(ValueError, match=r"\(0, 4\): nothing to compare"):
         byol_loss(*torch.zeros(4, 0, 4))
     with pytest.raises(ValueError, match=r"\(3, 0\)"):
@@ -552,3 +554,17 @@ def test_slopes_forward_reach_the_kernel_on_both_sides_of_the_switch(monkeypatch
             found = contrastive_loss(view_1, view_2, dual)
             slopes.append(torch.autograd.forward_ad.unpack_dual(found).tangent.item())
     assert slopes[0] == slopes[1] != 0
+
+
+@pytest.mark.parametrize("n", [64, 65])
+def test_functional_transforms_give_the_same_slope_above_the_switch(n):
+    view_1, view_2, labels, positions = batch(n, 4)
+    kernel = same_label(labels) * gaussian(positions, 0.2)
+    leaf = view_1.clone().requires_grad_()
+    contrastive_loss(leaf, view_2, kernel).backward()
+    found = torch.func.grad(lambda views: contrastive_loss(views, view_2, kernel))(view_1)
+    torch.testing.assert_close(found, leaf.grad)
+    many = torch.stack([view_1, view_2])
+    found = torch.func.vmap(lambda views: contrastive_loss(views, view_2, kernel))(many)
+    alone = [contrastive_loss(views, view_2, kernel) for views in many]
+    torch.testing.assert_close(found, torch.stack(alone))
