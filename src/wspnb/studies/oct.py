@@ -48,12 +48,12 @@ ROWS = {
     "bcva_cst": "BCVA + CST",
     "soft": "BCVA x CST x position (ours)",
     # without negatives, with the batch norms of the originals: kernel of the identity, or ours
-    "byol_simclr": "BYOL, batch norms",
-    "byol_soft": "BYOL, ours",
+    "byol_simclr": "BYOL with batch norms",
+    "byol_soft": "BYOL with ours",
     "simsiam_simclr": "SimSiam",
-    "simsiam_soft": "SimSiam, ours",
+    "simsiam_soft": "SimSiam with ours",
     "barlow_simclr": "Barlow Twins",
-    "barlow_soft": "Barlow Twins, ours",
+    "barlow_soft": "Barlow Twins with ours",
 }
 COLOURS = "#999999 #000000 #56B4E9 #CC79A7 #888844 #E69F00 #F0E442 #0072B2 #009E73 #D55E00".split()
 COLOURS += "#E8B9D2 #B0447E #C9C98A #5E5E20 #B3D9F2 #1F5F86".split()
@@ -260,12 +260,14 @@ def findings(table: pd.DataFrame) -> list[str]:
             cells = table[those].apply("{0.method} ({0.soft_minus:+.2f})".format, axis=1)
             words += f"; {side} {', '.join(cells)}" if those.any() else ""
         lines.append(f"{words}; from the others it is not told by the interval over patients.")
+    names = {ROWS["soft"]: ROWS["simclr"]}  # whose loss it is
     gains = [
-        f"{r.gain:+.2f}{interval(r.gain_low, r.gain_high, '+.2f')} ({r.method})"
+        f"to {names.get(r.method, r.method.removesuffix(' with ours'))} "
+        f"{r.gain:+.2f}{interval(r.gain_low, r.gain_high, '+.2f')}"
         for r in table[table.gain.notna()].itertuples()
     ]
     if gains:
-        lines.append(f"What the product kernel adds to its own loss: {', '.join(gains)}.")
+        lines.append(f"What the product kernel adds: {', '.join(gains)}.")
     return lines
 
 
