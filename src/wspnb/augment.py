@@ -65,7 +65,7 @@ def sample_affine(
     if not 0 < crop_ratio[0] <= crop_ratio[1]:
         raise ValueError(f"crop_ratio={crop_ratio}: lowest, then highest width / height, above 0")
     device = generator.device if generator is not None else "cpu"
-    draws = torch.rand(11, n, generator=generator, device=device)
+    draws = torch.rand(11, n, generator=generator, device=device, dtype=torch.float32)
     p_vertical = p_flip if p_flip_vertical is None else p_flip_vertical
     chances = torch.tensor([p_flip, p_vertical, p_crop, p_translate, p_rotate], device=device)
     flip_x, flip_y, crop, shift, turn = draws[:5] < chances[:, None]
@@ -166,7 +166,7 @@ def warp(images: Tensor, affine: Tensor) -> Tensor:
     back = torch.stack(adjugate, 2) / (rows[0] * adjugate[0]).sum(1)[:, None, None]
     back = back.to(images.device, non_blocking=True)
     along_x, along_y, offset = back[:, :2, :, None, None].unbind(2)  # (b, 2, 1, 1) each
-    y, x = (torch.linspace(-1, 1, n, device=images.device) for n in size)
+    y, x = (torch.linspace(-1, 1, n, device=images.device, dtype=torch.float32) for n in size)
     # x and y as two planes: their sums and the reading of them then run at the memory's speed.
     grid = along_x * x + along_y * y[:, None]
     grid += offset
@@ -189,7 +189,14 @@ def jitter(
         generator: source of randomness, on the CPU; None = the global generator.
         brightness, contrast: largest relative change of the grey values, and of their distance from
             the image's mean.
+
+    Raises:
+        ValueError: if the images are no four-dimensional floats; on the CPU also of other values.
     """
+    if views.ndim != 4 or not views.is_floating_point() or min(brightness, contrast) < 0:
+        found = f"views {views.dtype} {tuple(views.shape)}, {brightness=}, {contrast=}"
+        raise ValueError(f"{found}: expected floats (b, 1, h, w) and no negative change")
+    views = to_unit(views) if views.is_cpu else views  # a GPU would wait for the look
     draws = torch.rand(2, len(views), 1, 1, 1, generator=generator).to(views.device) * 2 - 1
     views = views * (1 + brightness * draws[0])
     mean = views.mean((1, 2, 3), keepdim=True)

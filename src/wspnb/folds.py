@@ -189,7 +189,7 @@ def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def check_whole(name: str, value, least: int) -> None:
     """Refuse what is no whole number, or below the least."""
-    if not isinstance(value, Real) or not value >= least or value % 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not value >= least or value % 1:
         raise ValueError(f"{name}={value!r}: takes a whole number from {least} on")
 
 

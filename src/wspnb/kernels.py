@@ -35,7 +35,7 @@ def same_label(labels: Tensor, rows: Tensor | None = None) -> Tensor:
 
 def same_slice(values: Tensor, rows: Tensor | None = None) -> Tensor:
     """Positive with nothing but itself (SimCLR): ``(m, n)`` rows of the identity, as above."""
-    values = torch.as_tensor(values)  # a list, too
+    values = _one_per_slice(values, "values") if not isinstance(values, Tensor) else values
     numbers = torch.arange(len(values), device=values.device)
     own = numbers if rows is None else rows
     return (own[:, None] == numbers[None, :]).float()
@@ -98,10 +98,12 @@ def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> T
         rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
 
     Raises:
-        ValueError: if labels are no matrix or the power is not positive.
+        ValueError: if labels are no matrix, one is missing, or the power is not positive.
     """
-    if labels.ndim != 2 or not power > 0:
-        raise ValueError(f"labels {tuple(labels.shape)}, power={power}: (n, n_labels), positive")
+    labels = torch.as_tensor(labels)
+    if labels.ndim != 2 or not power > 0 or (labels.is_cpu and not (labels >= 0).all()):
+        found = f"labels {tuple(labels.shape)}, power={power}"
+        raise ValueError(f"{found}: (n, n_labels) of 0 and 1, and a positive power")
     has = labels.float()
     own = has if rows is None else has[rows]
     both = own @ has.T
@@ -182,7 +184,7 @@ def combine(kernels: Sequence[Tensor], how: str = "product", weights=None) -> Te
 def _check_parts(kernels: Sequence[Tensor], weights: Sequence[float]) -> None:
     if not kernels or len(kernels) != len(weights):
         raise ValueError(f"{len(kernels)} kernels, {len(weights)} weights: give one for each")
-    if min(weights) < 0 or sum(weights) <= 0:
+    if not (min(weights) >= 0 and sum(weights) > 0):  # NaN is neither
         raise ValueError(f"weights of kernels {list(weights)}: must be >= 0 and not all 0")
     if len({kernel.shape for kernel in kernels}) > 1:
         raise ValueError(f"kernels of shapes {[tuple(k.shape) for k in kernels]}: must be equal")
@@ -264,6 +266,8 @@ def check_finite(positions: Tensor, named: Callable[[int], str] = "positions[{}]
 
 def _one_per_slice(values: Tensor, name: str) -> Tensor:
     try:
+        if hasattr(values, "to_numpy"):  # a column of a table; its index says nothing
+            values = values.to_numpy()
         values = torch.as_tensor(values)  # a loader's list or array, too
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} are no numbers ({error}): number the classes 0, 1, ...") from None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 
 import torch
@@ -142,7 +143,7 @@ def two_layers(first: int, hidden: int, last: int, norm: bool = False) -> nn.Seq
 def seeded(seed: int) -> Iterator[None]:
     """Let weights made here depend on the seed alone; global generators stay untouched."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(index(seed))  # numpy's whole numbers, too
         yield
 
 

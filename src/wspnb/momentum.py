@@ -147,6 +147,11 @@ class Moco(nn.Module):
         self.target, self.n_keys, self.temperature = slow_copy(encoder, head), n_keys, temperature
         self.register_buffer("queue", torch.empty(0))
 
+    def _load_from_state_dict(self, state, prefix, *rest):
+        """The queue of a checkpoint is of any length."""
+        self.queue = torch.empty_like(state.get(f"{prefix}queue", self.queue))
+        super()._load_from_state_dict(state, prefix, *rest)
+
     def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor) -> Tensor:
         """InfoNCE of projections ``(n, dim)`` of the first views; ``views`` are all images,
         ``(2n, c, h, w)``. The keys join the queue afterwards; ``view_2`` is not used."""

@@ -53,6 +53,10 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
         size: width of one image, inches.
     """
     images = np.asarray(images)
+    if images.ndim != 3 or not len(images) or images.dtype.kind in "ib":
+        raise ValueError(f"images {images.dtype} {images.shape}: uint8 or floats, (n, h, w)")
+    if titles and len(titles) != len(images):
+        raise ValueError(f"{len(titles)} titles of {len(images)} images: give one each")
     top = 255 if images.dtype == np.uint8 else 1
     rows = -(-len(images) // columns)
     fig, axes = plt.subplots(
@@ -112,6 +116,9 @@ def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
         The mappable for a colour bar when ``kind`` is "depth", else None.
     """
     plane, values = np.asarray(plane), np.asarray(values)
+    if kind not in ("class", "depth") or plane.shape != (len(values), 2):
+        found = f"kind={kind!r}, {len(values)} values of points {plane.shape}"
+        raise ValueError(f"{found}: class or depth, one value of each point (n, 2)")
     axis.set(xticks=[], yticks=[])
     if kind == "depth":
         return axis.scatter(*plane.T, c=values, cmap=DEPTH_MAP, s=size, vmin=0, vmax=1, lw=0)

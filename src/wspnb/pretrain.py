@@ -110,7 +110,9 @@ def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
 
     ``severe_from``: 0 keeps all stages apart (paper); k makes two classes, stage k and above
     against the rest (released code: severe, 3)."""
-    stage = table.weak_label.fillna(-1).to_numpy(int)
+    stage = table.weak_label.fillna(-1).to_numpy()
+    if not (stage == (stage := stage.astype(int))).all():
+        raise ValueError("weak_label: stages are whole numbers, 0, 1, 2 ..., or missing")
     return torch.tensor(np.where(stage < 0, -1, stage >= severe_from) if severe_from else stage)
 
 
@@ -129,6 +131,8 @@ def slice_positions(table: pd.DataFrame, stored: str, wanted: str) -> Tensor:
     given = table[["position", "n_kept"]].apply(pd.to_numeric, errors="coerce")
     position, n = given.to_numpy(float, na_value=np.nan).T
     steps = {"k/(n-1)": np.maximum(n - 1, 1), "k/n": n}
+    if other := {stored, wanted} - set(steps):
+        raise ValueError(f"convention {other}: choose k/(n-1) or k/n")
     if stored != wanted:
         position = np.round(position * steps[stored]) / steps[wanted]
         if wanted == "k/(n-1)":  # one slice alone lies in the middle

@@ -165,8 +165,8 @@ def extract_features(
 
     rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
     rows = np.flatnonzero(rows) if rows.dtype == bool and len(rows) == len(images) else rows
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows):
-        found = f"rows {rows.dtype} {rows.shape}"
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or images.ndim != 3:
+        found = f"rows {rows.dtype} {rows.shape}, images {images.shape}"
         raise ValueError(f"no slice to take features of: {found}, give numbers, or a bool for each")
     training = {module: module.training for module in encoder.modules()}
     encoder.eval()
@@ -317,6 +317,8 @@ def fold_thresholds(features, labels, patients, people, C: float = 0.01, seed=0,
 def youden(labels, scores) -> float:
     """Threshold of the largest sensitivity + specificity (Youden 1950), halfway to the next lower
     score; who is at or above it is called positive."""
+    if len(set(labels)) != 2:
+        raise ValueError(f"labels {sorted(set(labels))}: a threshold is between two classes")
     false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     thresholds[0] = thresholds[1]  # scikit-learn's first is infinite: nobody positive
     best = int(np.argmax(true_positive - false_positive))

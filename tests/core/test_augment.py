@@ -275,3 +275,23 @@ def test_a_view_is_never_the_image_itself_and_places_are_one_each():
     assert images.max() > 0
     with pytest.raises(ValueError, match=r"2 images, 2 places, batch_size=0: give each"):
         augment(images, share=torch.tensor([0, 1]))
+
+
+def test_the_default_type_of_floats_changes_no_view():
+    images = smooth_images(2).float()
+    views = augment(images, seeded(0))
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = augment(images, seeded(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.dtype == torch.float32
+    torch.testing.assert_close(again, views)
+
+
+@pytest.mark.parametrize("views", [torch.ones(2, 1, 4, 4, dtype=torch.uint8), torch.ones(1, 4, 4)])
+def test_jitter_of_other_images_is_refused(views):
+    with pytest.raises(ValueError, match="expected floats"):
+        jitter(views)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        jitter(torch.full((2, 1, 4, 4), 200.0))

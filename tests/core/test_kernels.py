@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -117,6 +118,7 @@ def test_errors_say_what_to_do():
         ([torch.eye(3)], [1, 1]),
         ([torch.eye(3)], [-1]),
         ([torch.eye(3)], [0]),
+        ([torch.eye(3)], [math.nan]),
         ([torch.eye(3), torch.eye(3)], [-1, 2]),
         ([torch.eye(3), torch.eye(4)], [1, 1]),
     ):
@@ -217,3 +219,13 @@ def test_255_of_whole_numbers_without_sign_is_a_class():
     assert pair_kernel("simclr", [0, 0], None).tolist() == [[1, 0], [0, 1]]
     with pytest.raises(ValueError, match=r"^sigma=0.1: must be positive, one number"):
         gaussian(torch.zeros(2), "0.1")
+
+
+def test_columns_of_a_table_count_by_row_and_not_by_index():
+    index = [7, 7, 0]
+    labels, positions = pd.Series([0, 1, 0], index), pd.Series([0.0, 0.5, 1.0], index)
+    assert torch.equal(same_label(labels), same_label([0, 1, 0]))
+    torch.testing.assert_close(gaussian(positions, 0.3).float(), gaussian([0, 0.5, 1], 0.3))
+    assert torch.equal(jaccard(np.eye(2)), torch.eye(2))
+    with pytest.raises(ValueError, match="of 0 and 1"):
+        jaccard(torch.tensor([[1, math.nan]]))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -204,3 +205,10 @@ def test_imagenet_file_absent_or_of_another_network(tmp_path):
     torch.save({k: v for k, v in state.items() if k != "layer2.0.bn1.bias"}, file)
     with pytest.raises(ValueError, match=r"layer2\.0\.bn1\.bias is nothing, not \(128,\)"):
         load_imagenet(net, file)
+
+
+def test_a_seed_is_a_whole_number_of_any_type():
+    one, two = (build_encoder("tiny_padded", seed=seed) for seed in (3, np.int64(3)))
+    assert all(map(torch.equal, one.parameters(), two.parameters()))
+    with pytest.raises(TypeError):
+        build_encoder("tiny_padded", seed=1.5)

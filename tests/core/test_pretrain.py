@@ -523,3 +523,11 @@ def test_settings_are_plain_numbers_whatever_they_were(tmp_path):
     assert pretrain.load_checkpoint(tmp_path / "c", config, encoder=net) == (3, [])
     pretrain.save_run(tmp_path, net, config, [])
     pretrain.check_existing("resume", tmp_path, config)
+
+
+def test_stages_and_conventions_are_checked():
+    table = pd.DataFrame({"weak_label": [0.5, 1], "position": [0, 1], "n_kept": [2, 2]})
+    with pytest.raises(ValueError, match="whole numbers"):
+        pretrain.weak_labels(table)
+    with pytest.raises(ValueError, match="choose k/"):
+        pretrain.slice_positions(table, "k/n", "k")

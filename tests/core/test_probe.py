@@ -572,3 +572,11 @@ def test_notebook_04_asks_nothing_where_no_depth_can_be_read():
     given |= {"by_class": [["a"], ["b"]], "answers": {1: None, 2: 0.5}}
     exec(code, given)
     assert given["right"] == {1: [], 2: 0.5, 3: 1}
+
+
+def test_a_threshold_needs_two_classes_and_features_a_stack_of_slices():
+    with pytest.raises(ValueError, match="between two classes"):
+        probe.youden([0, 0], [0.1, 0.2])
+    encoder, images = build_encoder("tiny_padded"), np.zeros((2, 1, 32, 32), np.uint8)
+    with pytest.raises(ValueError, match=r"images \(2, 1, 32, 32\)"):
+        probe.extract_features(encoder, images, [0])

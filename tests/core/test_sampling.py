@@ -221,7 +221,7 @@ def test_all_ways_to_write_a_missing_label_are_one_class():
         assert sorted(number < 2 for number in batch) == [False, True]
 
 
-@pytest.mark.parametrize("value", [2.5, "4", None, -1])
+@pytest.mark.parametrize("value", [2.5, "4", None, -1, True])
 def test_sizes_and_epochs_are_whole_numbers(value):
     for wrong in ({"batch_size": value}, {"n_batches": value}):
         name = next(iter(wrong))

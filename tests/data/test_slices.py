@@ -531,6 +531,19 @@ def test_checksum_is_of_the_images_and_not_of_their_labels(tmp_path):
     assert sums[0] == sums[1] == sums[2]
 
 
+def test_reader_of_a_part_of_a_map_reads_that_part(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (9, 6, 6), dtype=np.uint8)
+    np.save(tmp_path / "slices.npy", images)
+    mapped = np.load(tmp_path / "slices.npy", mmap_mode="r")
+    pairs = [(mapped[2:], images[2:]), (mapped[::2], images[::2]), (mapped, images)]
+    for some, whole in pairs:
+        for rows in ([0, 3], [-1]):
+            found = reader(some, torch.device("cpu"))(np.array(rows))
+            assert np.array_equal(found[:, 0].numpy(), whole[rows])
+        with pytest.raises(IndexError):
+            reader(some, torch.device("cpu"))([len(whole)])
+
+
 @pytest.mark.parametrize("hold", [None, True])
 @pytest.mark.parametrize("mapped", [True, False])
 def test_reader_gives_the_rows_asked_for(tmp_path, hold, mapped):

@@ -325,3 +325,25 @@ def test_variance_split_of_an_additive_table():
     one = statistics.variance_split(pd.DataFrame(rows).query("seed == 0 and fold_seed == 1"))
     assert np.isnan([one["seeds"], one["repeats"]]).all()
     assert one["folds"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("column, value", [("score", np.nan), ("label", 2)])
+def test_a_patient_without_score_or_class_is_no_tie(column, value):
+    run = make_run()
+    other = run.assign(**{column: run[column].where(run.patient != 3, value)})
+    for judge in (statistics.bootstrap_interval, lambda r: statistics.delong(r, r)):
+        with pytest.raises(ValueError, match="0 or 1, and one score each"):
+            judge([other])
+    with pytest.raises(ValueError, match="2 runs"):
+        statistics.delong([run], [run, run])
+    with pytest.raises(ValueError, match="no run"):
+        statistics.bootstrap_interval([])
+
+
+def test_what_has_no_value_is_refused():
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        statistics.hanley_mcneil(np.array([0.5, 1.2]), 5, 5)
+    with pytest.raises(ValueError, match="too few for 5 folds"):
+        statistics.null_of_fold_mean(3, 9, 5, 10, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="n=0"):
+        statistics.permutation_null([[0]], [0], ["a"], 0, None)

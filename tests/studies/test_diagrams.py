@@ -139,3 +139,14 @@ def test_names_of_patients_are_no_formulas(tmp_path):
     plots.save_figure(plots.contact_sheet(grey, names), tmp_path, "sheet")
     coloured = np.zeros((2, 96, 96, 3), np.uint8)
     plots.save_figure(plots.mosaic(coloured, names, title="$\\a$"), tmp_path, "mosaic")
+
+
+def test_sheets_and_points_of_other_forms_are_refused():
+    grey = np.zeros((2, 8, 8), np.uint8)
+    for images, titles in [(grey.astype(int), None), (grey[0], None), (grey, ["one"])]:
+        with pytest.raises(ValueError):
+            plots.contact_sheet(images, titles)
+    axis = plots.contact_sheet(grey).axes[0]
+    for values, kind in [([0], "class"), ([0, 1], "colour")]:
+        with pytest.raises(ValueError, match="one value of each point"):
+            plots.scatter(axis, np.zeros((2, 2)), values, kind)

@@ -131,6 +131,9 @@ def test_moco_queue_and_momentum():
     moco.follow(encoder, head, 0.9)
     moved = moco.target[0].weight - old[0].weight
     assert torch.allclose(moved, torch.full_like(moved, 0.1), atol=1e-6)
+    again = Moco(encoder, head, n_keys=10, temperature=0.2)
+    again.load_state_dict(moco.state_dict())  # a new one's queue is empty
+    assert torch.equal(again.queue, moco.queue)
 
 
 @pytest.mark.parametrize("method", [m for m in oct.ROWS if m != "random"])

@@ -10,6 +10,7 @@ was found in every file, and ``store.json`` with settings, counts, versions and 
 import argparse
 import hashlib
 import json
+import mmap
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -260,16 +261,17 @@ def reader(
 
         return take
 
-    file = getattr(images, "filename", None)
-    file = open(file, "rb") if file and hasattr(os, "preadv") else None
+    whole_map = isinstance(images.base, mmap.mmap) and images.flags.c_contiguous  # no part of one
+    file = open(images.filename, "rb") if whole_map and hasattr(os, "preadv") else None
     size, pinned = images[0].nbytes, device.type == "cuda"
 
     def read(rows: np.ndarray) -> "torch.Tensor":
         batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)
         for image, row in zip(batch, rows, strict=True):
+            row = range(len(images))[int(row)]  # -1 is the last
             if file is None:
                 image[0] = images[row]
-            elif os.preadv(file.fileno(), [image], images.offset + int(row) * size) != size:
+            elif os.preadv(file.fileno(), [image], images.offset + row * size) != size:
                 raise OSError(f"{file.name}: slice {row} cannot be read: is the file cut off?")
         batch = torch.from_numpy(batch)
         return batch.pin_memory().to(device, non_blocking=True) if pinned else batch.to(device)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from wspnb.folds import check_whole
 from wspnb.probe import cross_validate, fold_auc, fold_balanced_accuracy
 
 
@@ -25,8 +26,15 @@ class Difference(NamedTuple):
 
 def pairwise_wins(labels, scores) -> np.ndarray:
     """Whether each positive patient scores above each negative one, ``(n_positive, n_negative)``;
-    its mean is the AUC. Ties count one half (Mann and Whitney 1947)."""
+    its mean is the AUC. Ties count one half (Mann and Whitney 1947).
+
+    Raises:
+        ValueError: if a label is neither 0 nor 1, or a score no number.
+    """
     labels, scores = np.asarray(labels), np.asarray(scores, float)
+    if labels.shape != scores.shape or not np.isin(labels, (0, 1)).all() or np.isnan(scores).any():
+        found = f"labels {labels.shape}, scores {scores.shape}, {int(np.isnan(scores).sum())} NaN"
+        raise ValueError(f"{found}: one label, 0 or 1, and one score each; score those without")
     return np.sign(scores[labels == 1][:, None] - scores[labels == 0]) / 2 + 0.5
 
 
@@ -34,8 +42,10 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
     """:func:`pairwise_wins` of every run, one array ``(n_runs, n_positive, n_negative)`` per fold.
 
     Raises:
-        ValueError: if the runs have other patients or folds than the first.
+        ValueError: if there is none, or the runs have other patients or folds than the first.
     """
+    if not runs:
+        raise ValueError("no run: give the scores of one at least")
     keys = ["patient", "label", "fold"]
     for other in runs[1:]:
         if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
@@ -145,7 +155,8 @@ def delong(runs_a: list[pd.DataFrame], runs_b: list[pd.DataFrame]) -> tuple[floa
     Within folds, as the AUC is: scores of different folds come from different probes. NaN where a
     fold has one patient of a class; the p also where the methods order every pair alike.
     """
-    k = len(runs_a)
+    if (k := len(runs_a)) != len(runs_b):
+        raise ValueError(f"{k} and {len(runs_b)} runs: give one per seed of each method")
     wins = [f[:k].mean(0) - f[k:].mean(0) for f in wins_by_fold([*runs_a, *runs_b])]
     if min(min(d.shape) for d in wins) < 2:
         return np.nan, np.nan
@@ -157,6 +168,8 @@ def delong(runs_a: list[pd.DataFrame], runs_b: list[pd.DataFrame]) -> tuple[floa
 
 def hanley_mcneil(auc, n_positive: int, n_negative: int):
     """Standard error of an AUC from its value and the class counts (Hanley and McNeil 1982)."""
+    if not np.all((np.asarray(auc) >= 0) & (np.asarray(auc) <= 1)):
+        raise ValueError(f"auc={auc}: from 0 to 1")
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (n_positive - 1) * (q1 - auc**2) + (n_negative - 1) * (q2 - auc**2)
     return (variance / (n_positive * n_negative)) ** 0.5
@@ -189,6 +202,8 @@ def null_of_fold_mean(
 
     Classes are dealt evenly to the folds; folds count as independent.
     """
+    if min(n_positive, n_negative) < n_folds:
+        raise ValueError(f"{n_positive}, {n_negative} patients: too few for {n_folds} folds")
     total = np.zeros(n)
     for fold in range(n_folds):
         p, q = ((size + n_folds - 1 - fold) // n_folds for size in (n_positive, n_negative))
@@ -220,6 +235,7 @@ def permutation_null(
     Returns:
         AUC, ``(n,)`` shuffled AUCs, and (1 + number of them that reach it) / (1 + n).
     """
+    check_whole("n", n, 1)
     auc = cross_validate(features, labels, patients, C, n_folds, seed).mean
     table = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)})
     people = table.assign(strata=0 if strata is None else np.asarray(strata))
