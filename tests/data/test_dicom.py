@@ -1,6 +1,7 @@
 """DICOM series written and read back: HU, place, every file accounted for, and the refusals."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -288,6 +289,7 @@ def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
     (tmp_path / "dicom" / "nothing").mkdir()
     assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 1
     said = capsys.readouterr()
+    assert re.search(r"1 of \d patients have a volume in ", said.out)
     assert "good.nii.gz" in said.out and "no DICOM series" in said.err
     assert "1 of 7 files not used: files/good.csv" in said.out
     listing = pd.read_csv(tmp_path / "nifti" / "files" / "good.csv")

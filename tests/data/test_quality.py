@@ -70,6 +70,10 @@ def test_what_became_of_each_volume(tmp_path):
     assert steps["left out"].tolist() == [
         *("", "e: no liver found", "d: v3: damaged", "", "c: no label"),
     ]
+    unread = cohort.assign(cohort=["radio", "radio", "d1", "d1"])  # b has no weak label
+    assert quality.fates(inventory, unread, ["d1"], "radio").reason[1].startswith("no weak label")
+    nobody = unread.assign(weak_label=pd.NA)  # pretrained without labels
+    assert not quality.fates(inventory, nobody, ["d1"], "radio").reason[:2].any()
     aside = quality.fates(inventory.assign(reason="bad"), cohort.assign(cohort="r"), [], "x")
     assert quality.funnel(aside)["left out"].iloc[2] == "a: bad; b: bad; c: bad; and 1 more"
     assert "neither" in quality.fates(inventory, cohort, ["d1"], "x").reason[0]

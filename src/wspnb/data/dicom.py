@@ -235,6 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     for uid in sorted({*asked.series} - {uid for rows in found for uid in rows.index}):
         problems.append(f"{asked.folder}: no series {uid} (--series) below")
     print(*problems, sep="\n", file=sys.stderr)
+    there = sum((asked.out / f"{name}.nii.gz").exists() for name in set(names))
+    print(f"{there} of {len(patients)} patients have a volume in {asked.out}", flush=True)
     return 1 if problems else 0
 
 

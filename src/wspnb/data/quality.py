@@ -95,6 +95,9 @@ def fates(
     table["fate"] = np.select(kinds, ["set aside", "judged", "pretraining"], "not used")
     unused = np.where(judged, "no label", "its cohort is neither train_cohort nor in evaluate")
     table["reason"] = table.reason.where(table.fate != "not used", unused)
+    if cohort.weak_label[trained].notna().any():
+        unread = (table.fate == "pretraining") & cohort.weak_label.isna().to_numpy()
+        table.loc[unread, "reason"] = "no weak label: in pretraining it is of no class"
     lost = Path(source) / "failed_masks.csv"
     if source and lost.exists():
         file, lost = lost, read_csv(lost, text=True)

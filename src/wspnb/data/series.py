@@ -79,7 +79,7 @@ def convert_series(
     if lost := [file for file in own if file.damaged] + lost:
         raise ValueError(
             f"{name}: {len(lost)} files below cannot be read and may be slices of it: copy them"
-            f" again, or delete them if they are not needed{_listed(lost)}"
+            f" again, or delete those that are no slices of it{_listed(lost)}"
         )
     own = _without_copies(own, name)
     if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
@@ -197,7 +197,8 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
         raise ValueError(
             f"{name} of {len(files)} slices with gaps of {gaps.min():.2f} to {gaps.max():.2f} mm:"
             f" slices are missing, or it is several stacks (look at {printable(files[at].path)} and"
-            f" {printable(files[at + 1].path)})"
+            f" {printable(files[at + 1].path)}): copy those that are missing, keep one stack in the"
+            " folder, or go on without the patient"
         )
     aside = steps - np.outer(gaps, normal)
     off = np.linalg.norm(aside - np.median(aside, 0), axis=1)
