@@ -347,13 +347,14 @@ def plane_quality(
     Returns:
         ``depth_r2`` of the held-out slices (1 = read off exactly, <= 0 = not at all) and
         ``class_auc`` of the held-out patients (mean probability over their slices; 0.5 = not at
-        all); NaN where there is nothing to read: all positions equal, one class, one patient.
+        all); NaN where there is nothing to read: all positions equal, one class, one patient, two
+        slices.
     """
     plane, labels, patients = checked(plane, labels, patients)
     positions = np.asarray(positions, float)
     if positions.shape != (len(plane),):
         raise ValueError(f"positions {positions.shape} of {len(plane)} slices: give one each")
-    if len(set(patients)) < 2:
+    if len(set(patients)) < 2 or np.bincount(labels).max() < 2:
         return {"depth_r2": np.nan, "class_auc": np.nan}
     depth, score, fold = np.zeros((3, len(plane)))
     fewest = pd.Series(labels, patients).groupby(level=0).first().value_counts().min()

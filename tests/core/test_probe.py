@@ -559,8 +559,10 @@ def test_features_do_not_depend_on_autocast_and_follow_the_weights_type():
 
 
 def test_a_plane_of_one_patient_tells_nothing():
-    found = probe.plane_quality(np.eye(3)[:, :2], [0, 0.5, 1], [1, 1, 1], ["a"] * 3)
-    assert np.isnan([found["depth_r2"], found["class_auc"]]).all()
+    for labels, patients in ([1, 1, 1], ["a"] * 3), ([0, 1], ["a", "b"]):  # or of two slices
+        n = len(labels)
+        found = probe.plane_quality(np.eye(3)[:n, :2], np.arange(n) / 2, labels, patients)
+        assert np.isnan([found["depth_r2"], found["class_auc"]]).all()
 
 
 def test_notebook_04_asks_nothing_where_no_depth_can_be_read():

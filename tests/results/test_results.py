@@ -128,6 +128,9 @@ def test_reader_accuracy_of_a_known_table():
     assert value == pytest.approx(0.75)
     assert low <= value <= high
     assert np.isnan(tables.reader_accuracy(table.drop(columns="reading"), "d1")[0])
+    unread = table.assign(reading=[np.nan, np.nan, 2, 0, 0])  # a's reading is missing, not wrong
+    assert tables.reader_accuracy(unread, "d1") == pytest.approx((1, np.nan, np.nan), nan_ok=True)
+    assert np.isnan(tables.reader_accuracy(table[:3], "d1")).all()  # one class
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ def test_measures_by_hand():
         a * b * (i - j) ** 2 for a, i in margins for b, j in zip((2, 1, 1), (1, 2, 3), strict=True)
     )
     np.testing.assert_allclose(found["kappa"], 1 - 4 / (total / 4))
-    assert all(np.isnan(v) for v in measures(people[people.stage < 3]).values())
+    for few in (people[people.stage < 3], people[people.stage == 3][["stage", "p3"]]):
+        assert all(np.isnan(v) for v in measures(few).values())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -336,6 +336,8 @@ def test_a_patient_without_score_or_class_is_no_tie(column, value):
             judge([other])
     with pytest.raises(ValueError, match="2 runs"):
         statistics.delong([run], [run, run])
+    with pytest.raises(ValueError, match="fold 0 holds one class: no AUC; take fewer folds"):
+        statistics.bootstrap_interval([run[(run.fold > 0) | (run.label == 1)]])
     with pytest.raises(ValueError, match="no run"):
         statistics.bootstrap_interval([])
 

@@ -59,6 +59,8 @@ def measures(people: pd.DataFrame) -> dict[str, float]:
     """From :func:`read_stages`: AUC of severe and of mild against the rest, and of the likeliest
     stage the quadratic kappa and the balanced accuracy; NaN where a stage is absent, and but for
     the first where only ``p3`` is given."""
+    if people.stage.eq(3).nunique() < 2:
+        return dict.fromkeys(MEASURES, np.nan)
     if "p1" not in people:
         severe = roc_auc_score(people.stage == 3, people.p3)
         return dict.fromkeys(MEASURES, np.nan) | {"severe_auc": severe}

@@ -42,7 +42,8 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
     """:func:`pairwise_wins` of every run, one array ``(n_runs, n_positive, n_negative)`` per fold.
 
     Raises:
-        ValueError: if there is none, or the runs have other patients or folds than the first.
+        ValueError: if there is none, the runs have other patients or folds than the first, or a
+            fold one class.
     """
     if not runs:
         raise ValueError("no run: give the scores of one at least")
@@ -52,6 +53,9 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
             raise ValueError(
                 "the runs were probed on other patients or folds: probe them with one fold_seed"
             )
+    for fold, labels in runs[0].groupby("fold").label:
+        if labels.nunique() < 2:
+            raise ValueError(f"fold {fold} holds one class: no AUC; take fewer folds (n_folds)")
     parts = [[run[run.fold == fold] for run in runs] for fold in runs[0].fold.unique()]
     return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]
 

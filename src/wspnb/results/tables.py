@@ -216,12 +216,15 @@ def sigma_table(runs: list[dict], backbone: str = "tiny") -> pd.DataFrame:
 
 def reader_accuracy(table: pd.DataFrame, cohort: str) -> tuple[float, float, float]:
     """Balanced accuracy of the phantom's radiologist (column ``reading``, mild or worse against
-    the histological label) with its 95 % bootstrap interval over patients; NaN without readings."""
+    the histological label) with its 95 % bootstrap interval over patients; NaN without readings,
+    the interval also where a class has one patient."""
     people = table[table.cohort == cohort].drop_duplicates("patient")
-    if "reading" not in people or people.reading.isna().all() or not len(people):
-        return (np.nan,) * 3
+    people = people.reindex(columns=["reading", "label"]).dropna()
     right = ((people.reading >= 1) == people.label).to_numpy()
     classes = [right[people.label == label] for label in (0, 1)]
+    if min(map(len, classes)) < 2:
+        mean = np.mean([c.mean() for c in classes]) if all(map(len, classes)) else np.nan
+        return float(mean), np.nan, np.nan
     rng = np.random.default_rng(0)
     draws = [c[rng.integers(len(c), size=(2000, len(c)))].mean(1) for c in classes]
     return float(np.mean([c.mean() for c in classes])), *ends(np.mean(draws, axis=0))
