@@ -18,7 +18,8 @@ import pandas as pd
 import psutil
 
 TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
-CODE = r"-?(0\d|\d{16,}$)"  # no number: its zeros or last digits would be lost
+# No number, its zeros or last digits would be lost; and what a spreadsheet writes for True.
+CODE = r"\s*[-+]?(0\d|\d{16,}$)|(TRUE|FALSE|true|false)$"
 
 
 @contextmanager

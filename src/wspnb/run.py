@@ -25,17 +25,17 @@ KEPT = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONUSERBASE")  # of the shell's PY
 
 
 def project_path(path: str | Path) -> Path:
-    """A path of the parameters as a full path: relative ones start at the project's folder.
+    """A path of the parameters in full: relative ones start at the project's folder.
 
     The project's folder is the nearest one at or above the working directory that holds
-    ``notebooks``, so that a notebook finds the same files whether JupyterLab, papermill or the
-    workflow started it. Without such a folder a relative path starts at the working directory.
-    An empty path is a ValueError, as it would be the project's folder.
-    """
+    ``notebooks`` and is no run of a project (in its ``runs``), else the working directory: a
+    notebook finds the same files whoever started it. An empty path is a ValueError."""
     if path == "":
         raise ValueError("a folder or file is empty (''), as an unset variable leaves it: name it")
     here = Path.cwd()
-    root = next((p for p in (here, *here.parents) if (p / "notebooks").is_dir()), here)
+    roots = [p for p in (here, *here.parents) if (p / "notebooks").is_dir()]
+    runs = {root / "runs" for root in roots}
+    root = next((p for p in roots if runs.isdisjoint(p.parents)), here)
     return (root / Path(path).expanduser()).resolve()
 
 

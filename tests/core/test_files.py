@@ -144,6 +144,9 @@ def test_codes_keep_their_zeros_and_text_is_left_as_written(tmp_path):
     assert table.site.tolist()[0] == "007" and table.site.isna().tolist() == [False, True]
     assert table.age.dtype == float
     assert read_csv(tmp_path / "t.csv", text=True).age.tolist() == ["45", ""]
+    odd = pd.DataFrame({"sign": ["+007", "1"], "blank": [" 007", "1"], "sheet": ["TRUE", "FALSE"]})
+    write_csv(tmp_path / "odd.csv", odd.assign(ours=[True, False]))
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "odd.csv"), odd.assign(ours=[True, False]))
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,10 @@ def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert run.project_path("runs/x") == tmp_path / "runs" / "x"
     assert run.project_path("/abs/x") == Path("/abs/x")
+    (inner := tmp_path / "runs" / "laptop" / "notebooks").mkdir(parents=True)
+    for folder in (inner, inner.parent):  # an executed notebook that is opened where it lies
+        monkeypatch.chdir(folder)
+        assert run.project_path("runs/x") == tmp_path / "runs" / "x"
     with pytest.raises(ValueError, match=r"empty .*unset variable"):  # not the project's folder
         run.project_path("")
 

@@ -149,7 +149,7 @@ def test_what_others_leave_in_a_run_is_not_compared(figures, monkeypatch, capsys
     ]
     for file in committed.deals_of(run):
         file.unlink()
-    for name in ("dinov2-base", ".trash", "._wsp-tiny-seed0"):
+    for name in ("dinov2-base", ".trash", "._wsp-tiny-seed0", "wsp-tiny-seed0 (1)"):
         (run / "pretrain" / name).mkdir()
         (run / "pretrain" / name / "config.json").write_text("{")
     (run / "pretrain" / "wsp-tiny-seed0" / "config.json").write_text("{")

@@ -121,6 +121,7 @@ def test_executed_notebooks_beside_what_others_leave_there(tmp_path):
     runs = {"01_preprocess": ran, "02_pretrain.failed": ran, "01_preprocess-Copy1": ran}
     runs |= {"Untitled": '{"metadata": {}}', "empty": "", "._01_preprocess": "\0", ".x": ran}
     runs |= {"03_linear_probe": ran.replace("12.5", "null")}  # is still running
+    runs |= dict.fromkeys(("01_preprocess (1)", "Copy of 01_preprocess", "01_preprocess~"), ran)
     for name, content in runs.items():
         (tmp_path / f"{name}.ipynb").write_text(content, encoding="utf-8")
     (tmp_path / "folder.ipynb").mkdir()

@@ -175,6 +175,10 @@ def test_missing_or_broken_probes_are_named(tmp_path):
     folder = save(tmp_path, "wsp")
     with pytest.raises(ValueError, match=r"seeds \[4\] were not probed; found \[0\]"):
         tables.read_runs(tmp_path, seeds=[4])
+    scores = (folder / "scores.csv").read_text(encoding="utf-8")
+    (folder / "scores.csv").write_text(scores.replace(",", ";"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"wsp-tiny-seed0: .*no columns .*was it saved anew"):
+        tables.read_runs(tmp_path)
     (folder / "results.json").write_text("{")
     with pytest.raises(ValueError, match="wsp-tiny-seed0: not a readable probe"):
         tables.read_runs(tmp_path)

@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -211,7 +212,8 @@ def verify_run(run_dir: Path) -> pd.DataFrame:
         if (run_dir / name).exists():
             rows.append((name, told(verify_store, run_dir / name)))
     for config in own_files(run_dir / "pretrain", "*-seed*/config.json"):
-        rows.append((f"pretrain/{config.parent.name}", told(_load, config.parent)))
+        if re.fullmatch(tables.RUN, config.parent.name):
+            rows.append((f"pretrain/{config.parent.name}", told(_load, config.parent)))
     rows += [(f"probe/{run['folder'].name}", told(read_probe, run["folder"])) for run in runs]
     rows += [("probe", fault) for fault in faults(run_dir)]
     deals = pd.concat(map(read_csv, deals)) if deals else None

@@ -16,7 +16,7 @@ from wspnb.results import statistics, tables
 NAMES = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2"}  # as the paper prints them
 NAMES |= dict.fromkeys(("d1>population", "d1_on_population"), "Population")
 NAMES["probe"] = "Probe patients"  # of cohorts whose patients are split in two
-COPY = re.compile(r"\.failed$|-Copy\d*$")  # ends of notebooks that count for nothing
+COPY = re.compile(r"\.failed$|-Copy\d*$|[^\w.+-]")  # in names of notebooks that count for nothing
 PER_CELL = "AUC (SD over folds) ±SD over seeds [95 % interval over patients]"
 
 

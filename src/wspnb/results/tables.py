@@ -13,6 +13,7 @@ from wspnb.pretrain import run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval, ends
 
+RUN = r"[\w.]+-\w+-seed\d+"  # name of a run's folder
 # Names of runs and backbones as the paper's tables print them, in its order.
 ROWS = {
     "supervised": "Supervised",
@@ -79,13 +80,15 @@ def _finished(run_dir: Path):
             part = parts[name].drop(columns="run").reset_index(drop=True)
             yield run_dir / "probe" / name, run, part
     for file in own_files(run_dir / "probe", "*-seed*/results.json"):
-        if not re.fullmatch(r"[\w.]+-\w+-seed\d+", file.parent.name):  # a copy, such as "x (1)"
+        if not re.fullmatch(RUN, file.parent.name):  # a copy, such as "x (1)"
             continue
         try:
             run = read_probe(file.parent)
             scores = read_csv(file.parent / "scores.csv")
             if missing := {"name", "backbone", "seed", "results"} - set(run):
                 raise ValueError(f"results.json has no {sorted(missing)}")
+            if missing := {"cohort", "patient", "label", "fold", "score"} - set(scores):
+                raise ValueError(f"scores.csv has no columns {sorted(missing)}, was it saved anew?")
         except (ValueError, OSError) as error:
             again = "" if "run 03" in str(error) else "; run 03 again"
             raise ValueError(f"{file.parent}: not a readable probe ({error}){again}") from None
