@@ -71,7 +71,11 @@ def test_what_became_of_each_volume(tmp_path):
         *("", "e: no liver found", "d: v3: damaged", "", "c: no label"),
     ]
     unread = cohort.assign(cohort=["radio", "radio", "d1", "d1"])  # b has no weak label
-    assert quality.fates(inventory, unread, ["d1"], "radio").reason[1].startswith("no weak label")
+    told = quality.fates(inventory, unread, ["d1"], "radio")
+    assert told.reason[1] == "no weak label: in pretraining it is of no class"
+    assert quality.funnel(told)["left out"]["radio", "pretraining"] == f"b: {told.reason[1]}"
+    pd.DataFrame(lost | {"reason": ["no HU", "no HU"]}).to_csv(tmp_path / "failed_masks.csv")
+    assert quality.fates(inventory, cohort, ["d1"], "radio", tmp_path).fate.iloc[-1] == "set aside"
     nobody = unread.assign(weak_label=pd.NA)  # pretrained without labels
     assert not quality.fates(inventory, nobody, ["d1"], "radio").reason[:2].any()
     aside = quality.fates(inventory.assign(reason="bad"), cohort.assign(cohort="r"), [], "x")

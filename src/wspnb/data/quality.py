@@ -104,7 +104,8 @@ def fates(
         if missing := {"volume", "patient", "reason", "cohort"} - set(lost):
             raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
         lost = lost[~lost.volume.isin(cohort.volume) & (lost.cohort != "")]  # else of train_dir
-        lost = lost.assign(fate="no liver mask", kept=0)
+        liver = lost.reason.str.contains("no liver found|of liver predicted")  # else: not readable
+        lost = lost.assign(fate=np.where(liver, "no liver mask", "set aside"), kept=0)
         lost["volume"] = lost.volume.map(partial(relative, folder=source))
         table = pd.concat([table, lost], ignore_index=True)
     return table
@@ -115,11 +116,12 @@ def funnel(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Index cohort and step (found, masked, kept; then what is done with them), columns
-        ``volumes``, ``patients`` and ``left out``: who went there and why, three at most.
+        ``volumes``, ``patients`` and ``left out``: who went there and why, or
+        is there without a class, three at most.
     """
 
     def why(gone):
-        told = [f"{row.patient}: {row.reason}"[:200] for row in gone[:3].itertuples()]
+        told = [f"{row.patient}: {row.reason}"[:400] for row in gone[:3].itertuples()]
         return "; ".join(told + [f"and {len(gone) - 3} more"] * (len(gone) > 3))
 
     rows = []
@@ -128,7 +130,7 @@ def funnel(table: pd.DataFrame) -> pd.DataFrame:
             gone, own = own[own.fate == fate], own[own.fate != fate]
             rows.append((cohort, step, len(own), own.patient.nunique(), why(gone)))
         for use, part in own.groupby("fate"):
-            left = why(part) if use == "not used" else ""
+            left = why(part[part.reason != ""])
             rows.append((cohort, use, len(part), part.patient.nunique(), left))
     names = ["cohort", "step", "volumes", "patients", "left out"]
     return pd.DataFrame(rows, columns=names).set_index(["cohort", "step"])

@@ -104,8 +104,8 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
             own = [r["results"].items() for r in runs if r["folder"].name in row.run.split()]
             single = [r["auc"] for o in own for c, r in o if tables.short(c) == tag]
             axis.plot([row[f"low_{tag}"], row[f"high_{tag}"]], [y, y], color=colour, lw=2)
-            axis.plot(row[f"auc_{tag}"], y, "o", color=colour)
-            axis.plot(single, [y + 0.22] * len(single), ".", ms=4, color=colour)
+            axis.plot(row[f"auc_{tag}"], y, "o", color=colour, clip_on=False)  # an AUC of 1 whole
+            axis.plot(single, [y + 0.22] * len(single), ".", ms=4, color=colour, clip_on=False)
             if printed is not None and f"auc_{tag}" in printed:
                 same = printed.backbone == tables.printed_backbone(row.backbone)
                 same &= printed.method == row.method
