@@ -141,7 +141,7 @@ def cast(name: str, kind: str, value, default=None):
     types = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list}
     if kind == "float" and re.fullmatch(NUMBER, str(value).lower()):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
-            value = float(value)
+            value = float(str(value))  # as text: a whole number may be too long for it
     if (plain := kind.split("[")[0]) not in types:
         raise ValueError(f"parameter {name} is declared as {kind}: take one of {', '.join(types)}")
     if not isinstance(value, types[plain]) or (isinstance(value, bool) and kind != "bool"):
@@ -200,9 +200,7 @@ def log_progress(path: str) -> None:
     """
     import tqdm.auto
 
-    class Logged(tqdm.auto.tqdm):
-        """A bar that is also a log."""
-
+    class Logged(tqdm.auto.tqdm):  # a bar that is also a log
         last = 0.0
 
         def display(self, *args, **kwargs):
@@ -221,6 +219,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     """Execute a notebook in its own folder, and say the seconds taken; ``out`` appears only on
     success. On failure the notebook so far is kept beside it as ``NAME.failed.ipynb``.
     """
+    import nbclient.client
     import papermill
     from traitlets.config import Config
 
@@ -230,9 +229,10 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     for left in [path for path in out.parent.iterdir() if own.fullmatch(path.name)]:
         left.unlink()  # of a run that was killed
     failed = out.with_name(f"{out.stem}.failed.ipynb")
-    log = out.with_suffix(".log")
-    log.unlink(missing_ok=True)
+    (log := out.with_suffix(".log")).unlink(missing_ok=True)
     begin = f"__import__('wspnb.run').run.log_progress({str(log)!r})"
+    # The same matches; its own form takes a minute for a printed line of 300,000 letters.
+    nbclient.client._RGX_CARRIAGERETURN = re.compile(r"(?m)^.*\r(?=[^\n])")
     start = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="wspnb-") as folder:

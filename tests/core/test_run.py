@@ -264,6 +264,15 @@ def test_no_notebook_waits_for_an_output_widget():
         assert "interact" not in text and "Output(" not in text, path.name
 
 
+def test_a_long_line_is_printed_at_once_and_bars_are_one_line(tmp_path):
+    bar = r"print('a\rbb\rccc\nd\re', end='\r\n')"
+    book = simple(tmp_path, "print('x' * 10**6)", bar)
+    assert run.run(book, tmp_path / "out.ipynb", {}) < 60  # took many minutes
+    cells = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    printed = [cell.outputs[0].text for cell in cells if cell.get("outputs")]
+    assert [len(printed[0]), printed[1]] == [10**6 + 1, "ccc\ne\r\n"]
+
+
 def simple(folder, *code) -> Path:
     """A notebook with one parameter and these cells."""
     cells = [new_code_cell("a: int = 1"), *map(new_code_cell, code)]
