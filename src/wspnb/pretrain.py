@@ -319,16 +319,18 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
             if damaged := file.testzip():
                 raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, weights_only=True, map_location="cpu")
-        then, log, step = state["config"], state["log"], state["step"]
+        then, log, step = dict(state["config"]), state["log"], state["step"]
+        losses = [row["loss"] for row in log]
         own = {name: state[name] for name, part in parts.items() if part is not None}
     except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint ({error}){advice}") from None
+        said = " ".join(str(error).partition(". ")[0].split())  # torch goes on for a page
+        raise ValueError(f"{path}: not a readable checkpoint ({said}){advice}") from None
     unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
     if other := _differences(then, config) or unknown:
         raise ValueError(
             f"{path}: written with other settings ({other}){advice} or another run_dir"
         )
-    if lost := _not_finite({**own, "loss": [row["loss"] for row in log]}):
+    if lost := _not_finite({**own, "loss": losses}):
         raise ValueError(f"{path}: {lost} is not finite{LOST}{advice}")
     if step not in range(config.n_steps + 1):
         raise ValueError(f"{path}: {step} of {config.n_steps} steps{advice}")

@@ -489,6 +489,19 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         pretrain.load_checkpoint(file, config, **parts | {"scaler": torch.nn.Linear(1, 1)})
 
 
+def test_foreign_checkpoints_are_one_line(tmp_path):
+    config, parts, _ = make_run()
+    file = tmp_path / "c"
+    pretrain.save_checkpoint(file, 3, [], config, **parts)
+    own = torch.load(file, weights_only=True)
+    odd = [own | {"config": "x"}, own | {"log": "x"}, own | {"log": [{"a": 1}]}]
+    for content in (*odd, torch.nn.Linear(1, 1)):  # a whole module: torch explains on six lines
+        torch.save(content, file)
+        with pytest.raises(ValueError, match="not a readable checkpoint") as caught:
+            pretrain.load_checkpoint(file, config, **parts)
+        assert "\n" not in str(caught.value)
+
+
 def test_a_finished_run_of_other_settings_is_not_replaced(tmp_path):
     config = pretrain.Config(**SETTINGS)
     pretrain.check_existing("resume", tmp_path, config)
