@@ -279,6 +279,8 @@ def test_central_slices_edges():
         central_slices(np.zeros((3, 3, 5)))
     with pytest.raises(ValueError, match="volume"):
         central_slices(np.ones((3, 3)))
+    with pytest.raises(ValueError, match="write 0 outside"):  # as SPM and others do
+        central_slices(np.where(mask, 1, np.nan))
     for fraction in (0, -0.1, 1.1):
         with pytest.raises(ValueError, match="fraction"):
             central_slices(organ(1, 2), fraction)

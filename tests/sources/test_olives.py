@@ -261,6 +261,9 @@ def test_a_bscan_is_padded_with_black_and_keeps_its_grey():
     assert (small[7:13] == 200).all() and (small[:4] == 0).all() and (small[-4:] == 0).all()
     with pytest.raises(ValueError, match="expected \\(h, w\\)"):
         prepare_bscan(np.zeros((4, 4, 3)), 8)
+    for other in (image / 255, image * np.uint16(200), image - 201.0, image * np.nan):
+        with pytest.raises(ValueError, match=r"grey values 0\.\.255"):
+            prepare_bscan(other, 20)
 
 
 @needs_scans

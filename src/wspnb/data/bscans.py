@@ -36,11 +36,14 @@ def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
         ``(size, size)`` uint8.
 
     Raises:
-        ValueError: if the image is not grey, or empty.
+        ValueError: if the image is not grey or empty, or its values are others, such as 0..1.
     """
     image = np.asarray(image)
     if image.ndim != 2 or not image.size:
         raise ValueError(f"B-scan of shape {image.shape}: expected (h, w), grey values")
+    top = float(image.max())
+    if not (image.min() >= 0 and top <= 255) or (image.dtype.kind == "f" and 0 < top <= 1):
+        raise ValueError(f"B-scan of {image.dtype}, {image.min()} to {top:g}: grey values 0..255")
     return np.rint(resize(image.astype(np.float32), size, air=0.0)).clip(0, 255).astype(np.uint8)
 
 

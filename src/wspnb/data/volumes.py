@@ -194,13 +194,15 @@ def central_slices(mask: np.ndarray, fraction: float = 0.7) -> np.ndarray:
         Rising slice numbers along z, ``(n_kept,)``, without gaps, at least one.
 
     Raises:
-        ValueError: if the mask is empty or not 3-D, or the fraction is outside (0, 1].
+        ValueError: if the mask is empty, not 3-D or holds NaN, or the fraction is outside (0, 1].
     """
     mask = np.asarray(mask)
     if mask.ndim != 3:
         raise ValueError(f"mask of shape {mask.shape}: give a volume (x, y, z)")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction {fraction}: choose a value in (0, 1]")
+    if mask.dtype.kind == "f" and np.isnan(mask).any():
+        raise ValueError("mask with NaN, which is not zero: write 0 outside the organ")
     inside = np.flatnonzero(mask.any(axis=(0, 1)))
     if not len(inside):
         raise ValueError("the mask is empty: no slice to keep; leave the mask out or draw it")
@@ -251,7 +253,7 @@ def slice_positions(n: int, convention: str = "k/(n-1)") -> np.ndarray:
     Raises:
         ValueError: if n is below 1 or the convention is another.
     """
-    if n < 1:
+    if n < 1 or n % 1:
         raise ValueError(f"{n} slices: at least one has a position")
     if convention == "k/n":
         return np.arange(n) / n
