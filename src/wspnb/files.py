@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that one process at a time writes."""
+"""Files that appear whole or not at all, that one process at a time writes; how they are read."""
 
 import csv
 import errno
@@ -6,6 +6,7 @@ import glob
 import gzip
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from types import ModuleType
 
 import pandas as pd
 import psutil
+import yaml
 
 TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
 # No number, its zeros or last digits would be lost; and what a spreadsheet writes for True.
@@ -199,6 +201,73 @@ def read_json(path: str | Path) -> dict:
             raise ValueError(f"a {type(content).__name__}, not an object")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: damaged ({error}): make it again") from None
+    return content
+
+
+NUMBER = r"[-+]?((0|[1-9][0-9]*)?(\.[0-9]*)?(e[-+]?[0-9]+)?|\.?inf)|\.?nan"  # as people write them
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what it reads otherwise than people do."""
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if getattr(event, "anchor", None):
+            problem = "anchors and aliases (& and *) are not taken: write the value out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in names[:number]:
+                problem = f"{key.value} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def number(self, node):
+        value = getattr(yaml.SafeLoader, f"construct_yaml_{node.tag.split(':')[-1]}")(self, node)
+        if not re.fullmatch(NUMBER, node.value.lower()):
+            problem = f"YAML reads {node.value} as {value}: write that, or a text in quotes"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.number)
+
+
+def read_yaml(text: str, source: str):
+    """One YAML document; refuses a name given twice, anchors, and numbers like ``010`` (YAML: 8) or
+    ``1:30`` (90).
+
+    Raises:
+        ValueError: in one line: ``source``, the file or parameter that it is from, line, what is
+            wrong.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{source}{line}: {error.problem}") from None
+    except Exception as error:  # of the scalars: ValueError, KeyError, RecursionError ...
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{source}: no YAML ({type(error).__name__}: {reason})") from None
+
+
+def read_parameters(file: str | Path) -> dict:
+    """Parameters of a file, lines of ``name: value``.
+
+    Raises:
+        ValueError: the file is no such text; names file and line.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: no UTF-8 text ({error.reason} at byte {error.start})") from None
+    content = {} if (found := read_yaml(text, str(file))) is None else found
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: expected `name: value` lines, found a {type(content).__name__}")
     return content
 
 

@@ -19,8 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
 KEPT = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONUSERBASE")  # of the shell's PYTHON...: places
 
 
@@ -64,73 +62,6 @@ def declared(notebook: Path) -> dict:
     return found
 
 
-NUMBER = r"[-+]?((0|[1-9][0-9]*)?(\.[0-9]*)?(e[-+]?[0-9]+)?|\.?inf)|\.?nan"  # as people write them
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without what it reads otherwise than people do."""
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if getattr(event, "anchor", None):
-            problem = "anchors and aliases (& and *) are not taken: write the value out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in names[:number]:
-                problem = f"{key.value} is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def number(self, node):
-        value = getattr(yaml.SafeLoader, f"construct_yaml_{node.tag.split(':')[-1]}")(self, node)
-        if not re.fullmatch(NUMBER, node.value.lower()):
-            problem = f"YAML reads {node.value} as {value}: write that, or a text in quotes"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return value
-
-
-for _kind in ("int", "float"):
-    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.number)
-
-
-def read_yaml(text: str, source: str):
-    """One YAML document; refuses a name given twice, anchors, and numbers like ``010`` (YAML: 8) or
-    ``1:30`` (90).
-
-    Raises:
-        ValueError: in one line: ``source``, the file or parameter that it is from, line, what is
-            wrong.
-    """
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{source}{line}: {error.problem}") from None
-    except Exception as error:  # of the scalars: ValueError, KeyError, RecursionError ...
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{source}: no YAML ({type(error).__name__}: {reason})") from None
-
-
-def read_parameters(file: str | Path) -> dict:
-    """Parameters of a file, lines of ``name: value``.
-
-    Raises:
-        ValueError: the file is no such text; names file and line.
-    """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: no UTF-8 text ({error.reason} at byte {error.start})") from None
-    content = {} if (found := read_yaml(text, str(file))) is None else found
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: expected `name: value` lines, found a {type(content).__name__}")
-    return content
-
-
 def cast(name: str, kind: str, value, default=None):
     """The value as the parameter's declared type; an integer may stand for a float, nothing else
     converts. Members of a list are of the type of those of the default.
@@ -138,6 +69,8 @@ def cast(name: str, kind: str, value, default=None):
     Raises:
         ValueError: names the parameter, the type and the value received.
     """
+    from wspnb.files import NUMBER
+
     types = {"int": int, "float": (float, int), "str": str, "bool": bool, "list": list}
     if kind == "float" and re.fullmatch(NUMBER, str(value).lower()):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError):
@@ -167,6 +100,8 @@ def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
     Raises:
         ValueError: unknown name or wrong type, with the file it came from.
     """
+    from wspnb.files import read_parameters, read_yaml  # takes a second: not while this is imported
+
     known = declared(notebook)
     neighbours = set(known)
     for path in notebook.parent.glob("[0-9][0-9]*_*.ipynb"):
@@ -216,9 +151,9 @@ def log_progress(path: str) -> None:
 
 
 def run(notebook: Path, out: Path, parameters: dict) -> float:
-    """Execute a notebook in its own folder, and say the seconds taken; ``out`` appears only on
-    success. On failure the notebook so far is kept beside it as ``NAME.failed.ipynb``.
-    """
+    """Execute a notebook in its own folder, print its warnings, and say the seconds taken; ``out``
+    appears only on success. On failure the notebook so far is kept beside it as
+    ``NAME.failed.ipynb``."""
     import nbclient.client
     import papermill
     from traitlets.config import Config
@@ -252,8 +187,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
                 config=Config(KernelManager=sockets | {"shutdown_wait_time": 20.0}),
                 extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={begin}"],
             )
-        code = [c.metadata["papermill"] for c in done.cells if c.cell_type == "code"]
-        if not all(mark.get("start_time") for mark in code):
+        code = [cell for cell in done.cells if cell.cell_type == "code"]
+        if not all(cell.metadata["papermill"].get("start_time") for cell in code):
             raise RuntimeError("sys.exit ended the notebook: the cells below did not run")
     except BaseException:
         if temporary.exists():
@@ -265,6 +200,9 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
         raise
     temporary.replace(out)
     failed.unlink(missing_ok=True)
+    texts = [output.get("text", "") for cell in code for output in cell.outputs]
+    for text in dict.fromkeys(re.findall("UserWarning: (.*)", "\n".join(texts))):
+        print(f"  warning: {text}", flush=True)
     return time.monotonic() - start
 
 
@@ -370,9 +308,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for name in ("asyncio", "traitlets", "papermill"):  # said below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    from wspnb.files import alone
+
     label = f"{options.out.stem:<34}"
     print(f"{label} started", flush=True)
-    from wspnb.files import alone
 
     try:
         with alone(out):

@@ -13,6 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from wspnb import run
+from wspnb.files import read_yaml
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 PARAMETERS = """steps: int = 3  # number
@@ -124,9 +125,9 @@ def test_a_damaged_or_ambiguous_file_ends_in_one_line(notebook, tmp_path, text, 
 
 def test_numbers_as_people_write_them():
     for text, value in {"0": 0, "-3": -3, "+4": 4, "10": 10, "0.10": 0.1, ".5": 0.5}.items():
-        assert run.read_yaml(text, "x") == value
+        assert read_yaml(text, "x") == value
     for text, value in {"1.0e-5": 1e-5, ".inf": float("inf"), "-2.": -2.0, "'010'": "010"}.items():
-        assert run.read_yaml(text, "x") == value
+        assert read_yaml(text, "x") == value
 
 
 def test_no_value_becomes_code(notebook, tmp_path):
@@ -170,6 +171,16 @@ def test_progress_goes_to_a_log_beside_the_output(notebook, tmp_path):
     lines = (tmp_path / "out.log").read_text().splitlines()
     assert " steps 3 of 3, 0 s" in lines[-1]
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs  # and stays in the notebook
+
+
+def test_warnings_of_the_notebook_are_said_once_each(notebook, tmp_path, capfd):
+    content = nbformat.read(notebook, as_version=4)
+    for text in ("two masks are cut", "two masks are cut", "one is of a spleen"):
+        content.cells.append(new_code_cell(f"import warnings; warnings.warn('{text}')"))
+    nbformat.write(content, notebook)
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb")]) == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
+    assert lines == ["  warning: two masks are cut", "  warning: one is of a spleen"]
 
 
 def test_exit_codes_and_files(notebook, tmp_path, capfd):
@@ -229,7 +240,7 @@ def test_sigterm_ends_the_kernel_too(notebook, tmp_path):
     assert not list((tmp_path / "tmp").iterdir()) and (tmp_path / "out.failed.ipynb").exists()
 
 
-@pytest.mark.parametrize("module", ["nbformat", "papermill"])
+@pytest.mark.parametrize("module", ["nbformat", "papermill", "pandas", "yaml"])
 def test_ctrl_c_while_importing_ends_quietly(notebook, tmp_path, module):
     (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(
