@@ -13,17 +13,22 @@ CORES  ?= $(shell nproc 2>/dev/null || echo 2)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+# Scripts of an environment name its place: where the project has moved, it is set up again.
+MOVED  := $(shell test ! -e $(BIN)/snakemake || head -n 3 $(BIN)/snakemake | grep -qF "$$(pwd -P)/" || echo moved)
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean
+.PHONY: moved help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ADRENAL LIHC CIRRMRI LABELS IMAGENET ENCODERS  # the shell reads paths from here, whatever characters they have
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
+moved: ;
+
 # torch goes first and apart: which build it is, for CPU or GPU, is the index's and the user's choice.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml $(MOVED)
+	$(if $(MOVED),rm -rf $(VENV))
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, found %d.%d: make PYTHON=/path/to/python3.11 ..." % v)'
 	@echo "setting up $(VENV) (once, some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

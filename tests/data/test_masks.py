@@ -13,7 +13,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from test_inventory import body
 
 from wspnb.data import masks, segment
-from wspnb.data.cohort import read_cohort
+from wspnb.data.cohort import file_stamp, read_cohort
 from wspnb.data.headers import open_header
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.data.volumes import load_mask, load_volume, resize
@@ -378,8 +378,44 @@ def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_pat
     assert (again.dice[again.network == "0"] == 0.123).all()
     expected = found.set_index("volume").dice[again.volume[again.network == "1"]]
     np.testing.assert_allclose(again.dice[again.network == "1"], expected, atol=0.02)
-    assert run(tmp_path, *few, "low=-90") == 1
+    # The project moves: nothing is learnt again.
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name} moved"))
+    before = (moved / "masks" / "fold-1.safetensors").stat().st_mtime_ns
+    assert run(moved, *few) == 0
+    assert (moved / "masks" / "fold-1.safetensors").stat().st_mtime_ns == before
+    there = pd.read_csv(moved / "masks" / "dice.csv")
+    pd.testing.assert_frame_equal(there, again)  # paths are relative
+    assert run(moved, *few, "low=-90") == 1
     assert "low: -100.0 there, -90.0 now" in capfd.readouterr().err
+
+
+def test_a_drawn_mask_belongs_to_the_volume_that_it_was_drawn_on(tmp_path):
+    for name, value in (("a", 1), ("b", 2), ("liver", 3)):
+        (tmp_path / name).write_bytes(bytes([value] * 9))
+    lines = {"volume": ["a", "b"], "mask": ["liver", "drawn"], "patient": ["A", "B"]}
+    table = pd.DataFrame(lines | {"mask_source": ["given", "predicted"]})
+    table[["volume", "mask"]] = table[["volume", "mask"]].map(lambda name: str(tmp_path / name))
+
+    def check(said=None):
+        stamps = [(file_stamp(r.volume), file_stamp(r.mask)) for r in table.itertuples()]
+        masks.check_drawn(table.assign(drawn_from=said) if said is not None else table, stamps)
+
+    check()  # another's table: nothing is known
+    said = masks.write_cohort(tmp_path / "masks", table)["drawn_from"].tolist()
+    (tmp_path / "drawn").write_bytes(b"smoothed by hand")
+    check(said)
+    (tmp_path / "liver").write_bytes(b"corrected")
+    with pytest.warns(UserWarning, match="given masks of A have changed .* draw again"):
+        check(said)
+    (tmp_path / "b").write_bytes(b"another series")
+    with pytest.raises(ValueError, match="masks of B were drawn on volumes that have changed"):
+        check(said)
+
+
+def test_lines_of_dice_find_their_volumes_under_other_names_of_folders():
+    found = pd.DataFrame({"patient": ["B", "A", "A"], "volume": ["x/1.nii.gz", "2.nii", "x/1.nii"]})
+    now = pd.DataFrame({"patient": ["A", "B", "A"], "volume": ["/y/1.nii", "/z/1.nii", "/y/2.nii"]})
+    assert masks.named_again(found, now).volume.tolist() == ["/z/1.nii", "/y/2.nii", "/y/1.nii"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import ast
 import importlib.util
 import re
+import shutil
 import socket
+import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -89,3 +91,25 @@ def test_a_folder_that_is_empty_by_default_is_asked_for_before_it_is_used(path):
             yield from uses(child, asked)
 
     assert [name for name, asked in uses(tree, set()) if name in empty - asked] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_an_environment_of_another_place_is_made_again(tmp_path):
+    """Its scripts name the place where they were made; a project may move."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / ".ready").write_text("")
+
+    def told(place):
+        script = f"#!{place}/.venv/bin/python\nimport snakemake\n"
+        (tmp_path / ".venv" / "bin" / "snakemake").write_text(script)
+        done = subprocess.run(
+            ["make", "-n", "verify"], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.stdout
+
+    assert "rm -rf .venv" in told("/elsewhere") and "-m venv .venv" in told("/elsewhere")
+    assert "venv .venv" not in told(tmp_path.resolve())
+    (tmp_path / ".venv" / ".ready").unlink()  # an installation that was interrupted goes on
+    assert "rm -rf" not in told(tmp_path.resolve())

@@ -1,6 +1,7 @@
 """Liver masks as files: given ones read, predicted ones written on their volume's own grid."""
 
 import json
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -188,10 +189,15 @@ def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -
         value: label of the liver in the given masks, which are then copied as 0 and 1, as later
             notebooks take all above zero. None leaves them where they are.
 
+    A column ``drawn_from`` is what :func:`check_drawn` compares.
+
     Returns:
         The table as written.
     """
     table = cohort.copy()
+    drawn = table.mask_source == "predicted"
+    from_ = table.volume.where(drawn, "" if value else table["mask"])  # copies do not change
+    table["drawn_from"] = [_mark(file_stamp(path)) for path in from_]
     for number, row in table[table.mask_source == "given"].iterrows() if value else ():
         file = folder / "given" / f"{number:05d}-{stem(row.volume)}.nii.gz"
         write_mask(file, read_given(row["mask"], row.volume, value), row.volume)
@@ -201,6 +207,45 @@ def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -
     table = table.convert_dtypes()  # whole numbers stay whole beside empty fields
     write_csv(folder / "cohort.csv", table)
     return table
+
+
+def _mark(stamp: list) -> str:
+    return " ".join(map(str, stamp))
+
+
+def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
+    """Refuse drawn masks whose volume is another one since; warn where given masks are, as the
+    network has learnt from those before.
+
+    Args:
+        cohort: table that :func:`write_cohort` wrote, or another, of which nothing is asked.
+        stamps: of each row's volume and mask, see :func:`wspnb.data.cohort.file_stamp`.
+    """
+    if "drawn_from" not in cohort:
+        return
+    drawn = (cohort.mask_source == "predicted").to_numpy()
+    now = [_mark(pair[0 if own else 1]) for pair, own in zip(stamps, drawn, strict=True)]
+    other = (cohort.drawn_from != "").to_numpy() & (cohort.drawn_from != now).to_numpy()
+    advice = "draw again: notebook 01b on the table of the given masks, with resume false"
+    if (those := cohort.patient[other & drawn]).any():
+        who = ", ".join(those.unique()[:10])
+        raise ValueError(f"the masks of {who} were drawn on volumes that have changed: {advice}")
+    if (those := cohort.patient[other & ~drawn]).any():
+        who = ", ".join(those.unique()[:10])
+        text = f"given masks of {who} have changed since others were drawn as they were: {advice}"
+        warnings.warn(text, stacklevel=3)
+
+
+def named_again(found: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
+    """Lines of :func:`compare` with the paths that the same volumes have in ``cohort`` now: folders
+    may have moved or changed their names."""
+
+    def keys(table):
+        own = pd.DataFrame({"patient": table.patient.array, "file": table.volume.map(stem).array})
+        return pd.MultiIndex.from_frame(own.assign(n=own.groupby([*own]).cumcount()))
+
+    paths = pd.Series(cohort.volume.array, keys(cohort))
+    return found.assign(volume=paths.reindex(keys(found)).array)
 
 
 def stem(path: str) -> str:

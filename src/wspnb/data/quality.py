@@ -1,5 +1,6 @@
 """What became of each patient and volume of a cohort, to be read before any result."""
 
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -103,6 +104,7 @@ def fates(
         file, lost = lost, read_csv(lost, text=True)
         if missing := {"volume", "patient", "reason", "cohort"} - set(lost):
             raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
+        lost["volume"] = [os.path.normpath(Path(source, name)) for name in lost.volume]
         lost = lost[~lost.volume.isin(cohort.volume) & (lost.cohort != "")]  # else of train_dir
         liver = lost.reason.str.contains("no liver found|of liver predicted")  # else: not readable
         lost = lost.assign(fate=np.where(liver, "no liver mask", "set aside"), kept=0)

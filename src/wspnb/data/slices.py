@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.headers import open_header
-from wspnb.data.masks import LIVER_ML, check_size, keep_largest, measure, read_given
+from wspnb.data.masks import LIVER_ML, check_drawn, check_size, keep_largest, measure, read_given
 from wspnb.data.quality import PICTURE, coronal
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
 from wspnb.files import alone, package_version, relative, whole
@@ -178,7 +178,9 @@ def write_slices(
         "organ_ml": list(map(float, organ_ml)),
         "cohort_rows": store.digest([cohort.patient.tolist(), codings]),
     }
-    stamps = [file_stamp(r.path) + file_stamp(r.mask_path) for r in cohort.itertuples()]
+    seen = [(file_stamp(r.path), file_stamp(r.mask_path)) for r in cohort.itertuples()]
+    check_drawn(cohort, seen)
+    stamps = [volume + mask for volume, mask in seen]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "slices.npy").exists():
