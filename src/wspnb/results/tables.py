@@ -250,7 +250,7 @@ def check_alike(runs: list[dict], data: str) -> None:
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
-            again = "run notebook 03 again"
+            again = "give the report's command for all methods, or run notebook 03 again"
             raise ValueError(f"{name} was probed on other slices or labels: {again}{OLD}")
         for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
             if run[key] != first[key]:
