@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from wspnb.data import quality
+from wspnb.files import read_csv
 
 
 def test_people_are_counted_once_however_many_slices_they_have():
@@ -81,6 +82,10 @@ def test_what_became_of_each_volume(tmp_path):
     aside = quality.fates(inventory.assign(reason="bad"), cohort.assign(cohort="r"), [], "x")
     assert quality.funnel(aside)["left out"].iloc[2] == "a: bad; b: bad; c: bad; and 1 more"
     assert "neither" in quality.fates(inventory, cohort, ["d1"], "x").reason[0]
+    found.to_csv(tmp_path / "quality.csv", index=False)
+    drawn, cut = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))
+    assert drawn.startswith("1 liver masks are drawn") and cut.startswith("1 livers of 3 reach")
+    assert quality.cautions(read_csv(tmp_path / "quality.csv", text=True).head(1)) == []
     assert quality.caption(found.iloc[1]) == "b, 900 ml, 90 mm\ncut: top, drawn"
     assert quality.caption(found.iloc[0]) == "a, 1500 ml, 160 mm\nwhole, given"
     (tmp_path / "failed_masks.csv").write_text("volume;patient\n/v9;e\n")

@@ -226,7 +226,7 @@ def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
     drawn = (cohort.mask_source == "predicted").to_numpy()
     now = [_mark(pair[0 if own else 1]) for pair, own in zip(stamps, drawn, strict=True)]
     other = (cohort.drawn_from != "").to_numpy() & (cohort.drawn_from != now).to_numpy()
-    advice = "draw again: notebook 01b on the table of the given masks, with resume false"
+    advice = "draw again: notebook 01b with -p source_dir FOLDER_OF_YOUR_TABLE -p resume false"
     if (those := cohort.patient[other & drawn]).any():
         who = ", ".join(those.unique()[:10])
         raise ValueError(f"the masks of {who} were drawn on volumes that have changed: {advice}")
@@ -288,7 +288,7 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
         if other := store.changes(read_json(note), settings, words):
             raise ValueError(
                 f"{note}: made with other settings ({other}): choose another masks_dir,"
-                " or resume=False to begin afresh"
+                " or -p resume false to begin afresh"
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -138,6 +138,21 @@ def funnel(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).set_index(["cohort", "step"])
 
 
+def cautions(table: pd.DataFrame) -> list[str]:
+    """What positions rest on (masks drawn, livers cut), in sentences, from a ``quality.csv`` read as
+    text."""
+    kept, said = table[table.kept != "0"], []
+    if drawn := int((kept["mask"] == "drawn").sum()):
+        words = (
+            f"{drawn} liver masks are drawn by a network, and positions rest on them: its Dice and"
+        )
+        said += [f"{words} pictures are in notebooks/01b_liver_masks.ipynb of this run."]
+    if cut := int((kept.mask_cut != "").sum()):
+        words = f"{cut} livers of {len(kept)} reach the first or last slice of their scan: the"
+        said += [f"{words} positions of a liver that is cut off are not those of a whole one."]
+    return said
+
+
 def caption(row: pd.Series) -> str:
     """Words above a volume's picture: whose, ml, mm, what the scan cuts off, given or drawn."""
     parts = [str(row.patient)[:16]]
