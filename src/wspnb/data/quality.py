@@ -139,8 +139,8 @@ def funnel(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cautions(table: pd.DataFrame) -> list[str]:
-    """What positions rest on (masks drawn, livers cut), in sentences, from a ``quality.csv`` read as
-    text."""
+    """What positions rest on (masks drawn, livers cut), in sentences, from a ``quality.csv`` read
+    as text."""
     kept, said = table[table.kept != "0"], []
     if drawn := int((kept["mask"] == "drawn").sum()):
         words = (
