@@ -14,7 +14,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 # Scripts of an environment name its place: where the project has moved, it is set up again.
-MOVED  := $(shell test ! -e $(BIN)/snakemake || head -n 3 $(BIN)/snakemake | grep -qF "$$(pwd -P)/" || echo moved)
+MOVED  := $(shell test -L $(VENV) -o ! -e $(BIN)/snakemake || head -n 3 $(BIN)/snakemake | grep -qF "$$(pwd -P)/" || echo moved)
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
 .PHONY: moved help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean

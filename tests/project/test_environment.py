@@ -113,3 +113,7 @@ def test_an_environment_of_another_place_is_made_again(tmp_path):
     assert "venv .venv" not in told(tmp_path.resolve())
     (tmp_path / ".venv" / ".ready").unlink()  # an installation that was interrupted goes on
     assert "rm -rf" not in told(tmp_path.resolve())
+    told("/elsewhere")
+    (tmp_path / ".venv").rename(tmp_path / "shared")
+    (tmp_path / ".venv").symlink_to("shared")  # one environment of several checkouts stays
+    assert "rm -rf" not in told("/elsewhere")
