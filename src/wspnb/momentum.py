@@ -117,11 +117,7 @@ class BarlowTwins(nn.Module):
         """Nothing follows."""
 
 
-MODULES = {
-    "byol": Byol,
-    "simsiam": SimSiam,
-    "barlow": BarlowTwins,
-}  # (encoder, head, backbone, ...)
+MODULES = {"byol": Byol, "simsiam": SimSiam, "barlow": BarlowTwins}  # of losses without negatives
 
 
 class Moco(nn.Module):

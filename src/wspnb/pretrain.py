@@ -111,8 +111,9 @@ def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
     ``severe_from``: 0 keeps all stages apart (paper); k makes two classes, stage k and above
     against the rest (released code: severe, 3)."""
     stage = table.weak_label.fillna(-1).to_numpy()
-    if not (stage == (stage := stage.astype(int))).all():
+    if not (stage == stage.astype(int)).all():
         raise ValueError("weak_label: stages are whole numbers, 0, 1, 2 ..., or missing")
+    stage = stage.astype(int)
     return torch.tensor(np.where(stage < 0, -1, stage >= severe_from) if severe_from else stage)
 
 

@@ -164,7 +164,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     for left in [path for path in out.parent.iterdir() if own.fullmatch(path.name)]:
         left.unlink()  # of a run that was killed
     failed = out.with_name(f"{out.stem}.failed.ipynb")
-    (log := out.with_suffix(".log")).unlink(missing_ok=True)
+    log = out.with_suffix(".log")
+    log.unlink(missing_ok=True)
     begin = f"__import__('wspnb.run').run.log_progress({str(log)!r})"
     # The same matches; its own form takes a minute for a printed line of 300,000 letters.
     nbclient.client._RGX_CARRIAGERETURN = re.compile(r"(?m)^.*\r(?=[^\n])")
