@@ -63,7 +63,12 @@ def gaussian(positions: Tensor, sigma: float, rows: Tensor | None = None) -> Ten
 
 
 def closer(positions: Tensor, width: float, rows: Tensor | None = None) -> Tensor:
-    r"""Positive within a distance: :math:`[|d_t - d_i| < w]` (PCL, Zeng et al. 2021)."""
+    r"""Positive within a distance: :math:`[|d_t - d_i| < w]` (PCL, Zeng et al. 2021); a step, so a
+    width that is learnt, which would get no gradient, is refused (ValueError)."""
+    if isinstance(width, Tensor) and width.requires_grad:
+        raise ValueError(
+            "width of a step gets no gradient: hold it fixed, or take gaussian, cauchy"
+        )
     own, positions = _own_and_all(positions, width, "width", rows)
     near = (own[:, None] - positions[None, :]).abs() < width
     return near.to(positions.dtype)

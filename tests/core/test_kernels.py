@@ -199,6 +199,14 @@ def test_half_precision_positions_are_compared_in_float32():
     assert torch.equal(gaussian(positions, 0.1), gaussian(positions.float(), 0.1))
 
 
+def test_a_width_that_cannot_be_learnt_is_refused():
+    width = torch.tensor(0.1, requires_grad=True)
+    with pytest.raises(ValueError, match="width of a step gets no gradient"):
+        closer(torch.rand(4), width)
+    gaussian(torch.rand(4), width).sum().backward()
+    assert width.grad != 0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("kernel", [gaussian, closer, cauchy])
 def test_a_position_that_is_not_finite_is_named(kernel, value):

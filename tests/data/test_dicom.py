@@ -107,6 +107,8 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume(2)))
     uses = account(index(tmp_path / "p"), uids[1]).groupby("use").size().to_dict()
     assert uses == {"image, not converted": 6, "used": 6}
+    refused = account(index(tmp_path / "p"), "", "an odd slice").use.unique().tolist()
+    assert refused == ["image, not converted: an odd slice"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -335,6 +336,17 @@ def test_bad_volumes_are_named_and_the_rest_survives(tmp_path):
     assert store.settings["n_failed"] == 6 and store.settings["n_volumes"] == 2
     images, _ = prepare_volume(source / "v6.nii.gz", source / "m6.nii.gz", SIZE, **SMALL)
     np.testing.assert_array_equal(store.images[: len(images)], images)
+
+
+def test_a_volume_and_a_mask_that_are_both_bad_are_named_at_once(tmp_path):
+    csv = make_cohort(tmp_path)
+    table = pd.read_csv(csv, dtype=str)
+    for column in ("volume", "mask"):
+        (tmp_path / f"{column}.nii").write_bytes(b"NRRD0005\n")
+        table.loc[0, column] = f"{column}.nii"
+    table.to_csv(csv, index=False)
+    reason = open_slices(write(csv, tmp_path / "store")).failed.reason[0]
+    assert re.search(r"volume\.nii: a NRRD.*; .*mask\.nii: a NRRD", reason)
 
 
 def test_no_usable_volume_is_an_error(tmp_path):

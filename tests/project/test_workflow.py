@@ -151,6 +151,11 @@ def test_who_judges_nobody_is_told_what_to_ask_for(tmp_path):
         dry_run("report", *config, folder=tmp_path)
     book = re.search(r"runs/own_160/notebooks/02_\S+\.ipynb", str(told.value))[0]
     assert re.search(r"pretrain +1\ntotal +2", dry_run(book, *config, folder=tmp_path))
+    own = own.replace("evaluate: []", "evaluate: [d1]")
+    own = re.sub("^n_folds:.*", "n_folds: 1", own, flags=re.MULTILINE)
+    (tmp_path / "params" / "own_160.yaml").write_text(own, encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"own_160\.yaml: n_folds 1: write 2 or more"):
+        dry_run("report", *config, folder=tmp_path)
 
 
 def said(cores: int, *config: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import subprocess
 
 import pytest
 from rocrate.rocrate import ROCrate
@@ -39,6 +40,16 @@ def test_a_run_names_its_notebooks_parameters_files_code_and_packages(tmp_path):
 
 def test_the_commit_is_said_to_be_missing_where_there_is_none(tmp_path, monkeypatch):
     assert commit_of(tmp_path) == "no checkout"
+    (tmp_path / "params").mkdir()
+    for name in ("code.py", "params/own.yaml"):
+        (tmp_path / name).write_text("1", encoding="utf-8")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "params/own.yaml").write_text("2", encoding="utf-8")  # settings are no code
+    assert re.fullmatch("[0-9a-f]{7,}", commit_of(tmp_path))
+    (tmp_path / "code.py").write_text("2", encoding="utf-8")
+    assert re.fullmatch(r"[0-9a-f]{7,} \(changed\)", commit_of(tmp_path))
     monkeypatch.setenv("PATH", "/nowhere")
     assert commit_of(tmp_path) == "unknown"
 

@@ -48,6 +48,12 @@ def test_main_result_of_two_seeds_counts_the_seeds_and_holds_zero():
     assert "a difference of +0.05" in text and "over patients and seeds; it holds zero" in text
 
 
+def test_main_result_names_no_single_best_among_equals():
+    wins = {("random", 0): 2, ("supcon", 0): 5, ("simclr", 0): 5, ("wsp", 0): 9}
+    text = report.main_result([run(*key, right) for key, right in wins.items()])
+    assert "SupCon, one of 2 equally good others, 0.50" in text
+
+
 def test_main_result_of_one_method_compares_nothing():
     assert report.main_result([run("random", 0, 2)]).endswith(
         "the mean AUC is: None (random) 0.20. Nothing was compared."

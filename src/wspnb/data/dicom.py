@@ -141,7 +141,7 @@ def convert_patient(
         if (rows.converted != "").any():  # of another choice, or of files that have changed since
             file.unlink(missing_ok=True)
             rows[["converted", "content"]] = ""
-    listing = account(files, uid)
+    listing = account(files, uid, problem.split("\n")[0])
     if uid:
         dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
         listing.loc[dropped, "use"] = "dropped as series.csv says"

@@ -77,13 +77,13 @@ def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str
     return found
 
 
-def account(files: list[File], used: str = "") -> pd.DataFrame:
-    """What became of each file, ``used`` being the series that was converted, if one was: ``file``,
-    ``series`` and ``use``."""
-    rows = []
+def account(files: list[File], used: str = "", why: str = "") -> pd.DataFrame:
+    """What became of each file, ``used`` being the series that was converted, if one was, and
+    ``why`` what stood against it: ``file``, ``series`` and ``use``."""
+    rows, idle = [], f"image, not converted{': ' * bool(why)}{why}"
     for file in files:
         uid = file.tags.get("SeriesInstanceUID", "")
-        use = file.reason or ("used" if uid == used and uid else "image, not converted")
+        use = file.reason or ("used" if uid == used and uid else idle)
         rows.append({"file": printable(file.path), "series": uid, "use": use})
     return pd.DataFrame(rows, columns=["file", "series", "use"])
 

@@ -84,7 +84,12 @@ def prepare_volume(
             check_size(mask, row, organ_ml)
         except ValueError as error:  # the volume is described all the same
             problem = error
-    scan = volumes.read_scan(volume)
+    try:
+        scan = volumes.read_scan(volume)
+    except ValueError as error:
+        if not problem or str(problem) == str(error):
+            raise
+        raise ValueError(f"{error}; {problem}") from error  # both at once
     row.update(inventory.describe(scan, coding))
     hu, ends = inventory.Hu(scan, row), inventory.window_of(row, low, high)
     if row["coding"] in inventory.CODINGS:

@@ -25,9 +25,10 @@ KEPT += ("pretrain/*/encoder.safetensors", "probe/*/scores.csv", "cohort/store.j
 
 
 def commit_of(folder: Path) -> str:
-    """Short commit of a checkout, with "(changed)" if a tracked file differs; "no checkout", or
-    "unknown" where there is no git."""
-    asked = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "-uno"])
+    """Short commit of a checkout, with "(changed)" if a tracked file that is no settings of params/
+    differs; "no checkout", or "unknown" where there is no git."""
+    status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!params"]
+    asked = (["git", "rev-parse", "--short", "HEAD"], status)
     options = {"capture_output": True, "text": True, "cwd": folder}
     try:
         commit, changed = (subprocess.run(git, **options).stdout.strip() for git in asked)

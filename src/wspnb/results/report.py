@@ -75,7 +75,9 @@ def main_result(runs: list[dict]) -> str:
     gap = statistics.paired_difference(*sides)
     low, high = (gap.low, gap.high) if len(seeds) == 1 else (gap.low_both, gap.high_both)
     text = f"{where} {here} has a mean AUC of {means['wsp']:.2f} and {spoken[best]}, "
-    text += f"the best of the others, {means[best]:.2f}: a difference of {gap.mean:+.2f}"
+    alike = sum(f"{means[name]:.2f}" == f"{means[best]:.2f}" for name in others)
+    text += "the best of the others" if alike == 1 else f"one of {alike} equally good others"
+    text += f", {means[best]:.2f}: a difference of {gap.mean:+.2f}"
     if not high - low > 1e-9:  # every resample gives the same, or none has a value
         alike = "these patients are too few or too alike for an interval"
         return f"{text}; {alike}, so nothing is decided."
