@@ -61,6 +61,14 @@ def test_noise_knows_nothing_and_signal_much(seed):
             assert ends[0] <= found[name] <= ends[1] or (found[name] == 1 and np.isnan(ends).all())
 
 
+def test_a_stage_of_one_patient_leaves_no_interval():
+    people = pd.DataFrame({"stage": [1, 1, 1, 2, 2, 3, 3]})
+    people[["p1", "p2", "p3"]] = np.random.default_rng(0).random((7, 3))
+    assert np.isfinite(with_intervals(people, n=50)["severe_auc_low"])
+    alone = with_intervals(people.drop(4), n=50)
+    assert 0 <= alone["severe_auc"] <= 1 and np.isnan(alone["severe_auc_low"])
+
+
 def test_the_curve_rises_with_the_labels_and_draws_are_nested():
     features, rows = drawn(0.6, n=150)
     curve = label_efficiency(features, rows)

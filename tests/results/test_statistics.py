@@ -21,6 +21,12 @@ def make_run(positive=15, negative=34, shift=1.0, seed=0, n_folds=5, noise=None)
     )
 
 
+def test_resamples_of_few_patients_spread_as_their_mean_does():
+    values = np.array([0.1, 0.5, 0.9])
+    means = values[statistics.draw_again(3, 100_000, np.random.default_rng(0))].mean(1)
+    assert means.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.02)
+
+
 def fold_mean(run):
     return np.mean([roc_auc_score(p.label, p.score) for _, p in run.groupby("fold")])
 

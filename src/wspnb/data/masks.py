@@ -161,8 +161,8 @@ def compare(given: np.ndarray, drawn: np.ndarray, row: dict) -> dict:
 
 def summarise(judged: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Dice of each kind (held out, hidden): a patient counts once, the 95 % interval resamples
-    patients (NaN for one, or where all are alike). ``ends_mm`` is how far a drawn end of the liver
-    lies from the given one, on average.
+    patients, one fewer than there are (NaN for one, or where all are alike). ``ends_mm`` is how far
+    a drawn end of the liver lies from the given one, on average.
 
     Args:
         judged: lines of :func:`compare` with a column ``kind``.
@@ -171,7 +171,7 @@ def summarise(judged: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFram
     rng, rows = np.random.default_rng(seed), []
     for kind, group in judged.groupby("kind"):
         each = group.groupby("patient").dice.mean()
-        draws = rng.choice(each, (n, len(each))).mean(1) if len(each) > 1 else np.nan
+        draws = rng.choice(each, (n, len(each) - 1)).mean(1) if len(each) > 1 else np.nan
         low, high = np.quantile(draws, [0.025, 0.975])
         low, high = (low, high) if high > low else (np.nan, np.nan)
         row = {"kind": kind, "patients": len(each), "dice": each.mean(), "sd": each.std()}

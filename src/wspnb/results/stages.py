@@ -19,7 +19,7 @@ from wspnb.files import read_csv, write_csv
 from wspnb.plots import save_figure
 from wspnb.probe import classifier, read_slices
 from wspnb.results import tables
-from wspnb.results.statistics import ends, interval
+from wspnb.results.statistics import draw_again, ends, interval
 
 # Of the training patients of each stage, rounded up; draws of a share below 1, the same for all.
 SHARES, DRAWS = (0.1, 0.25, 0.5, 1.0), 5
@@ -79,11 +79,11 @@ def measures(people: pd.DataFrame) -> dict[str, float]:
 
 def with_intervals(people: pd.DataFrame, n: int = 1000) -> dict[str, float]:
     """:func:`measures`, each with its 95 % interval from patients drawn again within their stage;
-    the probe stays."""
+    the probe stays. NaN where a stage has one patient."""
     rng, own = np.random.default_rng(0), [part for _, part in people.groupby("stage")]
+    who = zip(*(draw_again(len(part), n, rng) for part in own), strict=True)
     drawn = [
-        measures(pd.concat(part.iloc[rng.integers(len(part), size=len(part))] for part in own))
-        for _ in range(n)
+        measures(pd.concat(part.iloc[w] for part, w in zip(own, them, strict=True))) for them in who
     ]
     row = measures(people)
     for measure, values in pd.DataFrame(drawn).items():

@@ -60,13 +60,18 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
     return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]
 
 
+def draw_again(size: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Who is in each of ``n`` resamples of ``size`` patients, ``(n, size - 1)``: one fewer than
+    there are, as as many would take a third off the variance of a class of three (Rao and Wu
+    1988)."""
+    return rng.integers(size, size=(n, size - 1))
+
+
 def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) -> np.ndarray:
     """Fold-mean AUC of each run under ``n`` resamples of the patients, ``(n, n_runs)``.
 
-    Positives and negatives of a fold are drawn apart, the same for all runs, and one fewer than
-    there are: as many as there are would take a third off the variance of a class of three (Rao
-    and Wu 1988). NaN where a fold has one patient of a class: who cannot be drawn otherwise does
-    not vary.
+    Positives and negatives of a fold are drawn apart (:func:`draw_again`), the same for all runs.
+    NaN where a fold has one patient of a class: who cannot be drawn otherwise does not vary.
     """
     if min(min(fold.shape[1:]) for fold in wins) < 2:
         return np.full((n, wins[0].shape[0]), np.nan)
@@ -74,7 +79,7 @@ def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) 
     for fold in wins:
         weights = []
         for size in fold.shape[1:]:
-            drawn = rng.integers(size, size=(n, size - 1))
+            drawn = draw_again(size, n, rng)
             cells = (drawn + size * np.arange(n)[:, None]).ravel()
             weights.append(np.bincount(cells, minlength=n * size).reshape(n, size) / drawn.shape[1])
         total += np.einsum("np,kpq,nq->nk", weights[0], fold, weights[1], optimize=True)

@@ -11,7 +11,7 @@ from wspnb.files import own_files, read_csv, read_json
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
-from wspnb.results.statistics import bootstrap_interval, ends
+from wspnb.results.statistics import bootstrap_interval, draw_again, ends
 
 RUN = r"[\w.]+-\w+-seed\d+"  # name of a run's folder
 # Names of runs and backbones as the paper's tables print them, in its order.
@@ -190,8 +190,7 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
         values = mean[part.index]
         if len(values) < 2:
             return np.nan, np.nan
-        drawn = rng.integers(len(values), size=(n, len(values) - 1))
-        total += values[drawn].mean(1) / 2
+        total += values[draw_again(len(values), n, rng)].mean(1) / 2
     return ends(total / keys.fold.nunique())
 
 
@@ -229,7 +228,7 @@ def reader_accuracy(table: pd.DataFrame, cohort: str) -> tuple[float, float, flo
         mean = np.mean([c.mean() for c in classes]) if all(map(len, classes)) else np.nan
         return float(mean), np.nan, np.nan
     rng = np.random.default_rng(0)
-    draws = [c[rng.integers(len(c), size=(2000, len(c)))].mean(1) for c in classes]
+    draws = [c[draw_again(len(c), 2000, rng)].mean(1) for c in classes]
     return float(np.mean([c.mean() for c in classes])), *ends(np.mean(draws, axis=0))
 
 
