@@ -1,5 +1,6 @@
 """The cohort table: paths, types, and errors that name line, column and value."""
 
+import gzip
 import re
 import unicodedata
 import warnings
@@ -252,7 +253,10 @@ def test_an_open_quote_swallows_no_rows(tmp_path, lines):
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("P-1", "P_1"), ("P1.", "P1"), ("'0012", "12"), ("\u0410\u041a1", "AK1"), ("+12", "12")],
+    [
+        *[("P-1", "P_1"), ("P1.", "P1"), ("'0012", "12"), ("\u0410\u041a1", "AK1"), ("+12", "12")],
+        *[("Sørensen", "Sorensen"), ("Łukasz", "LUKASZ"), ("Đorđe", "Dorde"), ("Ægir", "Aegir")],
+    ],
 )
 def test_one_patient_in_two_cohorts_under_two_looks(tmp_path, one, other):
     path = write(tmp_path, f"a.nii.gz,,{one},0,,radio", f"b.nii.gz,,{other},,1,d1")
@@ -264,6 +268,9 @@ def test_one_patient_in_two_cohorts_under_two_looks(tmp_path, one, other):
     ("lines", "words"),
     [
         (("a.nii.gz,,#REF!,0,,r",), "patient '#REF!' is a spreadsheet's error"),
+        (("a.nii.gz,,#¡VALOR!,0,,r",), "patient '#¡VALOR!' is a spreadsheet's error"),
+        (("a.nii.gz,,Err:502,0,,r",), "patient 'Err:502' is a spreadsheet's error"),
+        (("a.nii.gz,,#######,0,,r",), "patient '#######' is a spreadsheet's error"),
         (("a.nii.gz,,.,0,,r", "b.nii.gz,,.,0,,r"), "patient '.' stands for unknown"),
         (("a.nii.gz,,1.23E-05,0,,r",), "lost its digits"),
         (("a.nii.gz,,p,0,,r+s",), "have a meaning in the settings"),
@@ -280,11 +287,20 @@ def test_looks_of_cohorts_and_codes_for_unknown_are_warned_of(tmp_path):
         read_cohort(write(tmp_path, "a.nii.gz,,p,,0,D1", "b.nii.gz,,q,,1,d1"))
     with pytest.warns(UserWarning, match=r"m.nii.gz' is that of 2 patients, 'p' and 'q'"):
         read_cohort(write(tmp_path, "a.nii.gz,m.nii.gz,p,0,,r", "b.nii.gz,m.nii.gz,q,0,,r"))
-    with pytest.warns(UserWarning, match="weak_label 99 is a class of its own"):
-        read_cohort(write(tmp_path, "a.nii.gz,,p,1,,r", "b.nii.gz,,q,99,,r"))
+    for code in (9, 88, 98, 1000):
+        with pytest.warns(UserWarning, match=f"weak_label {code} is a class of its own"):
+            read_cohort(write(tmp_path, "a.nii.gz,,p,1,,r", f"b.nii.gz,,q,{code},,r"))
+    with pytest.warns(UserWarning, match="only zeros behind its 15th digit"):
+        read_cohort(write(tmp_path, "a.nii.gz,,330106199001010000,1,,r"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a number that is whole, and stages with one left out
+        read_cohort(write(tmp_path, "a.nii.gz,,330106199001011234,4,,r", "b.nii.gz,,q,6,,r"))
 
 
-@pytest.mark.parametrize("date", ["05. Jan", "5-Jan", "Jan-05", "2023-01-05 00:00:00"])
+@pytest.mark.parametrize(
+    "date",
+    ["05. Jan", "5-Jan", "Jan-05", "2023-01-05 00:00:00", "05-janv", "01.05.2024", "5/1/2024"],
+)
 def test_names_that_a_spreadsheet_made_dates_of_are_warned_of(tmp_path, date):
     with pytest.warns(UserWarning, match=f"patient '{date}' looks like a date"):
         read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", f"b.nii.gz,,{date},1,,r"))
@@ -348,6 +364,22 @@ def test_the_stamp_of_a_pair_is_of_both_files(tmp_path, asked):
         stamps.append(file_stamp(str(tmp_path / asked)))
     assert stamps[0] != stamps[1] != stamps[2]
     assert stamps[0] != stamps[2]
+    for name in ("V.HDR.GZ", "V.IMG.GZ"):
+        (tmp_path / name).write_bytes(b"header")
+    stamp = file_stamp(str(tmp_path / "V.HDR.GZ"))
+    (tmp_path / "V.IMG.GZ").write_bytes(b"voxels")
+    assert file_stamp(str(tmp_path / "V.HDR.GZ")) != stamp
+
+
+def test_the_stamp_of_gzip_in_blocks_is_of_all_of_them(tmp_path):
+    """As bgzip packs a mask: blocks of 64 KB, the last larger than the whole file is packed."""
+    stamps = []
+    for value in (0, 1):
+        blocks = [bytes(1 << 16) + bytes([value]), *[bytes(1 << 16)] * 3]
+        file = tmp_path / "m.nii.gz"
+        file.write_bytes(b"".join(gzip.compress(block, mtime=0) for block in blocks))
+        stamps.append(file_stamp(str(file)))
+    assert stamps[0] != stamps[1]
 
 
 def test_columns_in_capitals_are_named(tmp_path):

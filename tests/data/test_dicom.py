@@ -6,14 +6,17 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
+from wspnb.data import dicom as module
 from wspnb.data.dicom import account, convert_series, find_series, index, main
 from wspnb.data.inventory import open_hu
+from wspnb.files import alone
 
 pydicom = pytest.importorskip("pydicom", reason="the extra 'dicom' is not installed")
 pytest.importorskip("SimpleITK", reason="the extra 'dicom' is not installed")
@@ -106,7 +109,8 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     convert_series(tmp_path / "p", tmp_path / "p.nii.gz", ("other", uids[1]))
     np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume(2)))
     uses = account(index(tmp_path / "p"), uids[1]).groupby("use").size().to_dict()
-    assert uses == {"image, not converted": 6, "used": 6}
+    other = "image, not converted: of another series than the one taken"
+    assert uses == {other: 6, "used": 6}
     refused = account(index(tmp_path / "p"), "", "an odd slice").use.unique().tolist()
     assert refused == ["image, not converted: an odd slice"]
 
@@ -437,6 +441,7 @@ def test_a_note_of_a_mac_is_no_slice_and_a_name_like_the_slices_is(tmp_path):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a scout or pictures"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "a scout or pictures"),
         ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "a scout or pictures"),
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "PERFUSION"]}, "pictures, or maps"),
         (
             {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"},
             r"multi-frame file \(1 frames in.*dcm2niix",
@@ -690,3 +695,167 @@ def test_pixels_of_two_images_in_one_are_named(tmp_path):
     image.save_as(file)
     with pytest.raises(ValueError, match=r"-3\.dcm: 1280 bytes of pixels, .* image needs 640"):
         convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+def choices(nifti):
+    table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
+    return table.set_index("series", drop=False)
+
+
+def two_series(tmp_path):
+    """A patient with two series, of which the second is taken and converted; command and UIDs."""
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    uids = [write_series(dicom / "P" / name, volume(n), n) for n, name in ((1, "a"), (2, "b"))]
+    command = [str(dicom), str(nifti)]
+    main(command)
+    table = choices(nifti)
+    table.loc[uids[1], "take"] = "x"
+    table.assign(note="mine").to_csv(nifti / "series.csv", index=False)
+    assert main(command) == 0
+    return command, nifti, uids
+
+
+def test_a_chosen_series_that_is_away_is_asked_for_and_not_replaced(tmp_path, capsys):
+    command, nifti, uids = two_series(tmp_path)
+    shutil.move(tmp_path / "dicom" / "P" / "b", tmp_path / "away")
+    assert main(command) == 1
+    assert f"series {uids[1]} is taken in series.csv and not below" in capsys.readouterr().err
+    table = choices(nifti)
+    assert table["take"][uids[1]] == "x" and set(table.note) == {"mine"}  # the owner's column
+    np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(2)))
+    shutil.move(tmp_path / "away", tmp_path / "dicom" / "P" / "b")
+    assert main(command) == 0
+
+
+def test_without_its_table_a_volume_is_made_again(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom" / "P", tmp_path / "nifti"
+    write_series(dicom, volume())
+    command = [str(dicom.parent), str(nifti)]
+    assert main(command) == 0
+    shutil.rmtree(dicom)
+    write_series(dicom, volume(3))
+    (nifti / "series.csv").unlink()
+    assert main(command) == 0
+    np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(3)))
+    (nifti / "series.csv").unlink()
+    next(dicom.glob("*-3.dcm")).unlink()
+    assert main(command) == 1
+    assert "P.nii.gz is there from before, and not of these files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "FALSCH", "FAUX", "0.0", "non"])
+def test_words_for_no_under_take(tmp_path, word):
+    command, nifti, _ = two_series(tmp_path)
+    choices(nifti).replace({"take": {"": word}, "drop": {"": "NA"}}).to_csv(
+        nifti / "series.csv", index=False
+    )
+    assert main(command) == 0
+
+
+def test_what_is_chosen_while_the_command_runs_stays(tmp_path, monkeypatch):
+    for n, patient in enumerate(("A", "B")):
+        for k in (1, 2):
+            write_series(
+                tmp_path / "dicom" / patient / str(k), volume(), 2 * n + k, PatientID=patient
+            )
+    convert, nifti = module.convert_patient, tmp_path / "nifti"
+
+    def meanwhile(patient, *given):
+        if patient.name == "B":
+            table = choices(nifti)
+            table.loc[f"{ROOT}.2", "take"] = "x"
+            table.to_csv(nifti / "series.csv", index=False)
+        return convert(patient, *given)
+
+    monkeypatch.setattr(module, "convert_patient", meanwhile)
+    assert main([str(tmp_path / "dicom"), str(nifti)]) == 1
+    assert choices(nifti)["take"].to_dict() == {
+        f"{ROOT}.{k}": "x" if k == 2 else "" for k in (1, 2, 3, 4)
+    }
+
+
+def test_two_commands_do_not_write_one_table(tmp_path, capsys):
+    command, nifti, _ = two_series(tmp_path)
+    with alone(nifti / "series.csv"), pytest.raises(SystemExit):
+        main(command)
+    assert "is at work on it" in capsys.readouterr().err
+
+
+def test_a_number_without_its_zeros_is_dropped_and_another_is_told_apart(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    write_series(dicom / "P", volume())
+    files = sorted((dicom / "P").iterdir(), key=lambda file: file.stem[-1])
+    for k, file in enumerate(files):
+        file.rename(file.with_name(f"{k + 1:08d}"))
+    command = [str(dicom), str(nifti)]
+    assert main(command) == 0
+    for drop, code in (("6", 0), ("7", 1)):
+        choices(nifti).assign(drop=drop).to_csv(nifti / "series.csv", index=False)
+        assert main(command) == code
+    assert "no file 7 to drop, there are 00000001, " in capsys.readouterr().err
+    (dicom / "P").rename(dicom / "Q")
+    choices(nifti).assign(drop="").to_csv(nifti / "series.csv", index=False)
+    main(command)
+    (dicom / "Q").rename(dicom / "P")
+    (dicom / "#recycle").mkdir()  # of a server, no patient
+    assert main(command) == 0
+    assert "Q.nii.gz is of a folder that has another name now" in capsys.readouterr().err
+
+
+def test_folders_of_one_patient_are_named(tmp_path, capsys):
+    for n, name in enumerate(("2019", "2022")):
+        write_series(tmp_path / "dicom" / name, volume(n), n)
+    assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
+    assert "the folders 2019, 2022 have one PatientID, P1" in capsys.readouterr().err
+
+
+def test_slices_that_a_cloud_or_a_cipher_holds_are_missed(tmp_path):
+    for name in (".{}.icloud", "{}.gpg"):
+        folder = tmp_path / name
+        write_series(folder, volume())
+        top = next(folder.glob("*-5.dcm"))
+        (folder / name.format(top.name)).write_bytes(b"bplist00" + bytes(range(1, 200)))
+        convert_series(folder, tmp_path / "p.nii.gz")  # the slice itself is there
+        top.unlink()
+        with pytest.raises(ValueError, match=r"1 files below cannot be read(.|\n)*5\.dcm"):
+            convert_series(folder, tmp_path / "p.nii.gz")
+
+
+def test_documents_and_other_volumes_beside_slices_spoil_nothing(tmp_path):
+    write_series(tmp_path / "p", volume())
+    for name, inside in {"a.docx": "[Content_Types].xml", "v.jar": "META-INF/MANIFEST.MF"}.items():
+        with zipfile.ZipFile(tmp_path / "p" / name, "w") as archive:
+            archive.writestr(inside, "<x/>")
+    for name in ("liver.mgz", "v.img.gz"):
+        (tmp_path / "p" / name).write_bytes(b"\x1f\x8b" + bytes(range(1, 200)))
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    with zipfile.ZipFile(tmp_path / "p" / "more.zip", "w") as archive:
+        archive.writestr("IM7", "slice")
+    with pytest.raises(ValueError, match=r"more\.zip: an archive"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_a_slice_whose_pixels_were_never_copied_is_named(tmp_path):
+    write_series(tmp_path / "p", volume())
+    file = next((tmp_path / "p").glob("*-3.dcm"))
+    file.write_bytes(file.read_bytes()[: -20 * 16 * 2] + bytes(20 * 16 * 2))
+    with pytest.raises(ValueError, match=r"all pixels are 0 in 1 slices, such as .*-3\.dcm"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("tag", "usual", "odd"),
+    [
+        ("AcquisitionDate", "20200301", "20210301"), ("StudyDate", "20200301", "20210301"),
+        ("DeviceSerialNumber", "1", "2"), ("ManufacturerModelName", "Force", "Revolution"),
+        ("ReconstructionDiameter", 350, 420), ("PatientBirthDate", "19500101", "19720505"),
+        ("BodyPartExamined", "ABDOMEN", "HEAD"), ("AccessionNumber", "A1", "A2"),
+    ],
+)  # fmt: skip
+def test_a_slice_of_another_day_or_device_is_named(tmp_path, tag, usual, odd):
+    write_series(tmp_path / "p", volume(), change=lambda k: {tag: odd if k == 3 else usual})
+    with pytest.raises(ValueError, match=tag):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    if tag.endswith("Date") and tag != "PatientBirthDate":  # midnight passes once
+        write_series(tmp_path / "p", volume(), change=lambda k: {tag: odd if k > 3 else usual})
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")

@@ -239,6 +239,22 @@ def test_slices_that_the_header_leaves_out_are_not_lost_in_silence(tmp_path, kin
         assert str(path) in str(error.value)
 
 
+def test_slices_that_other_formats_leave_out_are_not_lost_either(tmp_path):
+    raw = bytearray(nib.MGHImage(HU, AFFINE).to_bytes())
+    (tmp_path / "v.mgh").write_bytes(bytes(raw) + b"tags")  # a few bytes behind are usual
+    np.testing.assert_array_equal(load_volume(tmp_path / "v.mgh")[0], HU)
+    raw[12:16] = (3).to_bytes(4, "big")  # depth
+    (tmp_path / "v.mgh").write_bytes(raw)
+    source = nib.__path__[0] + "/tests/data/scaled+tlrc"
+    for end in ("HEAD", "BRIK"):
+        content = Path(f"{source}.{end}").read_bytes()
+        (tmp_path / f"v+tlrc.{end}").write_bytes(content * (2 if end == "BRIK" else 1))
+    for name in ("v.mgh", "v+tlrc.HEAD"):
+        with pytest.raises(ValueError, match="bytes behind the voxels of") as error:
+            load_volume(tmp_path / name)
+        assert name in str(error.value)
+
+
 def test_every_format_may_contradict_itself(tmp_path):
     raw = bytearray(nib.MGHImage(HU, AFFINE).to_bytes())
     raw[42:78] = (2 * np.frombuffer(bytes(raw[42:78]), ">f4")).astype(">f4").tobytes()  # cosines

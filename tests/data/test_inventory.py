@@ -65,6 +65,7 @@ REFUSED = {
         f"{low} to {high}": bytes_of(HU, low, high)
         for low, high in [(-100, 300), (-160, 240), (-150, 250), (-1000, 1000), (-200, 300)]
     },
+    "MRI after splines": np.clip(HU / 5 + 45, -13, 225).astype(np.int16),
     "noise": np.random.default_rng(0).integers(0, 200, (64, 64, 8)).astype(np.uint8),
 }
 

@@ -405,11 +405,33 @@ def test_a_drawn_mask_belongs_to_the_volume_that_it_was_drawn_on(tmp_path):
     (tmp_path / "drawn").write_bytes(b"smoothed by hand")
     check(said)
     (tmp_path / "liver").write_bytes(b"corrected")
-    with pytest.warns(UserWarning, match="given masks of A have changed .* draw again"):
+    with pytest.warns(UserWarning, match="given masks of A have changed; .* draw again"):
         check(said)
     (tmp_path / "b").write_bytes(b"another series")
     with pytest.raises(ValueError, match="masks of B were drawn on volumes that have changed"):
         check(said)
+
+
+def test_labels_that_changed_after_the_drawing_are_asked_for(tmp_path):
+    """A corrected label, a patient more; a moved project and another table are no matter."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("a", "b", "m"):
+        (own / name).write_bytes(b"x")
+    lines = "volume,mask,patient,weak_label,label,cohort\na,m,A,1,,r\nb,m,B,,0,d1\n"
+    (own / "cohort.csv").write_text(lines)
+    table = read_cohort(own / "cohort.csv").assign(mask_source=["given", "predicted"])
+    masks.check_labels(own / "cohort.csv")
+    (tmp_path / "masks").mkdir()
+    masks.write_cohort(tmp_path / "masks", table, None, own / "cohort.csv")
+    made = tmp_path / "masks" / "cohort.csv"
+    masks.check_labels(made)
+    for changed, who in ((lines.replace(",0,d1", ",1,d1"), "B"), (lines + "m,m,C,2,,r\n", "C")):
+        (own / "cohort.csv").write_text(changed)
+        with pytest.raises(ValueError, match=rf"\({who}\): give notebook 01b's command again"):
+            masks.check_labels(made)
+    (own / "cohort.csv").unlink()
+    masks.check_labels(made)
 
 
 def test_lines_of_dice_find_their_volumes_under_other_names_of_folders():

@@ -55,6 +55,9 @@ def test_what_became_of_each_volume(tmp_path):
     lost = {"volume": [v9], "patient": ["e"], "reason": ["no liver found"], "cohort": ["d1"]}
     lost = {name: [*own, ""] for name, own in lost.items()}  # a volume of train_dir, of no cohort
     pd.DataFrame(lost).to_csv(tmp_path / "failed_masks.csv", index=False)
+    dice = {"patient": ["a", "c"], "dice": [0.6, 0.8], "kind": ["held out"] * 2}
+    dice |= {"bottom_mm": [-10.0, 10.0], "top_mm": [30.0, 10.0]}
+    pd.DataFrame(dice).to_csv(tmp_path / "dice.csv", index=False)
     found = quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
     expected = ["pretraining", "judged", "not used", "set aside", "no liver mask"]
     assert found.fate.tolist() == expected
@@ -85,9 +88,13 @@ def test_what_became_of_each_volume(tmp_path):
     found.to_csv(tmp_path / "quality.csv", index=False)
     drawn, cut = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))
     assert drawn.startswith("1 liver masks are drawn") and cut.startswith("1 livers of 3 reach")
+    assert "its Dice was 0.70, and the ends of the liver were 15 mm off" in drawn
     assert quality.cautions(read_csv(tmp_path / "quality.csv", text=True).head(1)) == []
     assert quality.caption(found.iloc[1]) == "b, 900 ml, 90 mm\ncut: top, drawn"
     assert quality.caption(found.iloc[0]) == "a, 1500 ml, 160 mm\nwhole, given"
+    long = [found.iloc[0].copy(), found.iloc[0].copy()]
+    long[0].patient, long[1].patient = "CirrMRI600_Case_0001", "CirrMRI600_Case_0002"
+    assert quality.caption(long[0]) != quality.caption(long[1])
     (tmp_path / "failed_masks.csv").write_text("volume;patient\n/v9;e\n")
     with pytest.raises(ValueError, match=r"failed_masks.csv: columns .*'cohort'.* are missing"):
         quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)

@@ -21,6 +21,7 @@ import torch
 from wspnb.data import part, quality
 from wspnb.data import slices as module
 from wspnb.data.cohort import file_stamp
+from wspnb.data.masks import LIVER_ML
 from wspnb.data.slices import (
     WITHOUT_MASK,
     open_slices,
@@ -285,6 +286,17 @@ def test_a_corrected_label_is_joined_and_no_image_is_made_again(tmp_path, monkey
     assert contents(write(csv, folder)) == before
 
 
+def test_an_organ_below_slices_of_padding_is_cut_off(tmp_path):
+    csv = make_cohort(tmp_path, 2)
+    image = nib.load(tmp_path / "v0.nii.gz")
+    hu = np.asanyarray(image.dataobj).copy()
+    hu[:, :, 11:] = -1024  # the mask ends in slice 10
+    nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "v0.nii.gz")
+    write(csv, tmp_path / "store", organ_ml=(0, LIVER_ML[1]))
+    listed = pd.read_csv(tmp_path / "store" / "inventory.csv")
+    assert listed.mask_cut.fillna("").tolist() == ["top", ""]
+
+
 def test_pictures_show_the_mask_and_what_is_kept(tmp_path):
     csv = make_cohort(tmp_path / "source", 4)
     (tmp_path / "source" / "v2.nii.gz").write_text("not an image")
@@ -459,7 +471,13 @@ def test_stamp_of_packed_files_of_one_and_of_several_members(tmp_path):
     for content in (whole[0], whole[1], whole[0] + end, whole[1] + end):
         file.write_bytes(content)
         stamps.append(tuple(file_stamp(str(file))))
-    assert len(set(stamps)) == 4 and stamps[0] == (len(whole[0]), whole[0][-8:].hex())
+    assert len(set(stamps)) == 4
+    noise = np.random.default_rng(0).bytes(5 << 18)
+    large = gzip.compress(noise + bytes(1 << 20), 1, mtime=0)
+    for last in (b"1", b"2"):  # its own checksum, at its end, is enough
+        file.write_bytes(large[:-8] + last * 4 + large[-4:])
+        stamps.append(tuple(file_stamp(str(file))))
+    assert stamps[-1] == (len(large), (b"2" * 4 + large[-4:]).hex()) != stamps[-2]
     assert file_stamp("") == [] and file_stamp(str(tmp_path)) == ["not readable"]
 
 

@@ -292,6 +292,8 @@ def test_body_slices_leave_out_air():
     hu[0, :10, 8] = 500  # a bare table: 2.5 % of the slice
     hu[4:16, 4:16, 4] = -900  # a slice of lung only inside the body is kept
     assert body_slices(hu).tolist() == [2, 3, 4, 5, 6]
+    padded = np.concatenate([hu, np.zeros((20, 20, 3))], axis=2)  # zeros are no body
+    assert body_slices(padded).tolist() == [2, 3, 4, 5, 6]
     with pytest.raises(ValueError, match="no slice shows a body"):
         body_slices(np.full((4, 4, 3), -1000.0))
 

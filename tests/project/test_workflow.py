@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from wspnb.data.cohort import read_cohort
+from wspnb.data.masks import write_cohort
 from wspnb.results.tables import ROWS
 from wspnb.studies import reference
 
@@ -155,6 +157,20 @@ def test_who_judges_nobody_is_told_what_to_ask_for(tmp_path):
     own = re.sub("^n_folds:.*", "n_folds: 1", own, flags=re.MULTILINE)
     (tmp_path / "params" / "own_160.yaml").write_text(own, encoding="utf-8")
     with pytest.raises(AssertionError, match=r"own_160\.yaml: n_folds 1: write 2 or more"):
+        dry_run("report", *config, folder=tmp_path)
+    own = own.replace("n_folds: 1", "n_folds: 2").replace("data/own", "masks")
+    (tmp_path / "params" / "own_160.yaml").write_text(own, encoding="utf-8")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "a").write_bytes(b"x")
+    lines = "volume,mask,patient,weak_label,label,cohort\na,a,A,1,,r\n"
+    (tmp_path / "cohort.csv").write_text(lines, encoding="utf-8")
+    drawn = read_cohort(tmp_path / "cohort.csv").assign(mask_source="predicted")
+    write_cohort(tmp_path / "masks", drawn, None, tmp_path / "cohort.csv")
+    assert "pretrain" in dry_run("report", *config, folder=tmp_path)
+    (tmp_path / "cohort.csv").write_text(lines.replace("1,,r", "2,,r"), encoding="utf-8")
+    with pytest.raises(
+        AssertionError, match=r"cohort\.csv: labels, cohorts or patients are others"
+    ):
         dry_run("report", *config, folder=tmp_path)
 
 

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -21,14 +22,19 @@ EMPTY = {"", "nan", "na", "<na>", "none", "null", "n/a", "#n/a", "#na", "nat", "
 EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "n.a", "missing", "not available", "unk", "???"}
 EMPTY |= {"unbekannt", "k.a.", "k. a.", "inconnu", "desconocido", "#nv", "#n/d"}  # spreadsheets too
 UNKNOWN = EMPTY - {""}
-BROKEN = re.compile(r"#[A-Z/0]+[!?]")  # #REF! and others that spreadsheets leave
+# #REF!, #¡VALOR!, Err:502, ####: what spreadsheets leave.
+BROKEN = re.compile(r"#\S+[!?]|#{3,}|(Err|Error|Erreur|Fehler) ?: ?\d+")
 INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
 SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0445\u0443"
     "\u03b1\u03b2\u03b5\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
     "abekmhopctxyabehikvoptyx",
 )
-DATE = re.compile(r"\d{1,2}[-. ]{1,2}[A-Z]\w{2}|[A-Z]\w{2}-\d\d|\d{4}-\d\d-\d\d 00:00:00")
+SHAPES |= str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
+DATE = re.compile(
+    r"\d{1,2}[-. ]{1,2}[A-Za-z]\w{2,4}|[A-Za-z]\w{2,3}-\d\d|\d{4}-\d\d-\d\d( 00:00:00)?"
+    r"|\d{1,2}([./])\d{1,2}\2\d{4}"
+)
 EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE][+-][0-9]+")  # as spreadsheets show long numbers
 
 
@@ -109,11 +115,15 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         if 0 < own.count() < len(own):
             lines = f"in line {own.first_valid_index()} and none in line {own.index[own.isna()][0]}"
             yield f"patient {patient!r} has a weak_label {lines}: a patient has one, fill it in"
+    long = [name for name in raw["patient"].unique() if re.fullmatch(r"\d{16,}", name)]
+    if long and all(set(name[15:]) == {"0"} for name in long):
+        made = "only zeros behind its 15th digit, as where a spreadsheet cut a long number"
+        yield f"patient {long[0]!r} has {made}: write the column as text from its source"
     for name in filter(DATE.fullmatch, raw["patient"].unique()):
         made = "a date that a spreadsheet made of a name such as 5-1"
         yield f"patient {name!r} looks like {made}: write the column as text"
-    for code in classes if len(classes) > 1 else ():
-        if {*str(code)} == {"9"} and code - 1 not in classes:
+    for below, code in pairwise(sorted(classes)):
+        if code > 6 and code - below > 3:
             advice = "where it stands for unknown, leave it empty"
             yield f"weak_label {code} is a class of its own: {advice}"
 
@@ -204,17 +214,17 @@ def _contradictions(table: pd.DataFrame) -> Iterator[tuple[int, str]]:
 def file_stamp(path: str) -> list:
     """What changes with a file's content and with nothing else; dates do not count.
 
-    Of a pair of header and voxels (.hdr and .img, .HEAD and .BRIK) both. Of gzip its own checksum,
-    which the last 8 bytes hold, so that nothing else is read; of a file of several gzip members,
-    and of any other, the checksum (CRC-32) of all bytes.
+    Of a pair of header and voxels (.hdr and .img, .HEAD and .BRIK) both. Of gzip beyond 1 MB its
+    own checksum, which the last 8 bytes hold, so that nothing else is read; of a file of several
+    gzip members, and of any other, the checksum (CRC-32) of all bytes.
     Empty for an empty path.
     """
     if not path:
         return []
-    stem, end = os.path.splitext(path.removesuffix(".gz"))
+    stem, end = os.path.splitext(path[:-3] if path.lower().endswith(".gz") else path)
     for pair in ((".hdr", ".img"), (".HDR", ".IMG"), (".HEAD", ".BRIK")):
         if end in pair:
-            files = [stem + one + packed for one in pair for packed in ("", ".gz")]
+            files = [stem + one + packed for one in pair for packed in ("", ".gz", ".GZ")]
             return [_stamp(file) for file in files if os.path.isfile(file)]
     return _stamp(path)
 
@@ -223,9 +233,11 @@ def _stamp(path: str) -> list:
     """Size and checksum of one file."""
     try:
         with open(path, "rb") as file:
-            gzipped = file.read(2) == b"\x1f\x8b"
+            begin = file.read(4)
+            extra = len(begin) > 3 and begin[3] & 4  # as bgzip marks its many members
+            gzipped = begin[:2] == b"\x1f\x8b" and not extra
             size = file.seek(0, os.SEEK_END)
-            if gzipped and size > 8:
+            if gzipped and size > 1 << 20:  # a small one may be of members that are larger
                 file.seek(-8, os.SEEK_END)
                 end = file.read()
                 if int.from_bytes(end[4:], "little") > size:  # else members, or nothing was packed

@@ -17,20 +17,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wspnb.data.cohort import EMPTY
 from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
 from wspnb.data.series import convert_series, lost_slices
 from wspnb.data.store import digest, digest_file
-from wspnb.files import check_writable, read_csv, separator, write_csv
+from wspnb.files import alone, check_writable, read_csv, separator, write_csv
 
 __all__ = ["account", "convert_series", "find_series", "index", "main", "printable"]
 
 SAID = {"thickness_mm": "SliceThickness", "kernel": "ConvolutionKernel"}  # column: tag
-SAID |= {"contrast": "ContrastBolusAgent", "time": "AcquisitionTime"}
+SAID |= {"contrast": "ContrastBolusAgent", "date": "StudyDate", "time": "AcquisitionTime"}
 SAID |= {"description": "SeriesDescription", "modality": "Modality"}
 COLUMNS = ["take", "drop", "patient", "folder", "images", "plane", "extent_mm", *SAID]
 COLUMNS += ["series", "converted", "content"]
-NO = ("", "0", "-", "n", "no", "nein", "false")  # under take, in small letters
+NEEDED = ("take", "drop", "patient", "series", "converted", "content")
+# Under take, in small letters.
+NO = {*EMPTY, "0", "0.0", "n", "no", "nein", "non", "false", "falsch", "faux", "falso", "f"}
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of no patient
+SYSTEM += ("#recycle", "@Recycle", "#snapshot", "lost+found")
 
 
 def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
@@ -66,7 +70,7 @@ def choose(rows: pd.DataFrame) -> str:
     Raises:
         ValueError: if several are taken, several could be, or they are of several patients.
     """
-    taken = rows[~rows["take"].str.strip().str.lower().isin(NO)]
+    taken = _taken(rows)
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
     able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
@@ -90,6 +94,10 @@ def choose(rows: pd.DataFrame) -> str:
     )
 
 
+def _taken(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[~rows["take"].str.strip().str.lower().isin(NO)]
+
+
 def convert_patient(
     patient: Path, out: Path, known: pd.DataFrame, series=()
 ) -> tuple[pd.DataFrame, str]:
@@ -108,24 +116,32 @@ def convert_patient(
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
     rows = pd.DataFrame(rows, columns=[*COLUMNS, "id"]).set_index("series", drop=False)
     own = known[known.patient == name]  # a spreadsheet makes 7 of 007
+    away = _taken(own[~own.series.isin(rows.index)])  # their folder is not there today
     known = own if len(own) else known[known.series.isin(rows.index)]
     known = known.sort_values("take", ascending=False).drop_duplicates("series")
-    for column in ("take", "drop", "converted", "content"):
+    own_columns = [name for name in known if name not in rows]  # of the table's owner
+    for column in ("take", "drop", "converted", "content", *own_columns):
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := rows.index.intersection(series).tolist():
         rows["take"] = np.where(rows.index.isin(named), "x", "")
     problem, uid = "", ""
     try:
+        if len(away) and not named:
+            raise ValueError(
+                f"series {', '.join(away.series)} is taken in series.csv and not below: bring its"
+                " folder back, or take another there"
+            )
         if not len(rows):
             convert_series(patient, file, (), files)  # says why there is none
         uid = choose(rows)
         drop = rows.loc[uid, "drop"]
+        drop = "" if drop.strip().lower() in EMPTY else drop
         kept = _without(files, patient, drop)
         own = [digest_file(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid]
         own += [[printable(file.path), file.reason] for file in lost_slices(kept)]
         state = [f"yes, without {drop}" if drop else "yes", digest(own)[:16]]
         same = rows.loc[uid, ["converted", "content"]].tolist() == state
-        if file.exists() and (same or not len(known)):
+        if file.is_file() and same:
             print(file, "(there already, not converted again)")
         else:
             convert_series(patient, file, (uid,), kept)
@@ -141,6 +157,8 @@ def convert_patient(
         if (rows.converted != "").any():  # of another choice, or of files that have changed since
             file.unlink(missing_ok=True)
             rows[["converted", "content"]] = ""
+        elif file.exists() and not len(away):
+            problem += f" ({file} is there from before, and not of these files)"
     listing = account(files, uid, problem.split("\n")[0])
     if uid:
         dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
@@ -148,18 +166,22 @@ def convert_patient(
     write_csv(out / "files" / f"{name}.csv", listing)
     if left := (listing.use != "used").sum():
         print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
-    return rows, problem
+    kept_rows = away.set_index("series", drop=False).assign(id="")
+    return pd.concat([rows, kept_rows]).fillna(""), problem
 
 
 def _without(files: list[File], patient: Path, drop: str) -> list[File]:
     """Files but those that ``drop`` names, by name or by path from the patient's folder."""
     gone, kept = {part.strip() for part in drop.split(";") if part.strip()}, []
     for file in files:
-        names = {printable(os.path.relpath(file.path, patient)), Path(file.path).name}
+        names = {printable(os.path.relpath(file.path, patient)), (name := Path(file.path).name)}
+        names |= {str(int(name))} if name.isdecimal() else set()  # a spreadsheet cuts zeros
         kept += [] if names & gone else [file]
         gone -= names
     if gone:
-        raise ValueError(f"{printable(patient)}: no file {', '.join(sorted(gone))} to drop")
+        some = ", ".join(Path(printable(file.path)).name for file in files[:3])
+        found = f"no file {', '.join(sorted(gone))} to drop, there are {some}, ..."
+        raise ValueError(f"{printable(patient)}: {found}: write the whole name")
     return kept
 
 
@@ -168,6 +190,11 @@ def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
     go."""
     problems = []
     used = rows[rows.converted != ""].reset_index(drop=True)
+    for who, own in used[used.id != ""].groupby("id", sort=False):
+        if own.patient.nunique() > 1:
+            names = ", ".join(own.patient.unique()[:5])
+            words = f"the folders {names} have one PatientID, {who}: where they are one patient"
+            print(f"{folder}: {words}, write one name in the cohort's table", file=sys.stderr)
     for (uid, _), own in used.groupby(["series", "id"], sort=False):
         if len(own) < 2:
             continue
@@ -210,34 +237,65 @@ def main(arguments: list[str] | None = None) -> int:
             f" folders, such as {printable(loose[0].path)}, which are of no patient: put them into"
             " folders, or take them away"
         )
-    table, known = asked.out / "series.csv", pd.DataFrame(columns=COLUMNS)
-    if table.exists():
-        try:
-            known = read_csv(table, text=True, sep=separator(table))
-        except ValueError as error:
-            parser.error(str(error))
-        if missing := [name for name in COLUMNS if name not in known]:
-            parser.error(f"{table}: columns {missing} are missing: put them back, or delete it")
-    found, names = [], [printable(path.name) for path in patients]
+    try:
+        with alone(asked.out / "series.csv"):
+            problems += _convert_all(patients, asked)
+    except (OSError, ValueError) as error:  # of the table, whatever is wrong with a patient
+        parser.error(f"{error}; when this is mended, give the command again")
+    print(*problems, sep="\n", file=sys.stderr)
+    there = sum((asked.out / f"{name}.nii.gz").is_file() for name in set(map(_name, patients)))
+    print(f"{there} of {len(patients)} patients have a volume in {asked.out}", flush=True)
+    return 1 if problems else 0
+
+
+def _name(patient: Path) -> str:
+    return printable(patient.name)
+
+
+def _choices(table: Path) -> pd.DataFrame:
+    """``series.csv`` as it is now, also while the command runs."""
+    if not table.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    known = read_csv(table, text=True, sep=separator(table))
+    if missing := [name for name in NEEDED if name not in known]:
+        raise ValueError(f"{table}: columns {missing} are missing: put them back, or delete it")
+    return known
+
+
+def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
+    """Every patient in turn, the table after each; what is wrong. What its owner writes into it
+    meanwhile stays."""
+    table, problems, found, keys = asked.out / "series.csv", [], [], ["patient", "series"]
+    names, before, written = list(map(_name, patients)), _choices(table), None
     for patient, name in zip(patients, names, strict=True):
         if names.count(name) > 1:
             problems.append(f"{patient.parent / name}: several folders print so: rename one")
             continue
+        known = _choices(table)
         others = known.patient.isin(set(names) - {name})
         rows, problem = convert_patient(patient, asked.out, known[~others], tuple(asked.series))
         found.append(rows)
         problems += [problem] if problem else []
-        done = pd.concat(found)
+        known, done = _choices(table), pd.concat(found)
+        if table.exists() and written not in (None, table.read_bytes()):
+            new = known.drop_duplicates(keys).set_index(keys)[["take", "drop"]]
+            done = done.set_index(keys, drop=False)
+            done[["take", "drop"]] = new.reindex(done.index).fillna(done[["take", "drop"]])
         rest = known.patient.isin(names) | ~known.series.isin(done.series)
         rest = known[~known.patient.isin(done.patient) & rest]
-        write_csv(table, pd.concat([done, rest])[COLUMNS])
+        own = [name for name in known if name not in COLUMNS]
+        write_csv(table, pd.concat([done, rest])[[*COLUMNS, *own]].fillna(""))
+        written = table.read_bytes()
+    gone = before[~before.patient.isin(names) & (before.converted != "")]
+    for row in gone[gone.series.isin(done.series)].itertuples() if found else ():
+        where = f"{asked.out / row.patient}.nii.gz"
+        if os.path.exists(where):
+            words = "is of a folder that has another name now: delete it, or name it as the folder"
+            print(f"{where} {words}", file=sys.stderr)
     problems += _shared(done, asked.folder, asked.out) if found else []
     for uid in sorted({*asked.series} - {uid for rows in found for uid in rows.index}):
         problems.append(f"{asked.folder}: no series {uid} (--series) below")
-    print(*problems, sep="\n", file=sys.stderr)
-    there = sum((asked.out / f"{name}.nii.gz").exists() for name in set(names))
-    print(f"{there} of {len(patients)} patients have a volume in {asked.out}", flush=True)
-    return 1 if problems else 0
+    return problems
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +18,14 @@ SAME = (
     " SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit"
     " PixelRepresentation RescaleSlope RescaleIntercept RescaleType ImageType FrameOfReferenceUID"
     " ConvolutionKernel SliceThickness SOPClassUID KVP StudyInstanceUID PatientPosition"
+    " PatientBirthDate AccessionNumber DeviceSerialNumber ReconstructionDiameter"
+    " ManufacturerModelName BodyPartExamined"
 ).split()
 # What may change from one block of slices to the next, but not to and fro.
 BLOCKS = (
     "AcquisitionNumber AcquisitionUID TemporalPositionIdentifier AcquisitionTime TriggerTime"
     " NominalPercentageOfCardiacPhase AcquisitionDateTime SeriesNumber SeriesDescription"
-    " ContrastBolusAgent"
+    " ContrastBolusAgent StudyDate SeriesDate AcquisitionDate ContentDate"
 ).split()
 TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
 # Hints of where slices lie, and how many there are.
@@ -30,8 +33,11 @@ HINTS = ["SpacingBetweenSlices", "GantryDetectorTilt", "ImagesInAcquisition"]
 HINTS += ["NumberOfSeriesRelatedInstances"]
 TAGS += ["ImagePositionPatient", *HINTS]
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
+NUMBERS += ("ReconstructionDiameter",)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
-PACKED = (".tar", ".iso")
+PACKED = (".tar", ".iso", ".dmg")
+VOLUMES = (".nii.gz", ".img.gz", ".hdr.gz", ".mgz")
+DOCUMENTS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}  # in a zip that is none
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
 
 
@@ -83,7 +89,8 @@ def account(files: list[File], used: str = "", why: str = "") -> pd.DataFrame:
     rows, idle = [], f"image, not converted{': ' * bool(why)}{why}"
     for file in files:
         uid = file.tags.get("SeriesInstanceUID", "")
-        use = file.reason or ("used" if uid == used and uid else idle)
+        other = "image, not converted: of another series than the one taken" if used else idle
+        use = file.reason or ("used" if uid == used and uid else other)
         rows.append({"file": printable(file.path), "series": uid, "use": use})
     return pd.DataFrame(rows, columns=["file", "series", "use"])
 
@@ -98,7 +105,8 @@ def printable(path: str | Path) -> str:
 
 def name_form(path: str) -> str:
     """A file's name whatever its numbers: IM3 is a slice where IM1, IM2 and IM4 are."""
-    return re.sub(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*", "0", os.path.basename(path))
+    form = re.sub(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*", "0", os.path.basename(path))
+    return re.sub(r"0(\.0)+", "0.0", form)  # UIDs have more numbers or fewer
 
 
 def index_file(path: str) -> File:
@@ -116,8 +124,11 @@ def index_file(path: str) -> File:
                 return File(path, {}, "a Mac's note on a file, no image")
             if not head.strip(b"\0"):
                 return File(path, {}, "empty" if not size else "holds zeros only", True)
-            if path.lower().endswith(".nii.gz"):
-                return File(path, {}, "no DICOM but a NIfTI")
+            if path.lower().endswith(VOLUMES):
+                return File(path, {}, "no DICOM but a volume of another format")
+            if head.startswith(b"PK") and zipfile.is_zipfile(stream):
+                if DOCUMENTS & set(zipfile.ZipFile(stream).namelist()):
+                    return File(path, {}, "a document or program, no image")
             if head.startswith(ARCHIVES) or path.lower().endswith(PACKED):
                 return File(path, {}, "an archive: unpack it, and take it away", True)
             if path.lower().endswith(PARTIAL):

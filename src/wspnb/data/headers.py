@@ -131,11 +131,12 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
                 array = _read(type(header.image).from_stream(stream), raw)
             else:
                 array = _read(header.image, raw)
-            if nifti:
+            closed = isinstance(header.image, (nib.Nifti1Pair, nib.MGHImage, AFNIImage))
+            if closed:
                 stream.seek(header.image.dataobj.offset + need)
-            while (packed or nifti) and (piece := stream.read(1 << 20)):  # to gzip's checksum
+            while (packed or closed) and (piece := stream.read(1 << 20)):  # to gzip's checksum
                 more += len(piece.strip(b"\0"))
-            if nifti and more:
+            if more and (nifti or more >= math.prod(header.image.shape[:2])):
                 found = f"{more} bytes behind the voxels of shape {header.image.shape}"
                 raise ValueError(f"{found}: another volume, or slices that the header leaves out")
     except MemoryError:

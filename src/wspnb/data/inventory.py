@@ -233,6 +233,9 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
     if low < 0:
         soft = float(((sample >= 0) & (sample <= 100)).mean())
         shifted = float(((sample >= 950) & (sample <= 1150)).mean())
+        if low > -90:
+            found = f"{span}, nothing below, where fat and air are (an MRI that was resampled?)"
+            return "unknown", f"{found}: {SAY}"
         if high - low < 200:
             return "unknown", f"{span}, too few for HU (normalised?): convert from the source again"
         if (beyond := float((sample > 32767).mean())) > 0.001:

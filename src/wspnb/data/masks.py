@@ -1,6 +1,7 @@
 """Liver masks as files: given ones read, predicted ones written on their volume's own grid."""
 
 import json
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,10 @@ from nibabel.orientations import apply_orientation, io_orientation, ornt_transfo
 from scipy import ndimage
 
 from wspnb.data import store
-from wspnb.data.cohort import file_stamp
+from wspnb.data.cohort import file_stamp, read_cohort
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import load_mask, write_image
-from wspnb.files import own_files, read_json, relative, write_csv, write_text
+from wspnb.files import own_files, read_csv, read_json, relative, write_csv, write_text
 
 OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
 OURS += ["unet-loss.csv", *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv"))]
@@ -70,7 +71,10 @@ def _parts(mask: np.ndarray, touching: np.ndarray | None):
     ends = [np.flatnonzero(line)[[0, -1]] for line in lines]
     box = tuple(slice(first, last + 1) for first, last in ends)
     parts, n = ndimage.label(mask[box], touching)
-    return box, parts, np.bincount(parts.ravel(), minlength=n + 1)[1:]
+    sizes, flat = np.zeros(n + 1, np.int64), parts.ravel()
+    for first in range(0, len(flat), 1 << 22):  # all at once is 8 bytes a voxel
+        sizes += np.bincount(flat[first : first + (1 << 22)], minlength=n + 1)
+    return box, parts, sizes[1:]
 
 
 def keep_largest(mask: np.ndarray, row: dict, header: Header) -> np.ndarray:
@@ -180,7 +184,9 @@ def summarise(judged: pd.DataFrame, n: int = 2000, seed: int = 0) -> pd.DataFram
     return pd.DataFrame(rows)
 
 
-def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -> pd.DataFrame:
+def write_cohort(
+    folder: Path, cohort: pd.DataFrame, value: int | None = None, source: Path | None = None
+) -> pd.DataFrame:
     """The cohort table with a mask in every row, ready for notebook 01.
 
     Args:
@@ -188,6 +194,7 @@ def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -
         cohort: of :func:`wspnb.data.cohort.read_cohort` with ``mask_source``, given or predicted.
         value: label of the liver in the given masks, which are then copied as 0 and 1, as later
             notebooks take all above zero. None leaves them where they are.
+        source: file of that table, for :func:`check_labels`.
 
     A column ``drawn_from`` is what :func:`check_drawn` compares.
 
@@ -204,6 +211,8 @@ def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -
         table.loc[number, "mask"] = str(file)
     for column in ("volume", "mask"):
         table[column] = table[column].map(partial(relative, folder=folder))
+    if source:
+        table["labels_from"] = relative(str(source), folder)
     table = table.convert_dtypes()  # whole numbers stay whole beside empty fields
     write_csv(folder / "cohort.csv", table)
     return table
@@ -211,6 +220,29 @@ def write_cohort(folder: Path, cohort: pd.DataFrame, value: int | None = None) -
 
 def _mark(stamp: list) -> str:
     return " ".join(map(str, stamp))
+
+
+def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
+    """Raise ValueError for a table of :func:`write_cohort` (``made``, where it is read already)
+    whose labels, cohorts or patients are no longer those of the table that it was made of."""
+    made, folder = read_cohort(csv) if made is None else made, Path(csv).parent
+    source = folder / made.labels_from.iloc[0] if "labels_from" in made else Path()
+    if not source.is_file():
+        return
+    own, now = (
+        table.groupby("patient")[["weak_label", "label", "cohort"]].first()
+        for table in (made, read_cohort(source))
+    )
+    lost = folder / "failed_masks.csv"
+    lost = set(read_csv(lost, text=True).patient) if lost.exists() else set()
+    both = own.index.intersection(now.index)
+    same = (own.loc[both].map(str) == now.loc[both].map(str)).all(axis=1)
+    if who := [*both[~same], *sorted({*now.index} - {*own.index} - lost)]:
+        raise ValueError(
+            f"{os.path.normpath(source)}: labels, cohorts or patients are others than in {csv},"
+            f" which was made of it ({', '.join(who[:10])}): give notebook 01b's command again,"
+            f" with -p source_dir {os.path.normpath(source.parent)} at its end"
+        )
 
 
 def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
@@ -226,13 +258,15 @@ def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
     drawn = (cohort.mask_source == "predicted").to_numpy()
     now = [_mark(pair[0 if own else 1]) for pair, own in zip(stamps, drawn, strict=True)]
     other = (cohort.drawn_from != "").to_numpy() & (cohort.drawn_from != now).to_numpy()
-    advice = "draw again: notebook 01b with -p source_dir FOLDER_OF_YOUR_TABLE -p resume false"
+    advice = "draw again, with notebook 01b's command and -p source_dir FOLDER -p resume false at"
+    advice += " its end, FOLDER that of your own table"
     if (those := cohort.patient[other & drawn]).any():
         who = ", ".join(those.unique()[:10])
         raise ValueError(f"the masks of {who} were drawn on volumes that have changed: {advice}")
     if (those := cohort.patient[other & ~drawn]).any():
         who = ", ".join(those.unique()[:10])
-        text = f"given masks of {who} have changed since others were drawn as they were: {advice}"
+        text = f"the given masks of {who} have changed; the drawn ones were learnt from the old"
+        text += f" masks: {advice}"
         warnings.warn(text, stacklevel=3)
 
 
@@ -287,8 +321,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
         words = {k: f"volumes, masks or patients of {k}_dir" for k in ("source", "train")}
         if other := store.changes(read_json(note), settings, words):
             raise ValueError(
-                f"{note}: made with other settings ({other}): choose another masks_dir,"
-                " or -p resume false to begin afresh"
+                f"{note}: made with other settings ({other}): begin afresh with"
+                " -p resume false, or choose another masks_dir"
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.ndimage import binary_erosion
 
 from wspnb.data.inventory import Hu
+from wspnb.data.masks import summarise
 from wspnb.data.volumes import resize, to_image, window
 from wspnb.files import read_csv, relative
 from wspnb.folds import cohorts_of
@@ -81,7 +82,8 @@ def fates(
     Returns:
         volume, patient, cohort, ``fate`` ("no liver mask", "set aside", "not used", "pretraining",
         "judged"), ``reason``, ``mask`` ("given", "drawn" or ""), ``kept`` slices, and of the mask
-        ``mask_ml``, ``mask_mm`` and ``mask_cut`` where they are known.
+        ``mask_ml``, ``mask_mm`` and ``mask_cut`` where they are known; for drawn masks ``dice`` and
+        ``ends_mm`` of the patients that notebook 01b held out.
     """
     table = inventory[["volume", "patient", "reason"]].fillna("").assign(kept=inventory.n_kept)
     table["cohort"] = cohort.cohort.to_numpy()
@@ -99,6 +101,11 @@ def fates(
     if cohort.weak_label[trained].notna().any():
         unread = (table.fate == "pretraining") & cohort.weak_label.isna().to_numpy()
         table.loc[unread, "reason"] = "no weak label: in pretraining it is of no class"
+    judged = Path(source) / "dice.csv"
+    if source and judged.exists():
+        held = summarise(read_csv(judged)).set_index("kind").reindex(["held out"])
+        for name in ("dice", "ends_mm"):
+            table[name] = np.where(table["mask"] == "drawn", held[name].iloc[0].round(3), np.nan)
     lost = Path(source) / "failed_masks.csv"
     if source and lost.exists():
         file, lost = lost, read_csv(lost, text=True)
@@ -143,10 +150,12 @@ def cautions(table: pd.DataFrame) -> list[str]:
     as text."""
     kept, said = table[table.kept != "0"], []
     if drawn := int((kept["mask"] == "drawn").sum()):
-        words = (
-            f"{drawn} liver masks are drawn by a network, and positions rest on them: its Dice and"
-        )
-        said += [f"{words} pictures are in notebooks/01b_liver_masks.ipynb of this run."]
+        words = f"{drawn} liver masks are drawn by a network, and positions rest on them"
+        held = kept[kept.get("dice", pd.Series("", kept.index)) != ""]
+        for row in held[:1].itertuples():
+            words += f"; on patients that it had not seen its Dice was {float(row.dice):.2f}, and"
+            words += f" the ends of the liver were {float(row.ends_mm):.0f} mm off"
+        said += [f"{words}: its pictures are in notebooks/01b_liver_masks.ipynb of this run."]
     if cut := int((kept.mask_cut != "").sum()):
         words = f"{cut} livers of {len(kept)} reach the first or last slice of their scan: the"
         said += [f"{words} positions of a liver that is cut off are not those of a whole one."]
@@ -155,7 +164,8 @@ def cautions(table: pd.DataFrame) -> list[str]:
 
 def caption(row: pd.Series) -> str:
     """Words above a volume's picture: whose, ml, mm, what the scan cuts off, given or drawn."""
-    parts = [str(row.patient)[:16]]
+    name = str(row.patient)
+    parts = [name if len(name) < 17 else f"{name[:4]}…{name[-11:]}"]
     if row.mask_ml == row.mask_ml:
         parts.append(
             f"{row.mask_ml:.0f} ml" + (f", {row.mask_mm:.0f} mm" if row.mask_mm > 0 else "")

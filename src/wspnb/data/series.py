@@ -31,7 +31,8 @@ from wspnb.files import need
 NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  # how many, needed
 NUMBERS |= {"RescaleIntercept": 1}
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
-PICTURES = re.compile("LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN SAVE")  # in ImageType: no slices
+PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN SAVE|PERFUSION|SUBTRACTION|IODINE"
+PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
 COUNTS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
 HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
@@ -92,11 +93,20 @@ def convert_series(
 def lost_slices(files: list[File]) -> list[File]:
     """Files that cannot be read and may be slices, of whichever series."""
     forms = {name_form(file.path) for file in files if file.tags}
+    there = {file.path for file in files if file.tags}
+
+    def like_a_slice(path):
+        """Named as slices are, perhaps with a dot before or an ending behind (.icloud, .gpg)."""
+        place, name = os.path.split(path)
+        bare = os.path.splitext(name.lstrip("."))[0]
+        other = name_form(bare) in forms and os.path.join(place, bare) not in there
+        return name_form(name) in forms or other
+
     return [
         file
         for file in files
         if not file.tags.get("SeriesInstanceUID")
-        and (file.damaged or (file.reason == "no DICOM" and name_form(file.path) in forms))
+        and (file.damaged or (file.reason == "no DICOM" and like_a_slice(file.path)))
     ]
 
 
@@ -153,7 +163,7 @@ def _no_ct(tags: dict, file: str) -> str:
         return f"{found}: take a series of CT; others are converted with dcm2niix"
     if tags["SOPClassUID"] not in CT or PICTURES.search(tags["ImageType"].upper()):
         kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
-        return f"no slices of a CT but a scout or pictures ({kind}): take another series"
+        return f"no slices of a CT but a scout or pictures, or maps ({kind}): take another series"
     if tags["RescaleType"].upper() not in HU:
         return f"values in {tags['RescaleType']} (RescaleType), not HU: take another series"
     for tag, n in NUMBERS.items():
@@ -268,7 +278,9 @@ def _woven(numbers: list[int]) -> bool:
 
 def _read_pixels(files: list[File], name: str) -> np.ndarray:
     """HU ``(column, row, slice)``: int16 where they are whole and fit, else float32."""
-    (sitk,), planes = need("dicom", "SimpleITK"), []
+    (sitk,), flat = need("dicom", "SimpleITK"), []
+    shape = int(files[0].tags["Rows"]), int(files[0].tags["Columns"])
+    volume = np.empty((*shape[::-1], len(files)), np.int16, "F")
     with tempfile.TemporaryDirectory() as scratch:
         for number, file in enumerate(files):
             path = file.path
@@ -276,7 +288,6 @@ def _read_pixels(files: list[File], name: str) -> np.ndarray:
                 path = os.path.join(scratch, f"{number}.dcm")
                 os.symlink(os.path.abspath(file.path), path)
             try:
-                shape = int(file.tags["Rows"]), int(file.tags["Columns"])
                 plane = sitk.GetArrayFromImage(sitk.ReadImage(path)).reshape(shape)
             except (RuntimeError, ValueError) as error:
                 why = f"cannot be decoded ({str(error).strip().splitlines()[-1][:160]})"
@@ -286,8 +297,17 @@ def _read_pixels(files: list[File], name: str) -> np.ndarray:
                 raise ValueError(f"{name}: {printable(file.path)} has {problem}")
             whole = plane.dtype.kind in "iu" or (plane == np.rint(plane)).all()
             fits = whole and -32768 <= plane.min()
-            planes.append(plane.T.astype(np.int16 if fits else np.float32))
-    return np.stack(planes, axis=2)  # float32 if one of them is
+            if not fits and volume.dtype != np.float32:
+                volume = volume.astype(np.float32)
+            volume[:, :, number] = plane.T
+            if plane.min() == plane.max() == file.tags["RescaleIntercept"]:
+                flat.append(printable(file.path))
+    if 0 < 2 * len(flat) < len(files):
+        raise ValueError(
+            f"{name}: all pixels are 0 in {len(flat)} slices, such as {flat[0]}, as where a copy"
+            " did not end: copy it again, or write its name under drop in series.csv"
+        )
+    return volume
 
 
 def _bits_beyond(file: File) -> str:

@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.headers import open_header
-from wspnb.data.masks import LIVER_ML, check_drawn, check_size, keep_largest, measure, read_given
+from wspnb.data.masks import (
+    LIVER_ML,
+    check_drawn,
+    check_labels,
+    check_size,
+    keep_largest,
+    measure,
+    read_given,
+)
 from wspnb.data.quality import PICTURE, coronal
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
 from wspnb.files import alone, package_version, relative, whole
@@ -107,6 +115,12 @@ def prepare_volume(
     if mask:
         _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
         if organ_ml[1] == LIVER_ML[1]:
+            beyond = np.flatnonzero(inside.any((0, 1)))[[0, -1]] + (-1, 1)
+            row["mask_cut"] = " and ".join(  # also where slices were added in one value
+                end
+                for end, z in zip(("bottom", "top"), beyond, strict=True)
+                if end in row["mask_cut"] or np.ptp(scan.voxels[:, :, z]) == 0
+            )
             body = hu[:, :, kept[len(kept) // 2]] > (ends[0] if coding == "MR" else volumes.BODY_HU)
             counts = inside[:, :, kept].sum((1, 2)), body.sum(1)
             middles = [own @ np.arange(len(own)) / own.sum() for own in counts]
@@ -170,7 +184,9 @@ def write_slices(
         raise ValueError(f"mask_value {mask_value}: the liver's label, 1 or more, or None for all")
     if image_size < 1 or image_size != int(image_size):
         raise ValueError(f"image_size {image_size}: choose a number of pixels")
-    cohort = _name_volumes(read_cohort(cohort_csv), Path(cohort_csv))
+    cohort = read_cohort(cohort_csv)
+    check_labels(cohort_csv, cohort)
+    cohort = _name_volumes(cohort, Path(cohort_csv))
     codings = cohort.get("coding", pd.Series("", cohort.index)).tolist()
     settings = {
         "format": store.FORMAT,

@@ -6,6 +6,7 @@ head (RAS+), so that depth always runs from the feet to the head, however the fi
 
 import gzip
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,12 +115,16 @@ def load_mask(
         labels = numbers
     if labels.dtype.kind != "u" and labels.min() < 0:
         raise ValueError(f"{path}: mask values from {labels.min()}: write 0 outside, 1 inside")
-    if value is None and str(path).endswith("_part_551.nii.gz"):  # of CADS, where 5 is the liver
+    if value is None and re.search(r"_part_551\.nii(\.gz)?$", str(path), re.I):  # of CADS
         value = 5
     if value is None:
         most = labels.max()
         if most > 3:
             there = sorted(set().union(*(np.unique(plane).tolist() for plane in labels.T)) - {0})
+            if len(there) > 3 and most == 255:
+                found = f"{len(there)} values up to 255, a mask with soft edges or a map of organs"
+                advice = "threshold it first, or say which is the liver (mask_value)"
+                raise ValueError(f"{path}: {found}: {advice}")
             if len(there) > 3:
                 raise ValueError(
                     f"{path}: {len(there)} labels ({', '.join(map(str, there[:5]))}, ...), a map of"
@@ -217,7 +222,8 @@ def body_slices(hu, above: float = BODY_HU) -> np.ndarray:
     """All slices from the first to the last that show the body: for volumes without a mask.
 
     A slice shows the body if more than 5 % of its pixels are above -300 HU (paper silent): air and
-    lung are not, and a bare table is less.
+    lung are not, and a bare table is less. One of a single value, such as a padding of 0, shows
+    none.
 
     Args:
         hu: ``(x, y, z)``, HU; an array or :class:`wspnb.data.inventory.Hu`.
@@ -229,7 +235,8 @@ def body_slices(hu, above: float = BODY_HU) -> np.ndarray:
     Raises:
         ValueError: if no slice shows a body.
     """
-    shares = [(hu[:, :, z] > above).mean() for z in range(hu.shape[2])]
+    planes = (hu[:, :, z] for z in range(hu.shape[2]))
+    shares = [(plane > above).mean() * (plane.min() < plane.max()) for plane in planes]
     inside = np.flatnonzero(np.array(shares) > BODY_SHARE)
     if not len(inside):
         raise ValueError(
@@ -318,4 +325,4 @@ def write_image(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     image.set_sform(affine, 1)
     with whole(path) as temporary, temporary.open("wb") as file:
         with gzip.GzipFile("", "wb", 1, file, mtime=0) as packed:
-            packed.write(image.to_bytes())
+            image.to_stream(packed)
