@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -284,6 +285,32 @@ def test_a_corrected_label_is_joined_and_no_image_is_made_again(tmp_path, monkey
     rows.loc[1, "volume"] = "v1.nii.gz"
     rows.to_csv(csv, index=False)
     assert contents(write(csv, folder)) == before
+
+
+def test_livers_of_odd_height_ends_or_tails_are_named(tmp_path):
+    """No warning for one that is round, and one each for a stack too tall and a thread."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in (30, 30, 26)), indexing="ij")
+    ball = (x / 0.7) ** 2 + (y / 0.7) ** 2 + (z / 0.8) ** 2 < 1
+    thread = ball.copy()
+    thread[:, :, :8] = False
+    thread[14, 14, 1:12] = True
+    words = {"round": "", "tall": "mask_mm", "thread": "mask_tail_mm"}
+    masks_of = {"round": ball, "tall": ball, "thread": thread}
+    for name, word in words.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        affine = np.diag([-7.0, -7.0, 16.0 if name == "tall" else 8.0, 1])
+        hu = np.random.default_rng(0).normal(60, 10, ball.shape) - 1060 * (abs(x) > 0.9)
+        nib.save(nib.Nifti1Image(hu.astype(np.int16), affine), folder / "v.nii")
+        nib.save(nib.Nifti1Image(masks_of[name].astype(np.uint8), affine), folder / "m.nii")
+        (folder / "cohort.csv").write_text(
+            "volume,mask,patient,weak_label,label,cohort\nv.nii,m.nii,p,1,,r\n"
+        )
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            write(folder / "cohort.csv", folder / "store", organ_ml=LIVER_ML)
+        told = [str(w.message) for w in said if "mask" in str(w.message)]
+        assert [word in text for text in told] == ([True] if word else []), (name, told)
 
 
 def test_an_organ_below_slices_of_padding_is_cut_off(tmp_path):

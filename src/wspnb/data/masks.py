@@ -45,11 +45,15 @@ def measure(mask: np.ndarray, header: Header) -> dict:
         or last slice of the scan, so that the organ may go on outside; ``mask_gaps``, slices
         without mask between its ends; ``mask_parts`` that hang together by faces, edges or corners,
         ``mask_share`` of the voxels in the largest, and ``mask_reach``, by how many slices the
-        other parts go beyond the ends of the largest.
+        other parts go beyond the ends of the largest; ``mask_tail_mm`` of slices at an end with
+        less than 1 % of the largest section.
     """
     box, parts, sizes = _parts(mask, np.ones((3, 3, 3)))
     z, n_voxels = box[2], int(sizes.sum())
     ends = {"bottom": z.start == 0, "top": z.stop == mask.shape[2]}
+    areas = np.count_nonzero(parts, axis=(0, 1))  # of the sections, voxels
+    thick = np.flatnonzero(areas >= 0.01 * areas.max())
+    tail = max(thick[0], len(areas) - 1 - thick[-1])
     own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
     return {
         "mask_ml": round(n_voxels * header.voxel_ml, 1),
@@ -59,6 +63,7 @@ def measure(mask: np.ndarray, header: Header) -> dict:
         "mask_parts": len(sizes),
         "mask_share": round(int(sizes.max()) / n_voxels, 4),
         "mask_reach": int(own[0] + z.stop - z.start - 1 - own[-1]),
+        "mask_tail_mm": round(float(tail * header.spacing[2]), 1),
     }
 
 

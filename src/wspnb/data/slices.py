@@ -38,6 +38,7 @@ PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 OBLIQUE = 20  # degrees; paper silent
+LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
 ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
 
 
@@ -315,7 +316,9 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     about = settings | {
         "n_volumes": len(done) - len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
-        "not_hu": _warn(folder, listed[listed.n_kept > 0]),  # decoded by evidence
+        "not_hu": _warn(  # decoded by evidence
+            folder, listed[listed.n_kept > 0], settings["organ_ml"][1] == LIVER_ML[1]
+        ),
         "versions": {name: package_version(name) for name in PACKAGES},
     }
     kept = [file for file, entry in zip(files, used, strict=True) if entry["z"]]
@@ -323,10 +326,12 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     store.write_store(folder, images, table, size, failed, listed, **about)
 
 
-def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
-    """Say what is odd about volumes that are used; returns those decoded by evidence."""
+def _warn(folder: Path, used: pd.DataFrame, liver: bool) -> list[str]:
+    """Say what is odd about volumes that are used, and whose masks are livers or not; returns those
+    decoded by evidence."""
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
+    measured += ["mask_mm", "mask_tail_mm"]
     used = used.reindex(columns=used.columns.union(measured))
     guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
@@ -352,6 +357,14 @@ def _warn(folder: Path, used: pd.DataFrame) -> list[str]:
         "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
         " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
     }
+    uncut = used.mask_cut.isna() | (used.mask_cut == "")
+    low, high = LIVER_MM
+    kinds |= {
+        f"masks, such as that of {{}}, are less than {low:g} mm tall, or over {high:g}, which no"
+        " whole liver is: look at mask_mm": (uncut & (used.mask_mm < low)) | (used.mask_mm > high),
+        f"masks, such as that of {{}}, have a thread of more than {TAIL} mm at an end, which moves"
+        " every position: look at mask_tail_mm": used.mask_tail_mm > TAIL,
+    } if liver else {}  # fmt: skip
     for words, those in kinds.items():
         if those.any():
             told = words.format(used.volume[those].iloc[0])
