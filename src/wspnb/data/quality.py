@@ -82,8 +82,8 @@ def fates(
     Returns:
         volume, patient, cohort, ``fate`` ("no liver mask", "set aside", "not used", "pretraining",
         "judged"), ``reason``, ``mask`` ("given", "drawn" or ""), ``kept`` slices, and of the mask
-        ``mask_ml``, ``mask_mm`` and ``mask_cut`` where they are known; for drawn masks ``dice`` and
-        ``ends_mm`` of the patients that notebook 01b held out.
+        ``mask_ml``, ``mask_mm`` and ``mask_cut`` where they are known; for drawn masks
+        ``held_out_dice`` and ``held_out_ends_mm``, means of the patients that 01b held out.
     """
     table = inventory[["volume", "patient", "reason"]].fillna("").assign(kept=inventory.n_kept)
     table["cohort"] = cohort.cohort.to_numpy()
@@ -105,7 +105,9 @@ def fates(
     if source and judged.exists():
         held = summarise(read_csv(judged)).set_index("kind").reindex(["held out"])
         for name in ("dice", "ends_mm"):
-            table[name] = np.where(table["mask"] == "drawn", held[name].iloc[0].round(3), np.nan)
+            table[f"held_out_{name}"] = np.where(
+                table["mask"] == "drawn", held[name].iloc[0].round(3), np.nan
+            )
     lost = Path(source) / "failed_masks.csv"
     if source and lost.exists():
         file, lost = lost, read_csv(lost, text=True)
@@ -151,10 +153,11 @@ def cautions(table: pd.DataFrame) -> list[str]:
     kept, said = table[table.kept != "0"], []
     if drawn := int((kept["mask"] == "drawn").sum()):
         words = f"{drawn} liver masks are drawn by a network, and positions rest on them"
-        held = kept[kept.get("dice", pd.Series("", kept.index)) != ""]
+        held = kept[kept.get("held_out_dice", pd.Series("", kept.index)) != ""]
         for row in held[:1].itertuples():
-            words += f"; on patients that it had not seen its Dice was {float(row.dice):.2f}, and"
-            words += f" the ends of the liver were {float(row.ends_mm):.0f} mm off"
+            dice, ends = float(row.held_out_dice), float(row.held_out_ends_mm)
+            words += f"; on patients that it had not seen its Dice was {dice:.2f}, and the ends of"
+            words += f" the liver were {ends:.0f} mm off"
         said += [f"{words}: its pictures are in notebooks/01b_liver_masks.ipynb of this run."]
     if cut := int((kept.mask_cut != "").sum()):
         words = f"{cut} livers of {len(kept)} reach the first or last slice of their scan: the"
