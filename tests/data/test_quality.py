@@ -57,6 +57,9 @@ def test_what_became_of_each_volume(tmp_path):
     pd.DataFrame(lost).to_csv(tmp_path / "failed_masks.csv", index=False)
     dice = {"patient": ["a", "c"], "dice": [0.6, 0.8], "kind": ["held out"] * 2}
     dice |= {"bottom_mm": [-10.0, 10.0], "top_mm": [30.0, 10.0]}
+    pd.DataFrame(dice).head(0).to_csv(tmp_path / "dice.csv", index=False)  # no fold was held out
+    bare = quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
+    assert "held_out_dice" not in bare
     pd.DataFrame(dice).to_csv(tmp_path / "dice.csv", index=False)
     found = quality.fates(inventory, cohort, ["d1"], "radio", tmp_path)
     expected = ["pretraining", "judged", "not used", "set aside", "no liver mask"]

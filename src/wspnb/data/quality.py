@@ -101,9 +101,9 @@ def fates(
     if cohort.weak_label[trained].notna().any():
         unread = (table.fate == "pretraining") & cohort.weak_label.isna().to_numpy()
         table.loc[unread, "reason"] = "no weak label: in pretraining it is of no class"
-    judged = Path(source) / "dice.csv"
-    if source and judged.exists():
-        held = summarise(read_csv(judged)).set_index("kind").reindex(["held out"])
+    dice = Path(source) / "dice.csv"
+    if source and dice.exists() and len(dice := read_csv(dice)):
+        held = summarise(dice).set_index("kind").reindex(["held out"])
         for name in ("dice", "ends_mm"):
             table[f"held_out_{name}"] = np.where(
                 table["mask"] == "drawn", held[name].iloc[0].round(3), np.nan
