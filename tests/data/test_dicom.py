@@ -353,7 +353,10 @@ def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_p
     assert "(there already, not converted again)" in capsys.readouterr().out
     table["take"] = "x"
     table.reset_index().to_csv(nifti / "series.csv", index=False)
-    assert main(command) == 1 and "3 series are taken" in capsys.readouterr().err
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "3 series are taken" in said and "its volume of before is taken away" in said
+    assert not (nifti / "P.nii.gz").exists()
     assert not (nifti / "P.nii.gz").exists()  # not that of a choice that is gone
 
 

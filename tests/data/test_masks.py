@@ -405,7 +405,14 @@ def test_a_drawn_mask_belongs_to_the_volume_that_it_was_drawn_on(tmp_path):
     (tmp_path / "drawn").write_bytes(b"smoothed by hand")
     check(said)
     (tmp_path / "liver").write_bytes(b"corrected")
-    with pytest.warns(UserWarning, match="given masks of A have changed; .* draw again"):
+    with pytest.warns(
+        UserWarning, match="given masks of A, or their volumes, have changed; .* draw again"
+    ):
+        check(said)
+    (tmp_path / "liver").write_bytes(bytes([3] * 9))
+    check(said)
+    (tmp_path / "a").write_bytes(b"another voxel")
+    with pytest.warns(UserWarning, match="given masks of A, or their volumes, have changed"):
         check(said)
     (tmp_path / "b").write_bytes(b"another series")
     with pytest.raises(ValueError, match="masks of B were drawn on volumes that have changed"):
@@ -432,6 +439,9 @@ def test_labels_that_changed_after_the_drawing_are_asked_for(tmp_path):
             masks.check_labels(made)
     (own / "cohort.csv").unlink()
     masks.check_labels(made)
+    (own / "b").unlink()
+    with pytest.raises(ValueError, match=r"It was made of .*own/cohort\.csv: correct that one"):
+        read_cohort(made)
 
 
 def test_lines_of_dice_find_their_volumes_under_other_names_of_folders():

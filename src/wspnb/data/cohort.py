@@ -84,6 +84,10 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         shown = "\n".join(f"  {problem}" for problem in problems[:10])
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        if "labels_from" in raw:  # by notebook 01b
+            own = os.path.normpath(path.parent / raw.labels_from.iloc[0])
+            more += f"\n  It was made of {own}: correct that one, and make this again with notebook"
+            more += f" 01b's command and -p source_dir {os.path.dirname(own)} -p resume false"
         raise ValueError(f"{path}: {count} in the cohort table\n{shown}{more}")
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):

@@ -155,6 +155,7 @@ def convert_patient(
         problem, uid = str(error) if known_kind else repr(error), ""
         problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
         if (rows.converted != "").any():  # of another choice, or of files that have changed since
+            problem += f" (its volume of before is taken away: {file})" * file.exists()
             file.unlink(missing_ok=True)
             rows[["converted", "content"]] = ""
         elif file.exists() and not len(away):

@@ -208,8 +208,9 @@ def write_cohort(
     """
     table = cohort.copy()
     drawn = table.mask_source == "predicted"
-    from_ = table.volume.where(drawn, "" if value else table["mask"])  # copies do not change
-    table["drawn_from"] = [_mark(file_stamp(path)) for path in from_]
+    given = table["mask"].mask(drawn | bool(value), "")  # copies do not change
+    pairs = zip(table.volume, given, strict=True)
+    table["drawn_from"] = [_mark(file_stamp(own) + file_stamp(mask)) for own, mask in pairs]
     for number, row in table[table.mask_source == "given"].iterrows() if value else ():
         file = folder / "given" / f"{number:05d}-{stem(row.volume)}.nii.gz"
         write_mask(file, read_given(row["mask"], row.volume, value), row.volume)
@@ -251,8 +252,8 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
 
 
 def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
-    """Refuse drawn masks whose volume is another one since; warn where given masks are, as the
-    network has learnt from those before.
+    """Refuse drawn masks whose volume is another one since; warn where volumes or masks that the
+    network has learnt from are.
 
     Args:
         cohort: table that :func:`write_cohort` wrote, or another, of which nothing is asked.
@@ -261,8 +262,9 @@ def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
     if "drawn_from" not in cohort:
         return
     drawn = (cohort.mask_source == "predicted").to_numpy()
-    now = [_mark(pair[0 if own else 1]) for pair, own in zip(stamps, drawn, strict=True)]
-    other = (cohort.drawn_from != "").to_numpy() & (cohort.drawn_from != now).to_numpy()
+    alone = [_mark(volume) for volume, _ in stamps]
+    both = [_mark(volume + mask) for volume, mask in stamps]
+    other = ~((cohort.drawn_from == alone) | (~drawn & (cohort.drawn_from == both))).to_numpy()
     advice = "draw again, with notebook 01b's command and -p source_dir FOLDER -p resume false at"
     advice += " its end, FOLDER that of your own table"
     if (those := cohort.patient[other & drawn]).any():
@@ -270,8 +272,8 @@ def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
         raise ValueError(f"the masks of {who} were drawn on volumes that have changed: {advice}")
     if (those := cohort.patient[other & ~drawn]).any():
         who = ", ".join(those.unique()[:10])
-        text = f"the given masks of {who} have changed; the drawn ones were learnt from the old"
-        text += f" masks: {advice}"
+        text = f"given masks of {who}, or their volumes, have changed; the drawn masks were learnt"
+        text += f" from them as they were: {advice}"
         warnings.warn(text, stacklevel=3)
 
 
@@ -326,8 +328,7 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
         words = {k: f"volumes, masks or patients of {k}_dir" for k in ("source", "train")}
         if other := store.changes(read_json(note), settings, words):
             raise ValueError(
-                f"{note}: made with other settings ({other}): begin afresh with"
-                " -p resume false, or choose another masks_dir"
+                f"{note}: made with other settings ({other}): draw anew with -p resume false"
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)
