@@ -251,13 +251,16 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
         )
 
 
-def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
+def check_drawn(
+    cohort: pd.DataFrame, stamps: list[tuple[list, list]], csv: str | Path = "cohort.csv"
+) -> None:
     """Refuse drawn masks whose volume is another one since; warn where volumes or masks that the
     network has learnt from are.
 
     Args:
         cohort: table that :func:`write_cohort` wrote, or another, of which nothing is asked.
         stamps: of each row's volume and mask, see :func:`wspnb.data.cohort.file_stamp`.
+        csv: where the table lies, to say what to do.
     """
     if "drawn_from" not in cohort:
         return
@@ -265,8 +268,9 @@ def check_drawn(cohort: pd.DataFrame, stamps: list[tuple[list, list]]) -> None:
     alone = [_mark(volume) for volume, _ in stamps]
     both = [_mark(volume + mask) for volume, mask in stamps]
     other = ~((cohort.drawn_from == alone) | (~drawn & (cohort.drawn_from == both))).to_numpy()
-    advice = "draw again, with notebook 01b's command and -p source_dir FOLDER -p resume false at"
-    advice += " its end, FOLDER that of your own table"
+    source = cohort.get("labels_from", pd.Series("FOLDER_OF_YOUR_TABLE/", cohort.index)).iloc[0]
+    source = os.path.normpath(Path(csv).parent / os.path.dirname(source))
+    advice = f"draw again, with -p source_dir {source} -p resume false at the end of 01b's command"
     if (those := cohort.patient[other & drawn]).any():
         who = ", ".join(those.unique()[:10])
         raise ValueError(f"the masks of {who} were drawn on volumes that have changed: {advice}")

@@ -201,7 +201,7 @@ def write_slices(
         "cohort_rows": store.digest([cohort.patient.tolist(), codings]),
     }
     seen = [(file_stamp(r.path), file_stamp(r.mask_path)) for r in cohort.itertuples()]
-    check_drawn(cohort, seen)
+    check_drawn(cohort, seen, cohort_csv)
     stamps = [volume + mask for volume, mask in seen]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
