@@ -65,6 +65,10 @@ def test_every_kind_of_nifti_reads_alike_and_is_refused_alike(tmp_path, kind):
         with pytest.raises(ValueError, match=words) as error:
             load_volume(path)
         assert str(path) in str(error.value)
+    wrong = edited(image, at_42=np.array([30000] * 3, "<i2").tobytes())
+    (tmp_path / "v.nii.bz2").write_bytes(bz2.compress(wrong))  # 54 TB
+    with pytest.raises(ValueError, match=r"v\.nii\.bz2: .*too small for"):
+        load_volume(tmp_path / "v.nii.bz2")
 
 
 @pytest.mark.parametrize("change", [nib.Nifti1Image, nib.Nifti2Image, "big"])

@@ -22,7 +22,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 FORMATS = (nib.Nifti1Pair, nib.MGHImage, AFNIImage, nib.Minc1Image)
 UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's xyzt_units in mm; 0, unknown: taken as mm
 SPACING = (0.01, 100.0)  # mm, beyond which no voxel of a body scan is
-DEFLATE = 1032  # times at most that gzip makes a file smaller
+DEFLATE, BZIP2 = 1032, 25_000  # times at most that these make a file smaller
 NIFTI = {int.from_bytes(n.to_bytes(4, e), "little") for n in (348, 540) for e in ("little", "big")}
 OTHERS = {  # how files begin that are no volume, and what to do
     b"PK\3\4": "a zip archive, not a NIfTI: unpack it",
@@ -277,8 +277,9 @@ def _check_size(data: str, image: nib.spatialimages.SpatialImage, packed: bool) 
     """Bytes of the voxels. A header that asks for more than the file can hold is refused, before
     memory is asked for it."""
     need = math.prod(image.shape) * image.get_data_dtype().itemsize
-    most = Path(data).stat().st_size * (DEFLATE if packed else 1)
-    ends = (".gz", ".mgz", ".nii", ".img", ".brik", ".mgh")
+    blocks = data.lower().endswith(".bz2")
+    most = Path(data).stat().st_size * (DEFLATE if packed else BZIP2 if blocks else 1)
+    ends = (".gz", ".mgz", ".nii", ".img", ".brik", ".mgh", ".bz2")
     if data.lower().endswith(ends) and need > most:
         raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
     return need
