@@ -62,8 +62,7 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
 
 def draw_again(size: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Who is in each of ``n`` resamples of ``size`` patients, ``(n, size - 1)``: one fewer than
-    there are, as as many would take a third off the variance of a class of three (Rao and Wu
-    1988)."""
+    there are; as many would take a third off the variance of a class of three (Rao and Wu 1988)."""
     return rng.integers(size, size=(n, size - 1))
 
 
