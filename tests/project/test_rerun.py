@@ -64,10 +64,10 @@ class Project:
             start_new_session=True,
         )
 
-    def run(self, *config: str, target=("report",)) -> str:
+    def run(self, *config: str, target=("report",), ok: bool = True) -> str:
         workflow = self.start(*config, target=target)
         said = workflow.communicate()[0]
-        assert workflow.returncode == 0, said
+        assert (workflow.returncode == 0) is ok, said
         return said
 
     def calls(self) -> list[list[str]]:
@@ -265,6 +265,14 @@ def test_a_corrected_label_trains_nothing_again(tmp_path):
     first = project.ran()
     assert names <= first and "00_the_loss" not in first  # no lessons beside one's own CT
     project.edit("data/own/cohort.csv", "B,,1,d1", "B,,0,d1")
+    run = project.folder / "runs" / "own_160"
+    project.run(*own, target=["report", "--dry-run"])
+    assert (run / "report.html").exists() and not (run / "report.former.html").exists()
+    project.edit("params/own_160.yaml", "\nn_folds: ", "\nn_folds: 1  # ")
+    said = project.run(*own, ok=False)
+    assert "n_folds 1: write 2 or more" in said and "aside as runs/own_160/report.former" in said
+    assert not (run / "report.html").exists() and (run / "report.former.html").exists()
+    project.edit("params/own_160.yaml", "\nn_folds: 1  # ", "\nn_folds: ")
     project.run(*own)
     assert project.ran() == first - {"02_pretrain-wsp-tiny-seed0"}
     project.edit("data/own/cohort.csv", "A,2,", "A,1,")
