@@ -193,11 +193,13 @@ def jitter(
     Raises:
         ValueError: if the images are no four-dimensional floats; on the CPU also of other values.
     """
-    if views.ndim != 4 or not views.is_floating_point() or min(brightness, contrast) < 0:
+    sound = all(0 <= change < 1e9 for change in (brightness, contrast))
+    if views.ndim != 4 or not views.is_floating_point() or not sound:
         found = f"views {views.dtype} {tuple(views.shape)}, {brightness=}, {contrast=}"
-        raise ValueError(f"{found}: expected floats (b, 1, h, w) and no negative change")
+        raise ValueError(f"{found}: expected floats (b, 1, h, w) and changes from 0 on")
     views = to_unit(views) if views.is_cpu else views  # a GPU would wait for the look
-    draws = torch.rand(2, len(views), 1, 1, 1, generator=generator).to(views.device) * 2 - 1
+    draws = torch.rand(2, len(views), 1, 1, 1, generator=generator, dtype=torch.float32)
+    draws = draws.to(views.device) * 2 - 1
     views = views * (1 + brightness * draws[0])
     mean = views.mean((1, 2, 3), keepdim=True)
     return (mean + (views - mean) * (1 + contrast * draws[1])).clamp(0, 1)

@@ -21,6 +21,9 @@ def start(precision: str) -> Accelerator:
         ValueError: another precision, or fp16 without a GPU, where accelerate would compute in
             float32 and say fp16.
     """
+    for name in [*os.environ]:  # settings of another project's `accelerate launch`
+        if name.startswith("ACCELERATE_") and name != "ACCELERATE_TORCH_DEVICE":
+            del os.environ[name]
     on_cpus = "RANK" in os.environ and not torch.cuda.is_available()
     if not torch.cuda.is_available():
         keep_memory()

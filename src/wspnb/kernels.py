@@ -103,10 +103,11 @@ def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> T
         rows: numbers of the slices whose rows are wanted, ``(m,)``; None for all n.
 
     Raises:
-        ValueError: if labels are no matrix, one is missing, or the power is not positive.
+        ValueError: if labels are no matrix of 0 and 1, or the power is not positive.
     """
     labels = torch.as_tensor(labels)
-    if labels.ndim != 2 or not power > 0 or (labels.is_cpu and not (labels >= 0).all()):
+    known = (labels == 0) | (labels == 1)
+    if labels.ndim != 2 or not power > 0 or (labels.is_cpu and not known.all()):
         found = f"labels {tuple(labels.shape)}, power={power}"
         raise ValueError(f"{found}: (n, n_labels) of 0 and 1, and a positive power")
     has = labels.float()
@@ -118,8 +119,12 @@ def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> T
 
 def nested(stages: Tensor) -> Tensor:
     """Stage s as the labels "at least 0" to "at least s", ``(n, n_stages)``; unknown (-1): none."""
-    stages = _one_per_slice(stages, "labels").nan_to_num(-1)
-    return (stages[:, None] >= torch.arange(int(stages.max()) + 1, device=stages.device)).float()
+    stages = _one_per_slice(stages, "labels")
+    stages = stages.masked_fill(stages != stages, -1)
+    if stages.is_cpu and not (stages % 1 == 0).all():
+        raise ValueError("stages: whole numbers from 0 on, -1 or NaN where unknown")
+    n_stages = int(stages.max()) + 1 if len(stages) else 0
+    return (stages[:, None] >= torch.arange(n_stages, device=stages.device)).float()
 
 
 def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -209,12 +214,14 @@ def pair_weights(kernel: Tensor, normalise: str = "row") -> Tensor:
         ``(2n, 2n)``, rows in the order view_1 then view_2; a row without positives is 0.
 
     Raises:
-        ValueError: if the kernel is not square or ``normalise`` is unknown.
+        ValueError: if the kernel is not square, a degree is negative or not finite, or
+            ``normalise`` is unknown.
     """
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"kernel of shape {tuple(kernel.shape)}: expected (n, n), over slices")
     if normalise not in ("row", "column"):
         raise ValueError(f"normalise={normalise!r}: choose 'row' or 'column' (as released)")
+    check_degrees(kernel)
     weights = kernel.repeat(2, 2)  # (2n, 2n)
     weights.fill_diagonal_(0)
     total = weights.sum(1)

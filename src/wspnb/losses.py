@@ -67,7 +67,7 @@ def contrastive_loss(
     """
     n = _check(view_1, view_2, kernel, temperature, denominator, normalise, anchors, negatives)
     with torch.autocast(view_1.device.type, enabled=False):
-        views = _on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
+        views = on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
         if isinstance(temperature, Tensor):  # of any type; (1,) would widen the result
             temperature = temperature.reshape(()).to(views)
         if anchors is not None:
@@ -81,9 +81,7 @@ def contrastive_loss(
                 options = (temperature, normalise, anchors, negatives, denominator)
                 return blockwise_loss(views, kernel, *options)
         logits = views @ views.T / temperature  # (2n, 2n)
-        kernel = _whole(kernel, views)
-        check_degrees(kernel)
-        weights = pair_weights(kernel, normalise)
+        weights = pair_weights(_whole(kernel, views), normalise)
         repel = None
         if negatives is not None:
             repel = check_negatives(_whole(negatives, views), denominator).repeat(2, 2)
@@ -135,8 +133,8 @@ def byol_loss(
     weights = _rows_to_1(kernel, prediction_1, kind)
 
     def distance(prediction: Tensor, target: Tensor) -> Tensor:
-        target = weights @ normalize(target.detach().to(kind), dim=1)
-        return 2 - 2 * (normalize(prediction.to(kind), dim=1) * target).sum(1).mean()
+        target = weights @ on_sphere(target.detach())
+        return 2 - 2 * (on_sphere(prediction) * target).sum(1).mean()
 
     with torch.autocast(prediction_1.device.type, enabled=False):
         return distance(prediction_1, target_2) + distance(prediction_2, target_1)
@@ -158,7 +156,8 @@ def barlow_loss(
     less one, and the rest of the term stays.
 
     Args:
-        view_1: embeddings of the n slices, ``(n, dim)``, any scale.
+        view_1: embeddings of the n slices, ``(n, dim)``. As in the original 1e-5 is added to each
+            variance: a coordinate that spreads by less than .003 counts as constant.
         view_2: embeddings of their second views.
         kernel: degrees of positiveness ``(n, n)``, 1 on the diagonal; None: the identity.
         off_diagonal: lambda (released code of the original: 0.0051).
@@ -197,7 +196,7 @@ def _rows_to_1(kernel: Tensor | None, views: Tensor, kind: torch.dtype) -> Tenso
     return kernel / totals.where(totals > 0, 1)
 
 
-def _on_sphere(views: Tensor) -> Tensor:
+def on_sphere(views: Tensor) -> Tensor:
     """Rows of length 1, at least float32; squares of very small or large ones would leave range."""
     views = views if views.dtype == torch.float64 else views.float()
     largest = views.detach().abs().amax(1, keepdim=True)

@@ -4,9 +4,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
-from wspnb.losses import barlow_loss, byol_loss
+from wspnb.losses import barlow_loss, byol_loss, on_sphere
 from wspnb.methods import FAMILIES, loss_of
 from wspnb.models import HEADS, seeded, two_layers
 
@@ -152,8 +152,8 @@ class Moco(nn.Module):
         """InfoNCE of projections ``(n, dim)`` of the first views; ``views`` are all images,
         ``(2n, c, h, w)``. The keys join the queue afterwards; ``view_2`` is not used."""
         with torch.no_grad():
-            keys = normalize(self.target(views[len(view_1) :]).float(), dim=1)  # (n, dim)
-        queries = normalize(view_1.float(), dim=1)
+            keys = on_sphere(self.target(views[len(view_1) :]).float())  # (n, dim)
+        queries = on_sphere(view_1.float())
         loss = info_nce(queries, keys, self.queue.view(-1, keys.shape[1]), self.temperature)
         self.queue = torch.cat([keys, self.queue.view(-1, keys.shape[1])])[: self.n_keys]
         return loss

@@ -53,8 +53,14 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
         size: width of one image, inches.
     """
     images = np.asarray(images)
-    if images.ndim != 3 or not len(images) or images.dtype.kind in "ib":
+    if (
+        images.ndim != 3
+        or not len(images)
+        or not (images.dtype == np.uint8 or images.dtype.kind == "f")
+    ):
         raise ValueError(f"images {images.dtype} {images.shape}: uint8 or floats, (n, h, w)")
+    if images.dtype != np.uint8 and not -1e-3 < np.nanmin(images) <= np.nanmax(images) < 1 + 1e-3:
+        raise ValueError(f"images of {images.min():.4g} to {images.max():.4g}: floats in [0, 1]")
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles of {len(images)} images: give one each")
     top = 255 if images.dtype == np.uint8 else 1

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from wspnb.files import read_json, whole, write_csv, write_text
 from wspnb.kernels import check_finite
+from wspnb.losses import on_sphere
 from wspnb.methods import has_line, loss_of
 from wspnb.models import HEADS
 
@@ -246,8 +247,7 @@ def health(view_1: Tensor, view_2: Tensor, features: Tensor) -> dict[str, float]
         feature over its mean absolute value (0 = all images alike).
     """
     features = features.float()
-    a = torch.nn.functional.normalize(view_1.float(), dim=1)
-    b = torch.nn.functional.normalize(view_2.float(), dim=1)
+    a, b = on_sphere(view_1.float()), on_sphere(view_2.float())
     return {
         "alignment": float((a - b).pow(2).sum(1).mean()),
         "uniformity": float(torch.pdist(a).pow(2).mul(-2).exp().mean().log()),
@@ -267,11 +267,7 @@ def identity(images: str, slices: pd.DataFrame, label: str) -> str:
 
 
 def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
-    """Row numbers of the slices of a cohort in the store's table.
-
-    Raises:
-        ValueError: if the cohort is absent; lists the cohorts there are.
-    """
+    """Row numbers of a cohort's slices in the store's table; a ValueError lists those there are."""
     rows, there = np.flatnonzero(table.cohort == cohort), sorted(table.cohort.unique())
     if not len(rows):
         raise ValueError(f"no slice of cohort {cohort!r}, there are {there}: correct train_cohort")
@@ -294,8 +290,8 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
         for name, part in parts.items()
         if part is not None
     }
-    if lost := _not_finite({**state, "loss": [row["loss"] for row in log]}):
-        raise ValueError(f"{path}: not written, as {lost} is not finite after {step} steps{LOST}")
+    losses, when = [row["loss"] for row in log], f" after {step} steps"
+    check_sound(f"{path}, not written", state, losses, when=when)
     content = io.BytesIO()  # a full disk is then an error that says so
     torch.save({"step": step, "log": log, "config": asdict(config), **state}, content)
     with whole(path) as temporary:
@@ -328,11 +324,9 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         raise ValueError(f"{path}: not a readable checkpoint ({said}){advice}") from None
     unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
     if other := _differences(then, config) or unknown:
-        raise ValueError(
-            f"{path}: written with other settings ({other}){advice} or another run_dir"
-        )
-    if lost := _not_finite({**own, "loss": losses}):
-        raise ValueError(f"{path}: {lost} is not finite{LOST}{advice}")
+        other = f"written with other settings ({other})"
+        raise ValueError(f"{path}: {other}{advice} or another run_dir")
+    check_sound(path, own, losses, advice)
     if step not in range(config.n_steps + 1):
         raise ValueError(f"{path}: {step} of {config.n_steps} steps{advice}")
     for name, values in own.items():
@@ -343,6 +337,12 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
             said = " ".join(str(error).split())
             raise ValueError(f"{path}: {name} is another one ({said}){advice}") from None
     return step, log
+
+
+def check_sound(where, state: dict, losses: list[float], advice="", when="") -> None:
+    """Refuse weights or losses that are not finite; says which, and what to do (ValueError)."""
+    if lost := _not_finite({**state, "loss": losses}):
+        raise ValueError(f"{where}: {lost} is not finite{when}{LOST}{advice}")
 
 
 def _not_finite(state, name: str = "") -> str:
@@ -369,10 +369,8 @@ def check_existing(existing: str, folder: Path, config: Config) -> None:
         return
     then = read_json(folder / "config.json")
     if other := _differences(then, config):
-        raise ValueError(
-            f"{folder} holds a finished run of other settings ({other}): give this one a name "
-            "(name), or say existing=replace"
-        )
+        advice = "give this one a name (name), or say existing=replace"
+        raise ValueError(f"{folder} holds a finished run of other settings ({other}): {advice}")
 
 
 def _differences(then: dict, config: Config) -> str:

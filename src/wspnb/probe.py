@@ -64,8 +64,7 @@ def load_encoder(
     file = find_encoder(folder)
     found = read_json(folder / "config.json")
     wanted = {"backbone": backbone, "norm": norm, "seed": seed}
-    wrong = {k: found.get(k) for k, v in wanted.items() if found.get(k) != v}
-    if wrong:
+    if wrong := {k: found.get(k) for k, v in wanted.items() if found.get(k) != v}:
         raise ValueError(f"{folder / 'config.json'} says {wrong}, asked for {wanted}")
     content = file.read_bytes()
     if found.get("encoder_sha256", digest := hashlib.sha256(content).hexdigest()) != digest:
@@ -80,17 +79,11 @@ def load_encoder(
 
 
 def find_encoder(folder: Path) -> Path:
-    """The file of a finished pretraining.
-
-    Raises:
-        FileNotFoundError: if there is none; says which notebook makes it.
-    """
-    file, first = (
-        folder / "encoder.safetensors",
-        "run 02_pretrain with this method, backbone and seed",
-    )
+    """The file of a finished pretraining; FileNotFoundError says which notebook makes it."""
+    file = folder / "encoder.safetensors"
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist: {first} first")
+        first = "run 02_pretrain with this method, backbone and seed first"
+        raise FileNotFoundError(f"{file} does not exist: {first}")
     return file
 
 
@@ -128,10 +121,8 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
         return
     cohort, images = trained["train_cohort"], trained.get("images", trained["data"])
     if images == store["sha256"] and cohort in cohorts:
-        raise ValueError(
-            f"the encoder was pretrained on cohort {cohort!r} of these data: "
-            "judge it on patients it has not seen"
-        )
+        found = f"the encoder was pretrained on cohort {cohort!r} of these data"
+        raise ValueError(f"{found}: judge it on patients it has not seen")
     if trained["image_size"] != store["image_size"]:
         raise ValueError(
             f"the encoder was pretrained on {trained['image_size']} px slices, these have "
@@ -190,16 +181,19 @@ def extract_features(
 def features_key(encoder: "nn.Module", data: str, rows) -> str:
     """What features depend on, as one SHA-256: layers and weights of the encoder, checksum of the
     store, slice numbers."""
+    import torch
+
     digest = hashlib.sha256(f"{encoder}{data}".encode())
+    rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else rows
     digest.update(np.asarray(rows, dtype=np.int64).tobytes())
     for name, values in encoder.state_dict().items():
-        digest.update(name.encode() + values.cpu().contiguous().numpy().tobytes())
+        values = values.cpu().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
+        digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()
 
 
 def saved_features(folder: Path, key: str) -> np.ndarray | None:
-    """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None if there are others or
-    none."""
+    """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None without such."""
     file = folder / "results.json"
     same = file.exists() and read_json(file).get("features") == key
     return np.load(folder / "features.npy") if same else None
@@ -274,6 +268,8 @@ def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) 
     """Mean slice probability of each patient of ``people`` (of :func:`patient_folds`), from a
     classifier that was fitted without their fold; the others as :func:`cross_validate`."""
     fold_of_slice = pd.Series(patients).map(people.set_index("patient").fold).to_numpy()
+    if lost := int(np.isnan(fold_of_slice).sum()):
+        raise ValueError(f"{lost} slices are of nobody in people: name the patient of each")
     scores = []
     for fold in people.fold[people.fold >= 0].unique():
         test = fold_of_slice == fold
@@ -327,6 +323,8 @@ def youden(labels, scores) -> float:
 
 def fold_balanced_accuracy(people: pd.DataFrame) -> np.ndarray:
     """Balanced accuracy of each fold of patients at its threshold, ``(n_folds,)``."""
+    if people[["score", "threshold"]].isna().to_numpy().any():
+        raise ValueError("a score or threshold is missing: judge those without, or run 03 again")
     called = people.assign(decision=(people.score >= people.threshold).astype(int))
     folds = called.groupby("fold")[["label", "decision"]]
     return folds.apply(lambda p: balanced_accuracy_score(p.label, p.decision)).to_numpy()

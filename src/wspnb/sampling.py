@@ -48,7 +48,8 @@ class OneSlicePerPatient(Sampler[list[int]]):
         labels = pd.Series(labels)
         label, _ = pd.factorize(labels.mask(labels == -1), sort=True)  # missing: -1
         self._check(names, patient, label, batch_size, n_batches)
-        self.batch_size, self.n_batches, self.start, self.epoch = int(batch_size), n_batches, 0, 0
+        self.batch_size, self.n_batches = int(batch_size), int(n_batches)
+        self.start, self.epoch, self._begun = 0, 0, False
         self.seed = int(torch.randint(2**62, (), generator=generator))
 
         # Slices sorted by patient: those of patient p are order[first[p] : first[p] + count[p]].
@@ -79,12 +80,16 @@ class OneSlicePerPatient(Sampler[list[int]]):
         return max(0, self.n_batches - self.start)
 
     def __iter__(self) -> Iterator[list[int]]:
+        self._begun = True
         for number in range(self.start, self.n_batches):
             yield self.batch(number)
 
     def set_epoch(self, epoch: int) -> None:
-        """Other batches from now on, the same ones for the same epoch (0, 1, ...)."""
+        """Other batches from now on, the same ones for the same epoch (0, 1, ...). ``start`` counts
+        for the epoch that it is used in; the next one is whole."""
         check_whole("epoch", epoch, 0)
+        if self._begun and epoch != self.epoch:
+            self.start, self._begun = 0, False
         self.epoch = int(epoch)
 
     def batch(self, number: int) -> list[int]:

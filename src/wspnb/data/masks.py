@@ -142,6 +142,8 @@ def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     r"""Overlap of two masks, :math:`2|A \cap B| / (|A| + |B|)`; 1 when both are empty."""
+    if a.shape != b.shape:
+        raise ValueError(f"masks of shapes {a.shape} and {b.shape}: put them on one grid first")
     total = np.count_nonzero(a) + np.count_nonzero(b)
     both = np.count_nonzero((a != 0) & (b != 0))
     return float(2 * both / total) if total else 1.0

@@ -19,6 +19,7 @@ from wspnb.data.inventory import open_hu, slice_images
 from wspnb.data.masks import LIVER_ML, largest_component, read_given, write_mask
 from wspnb.data.volumes import padding, resize, to_image
 from wspnb.files import need, whole
+from wspnb.pretrain import check_sound
 
 
 def liver_unet(seed: int = 0) -> torch.nn.Module:
@@ -154,7 +155,8 @@ def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: 
 
 
 def save_network(network: torch.nn.Module, file: Path) -> None:
-    """Weights (safetensors); the file appears whole or not at all."""
+    """Weights (safetensors); the file appears whole or not at all, and not if one is not finite."""
+    check_sound(f"{file}, not written", network.state_dict(), [])
     with whole(file) as temporary:
         save_model(network, temporary)
 
@@ -163,18 +165,21 @@ def load_network(file: Path, device="cpu") -> Callable[[np.ndarray], np.ndarray]
     """The network that :func:`save_network` wrote, as :func:`segmenter` gives it."""
     network = liver_unet()
     load_model(network, file)
+    check_sound(file, network.state_dict(), [], "; delete it")
     return segmenter(network.to(device, memory_format=torch.channels_last))
 
 
 def segmenter(network: torch.nn.Module, batch: int = 32) -> Callable[[np.ndarray], np.ndarray]:
     """The network as a function of ``(n, size, size)`` uint8 to probabilities of the same shape."""
     device = next(network.parameters()).device
-    network.eval()
 
     @torch.inference_mode()
     def segment(images: np.ndarray) -> np.ndarray:
         parts = torch.from_numpy(images)[:, None].split(batch)
+        was = network.training
+        network.eval()
         logits = torch.cat([network(to_unit(part.to(device))).float() for part in parts])
+        network.train(was)
         return logits.sigmoid()[:, 0].cpu().numpy()
 
     return segment

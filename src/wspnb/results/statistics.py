@@ -43,11 +43,14 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
 
     Raises:
         ValueError: if there is none, the runs have other patients or folds than the first, or a
-            fold one class.
+            fold one class; or a patient twice.
     """
     if not runs:
         raise ValueError("no run: give the scores of one at least")
     keys = ["patient", "label", "fold"]
+    if (twice := runs[0].patient.duplicated()).any():
+        who = runs[0].patient[twice].iloc[0]
+        raise ValueError(f"patient {who} is there twice: give one score for each patient")
     for other in runs[1:]:
         if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
             raise ValueError(
@@ -194,6 +197,8 @@ def stratified_auc(labels, scores, strata, folds=None) -> dict[str, float]:
         ``pooled``, ``within``, ``between``; NaN where there is no such pair.
     """
     labels, strata = np.asarray(labels), np.asarray(strata)
+    if lost := int(pd.isna(strata).sum()):
+        raise ValueError(f"{lost} patients without data set (strata): name it, or leave them out")
     folds = np.zeros(len(labels)) if folds is None else np.asarray(folds)
     positive, negative = labels == 1, labels == 0
     wins = pairwise_wins(labels, scores)
@@ -244,6 +249,7 @@ def permutation_null(
         AUC, ``(n,)`` shuffled AUCs, and (1 + number of them that reach it) / (1 + n).
     """
     check_whole("n", n, 1)
+    n = int(n)
     auc = cross_validate(features, labels, patients, C, n_folds, seed).mean
     table = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)})
     people = table.assign(strata=0 if strata is None else np.asarray(strata))

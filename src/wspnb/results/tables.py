@@ -11,7 +11,7 @@ from wspnb.files import own_files, read_csv, read_json
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import run_name
 from wspnb.probe import fold_balanced_accuracy, read_probe
-from wspnb.results.statistics import bootstrap_interval, draw_again, ends
+from wspnb.results.statistics import bootstrap_interval, draw_again, ends, wins_by_fold
 
 RUN = r"[\w.]+-\w+-seed\d+"  # name of a run's folder
 # Names of runs and backbones as the paper's tables print them, in its order.
@@ -182,7 +182,14 @@ def accuracy_table(runs: list[dict], cohort: str, readings=None) -> pd.DataFrame
 def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     """95 % percentile interval of the mean fold balanced accuracy, resampling patients within fold
     and class as :func:`~wspnb.results.statistics.bootstrap_interval` does for the AUC, NaN where
-    that is; thresholds stay."""
+    that is; thresholds stay.
+
+    Raises:
+        ValueError: as there; if a score or threshold is missing.
+    """
+    wins_by_fold(runs)  # the same patients in each
+    for run in runs:
+        fold_balanced_accuracy(run)  # none is missing
     rng, total = np.random.default_rng(seed), np.zeros(n)
     right = [((run.score >= run.threshold) == run.label).to_numpy() for run in runs]
     mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]]

@@ -10,6 +10,7 @@ from torch import nn
 
 from wspnb import probe
 from wspnb.data.slices import Slices
+from wspnb.folds import checked
 
 GROUPS = ("d1", "d2", "d1+d2")
 C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
@@ -59,7 +60,7 @@ def population_scores(found: dict[str, tuple]) -> pd.DataFrame:
 def fitted_scores(fitted: tuple, judged: tuple) -> pd.DataFrame:
     """Patients of ``judged`` (features, labels, patients) with label and mean score of the probe
     fitted on the features and labels of ``fitted``."""
-    features, labels, patients = judged
+    features, labels, patients = checked(*judged)
     score = probe.classifier(C).fit(*fitted).predict_proba(features)[:, 1]
     table = pd.DataFrame({"patient": patients, "label": labels, "score": score})
     return table.groupby("patient").mean().astype({"label": int}).reset_index()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from wspnb.losses import contrastive_loss
 from wspnb.methods import loss_of, loss_terms
-from wspnb.pretrain import byol_momentum, health, learning_rate_factor
+from wspnb.pretrain import byol_momentum, check_sound, health, learning_rate_factor
 from wspnb.sampling import OneSlicePerPatient
 
 
@@ -70,6 +70,7 @@ def train(
         if step % every == 0 or step == n_steps - 1:
             row = {"step": step, "loss": float(loss.detach())}
             log.append(row | health(view_1.detach(), view_2.detach(), features.detach()))
+    check_sound(method, encoder.state_dict(), [row["loss"] for row in log])
     if watch:
         watch(n_steps)
     return log

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wspnb.data.bscans import BIOMARKERS
 from wspnb.files import read_csv, read_json
+from wspnb.folds import check_names
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head, seeded, two_layers
@@ -282,7 +283,10 @@ def probabilities(features, labels, train, test) -> np.ndarray:
         features, labels: ``(n, d)``; 0/1, ``(n, k)``.
         train, test: row numbers.
     """
-    labels, found = np.asarray(labels).astype(int), []
+    given, found = np.asarray(labels), []
+    if not np.isin(given, (0, 1)).all():
+        raise ValueError("labels of biomarkers: 0 or 1, none missing: leave those scans out")
+    labels = given.astype(int)
     for own in labels.T:
         if len(np.unique(own[train])) < 2:  # nothing to learn: the class that all have
             found.append(np.full(len(features[test]), float(own[train][0])))
@@ -327,6 +331,7 @@ def macro_draws(labels, runs, patients, n: int = 2000, seed: int = 0) -> np.ndar
         runs: probabilities of each run, ``(m, k)`` each.
         patients: of each scan, ``(m,)``.
     """
+    check_names(patients)
     number, names = pd.factorize(np.asarray(patients))
     size, labels = len(names), np.asarray(labels)
     belongs = np.eye(size)[number]  # (m, size)
