@@ -16,7 +16,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parent))
 from ledger import choices, ledger
 
-from wspnb.files import own_files, read_json, write_text
+from wspnb.files import own_files, read_csv, read_json, write_text
 from wspnb.methods import split_name
 from wspnb.results import audit, tables
 from wspnb.results.statistics import interval
@@ -313,7 +313,7 @@ def how() -> str:
 def counts(profile: str, name: str) -> int | None:
     """Patients in a file of committed scores, None where there is none."""
     file = ROOT / "figures" / "runs" / profile / f"{name}.csv.gz"
-    return pd.read_csv(file, usecols=["patient"]).patient.nunique() if file.exists() else None
+    return read_csv(file).patient.nunique() if file.exists() else None
 
 
 def found() -> str:

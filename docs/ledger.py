@@ -97,6 +97,8 @@ def choices() -> str:
                 name = path.removeprefix("src/wspnb/")
                 rows.append((said(lines, number - 1), f"[{name}](../{path}#L{number})"))
     for file in own_files(ROOT / "notebooks", "[0-9]*.ipynb"):
+        if re.search(r"\W", file.stem):  # a copy, a draft
+            continue
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
             lines = "".join(cell["source"]).splitlines()
             for number, line in enumerate(lines):

@@ -40,11 +40,19 @@ def prepare(project: Path = PROJECT) -> Path:
     folder = project / "runs" / "lab"
     folder.mkdir(parents=True, exist_ok=True)
     for path in own_files(project / "notebooks", "[0-9]*.ipynb"):
-        new = working_copy(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            new = working_copy(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError):
+            print(f"{path}: no notebook, passed over")
+            continue
         copy = folder / path.name
         if copy.exists():
-            old = json.loads(copy.read_text(encoding="utf-8"))
-            made = old["metadata"].get("wspnb_copy")
+            try:
+                old = json.loads(copy.read_text(encoding="utf-8"))
+                made = old["metadata"].get("wspnb_copy")
+            except (ValueError, KeyError, TypeError):
+                print(f"{copy}: damaged, left as it is; delete it to get a new one")
+                continue
             if made == new["metadata"]["wspnb_copy"]:
                 continue
             if made != sources_hash(old):
@@ -67,6 +75,8 @@ def main(options: list[str]) -> None:
     print(
         f"working copies: {start.parent}/; every open notebook keeps its kernel, some 0.5 GB each"
     )
+    for name in {"MPLBACKEND", "PYTHONOPTIMIZE"} & {*os.environ}:  # no pictures, no checks
+        del os.environ[name]
     os.chdir(PROJECT)
     sys.stdout.flush()
     os.execvp(Path(sys.executable).with_name("jupyter"), [*words, *options])

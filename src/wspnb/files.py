@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -151,13 +152,17 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
         temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:
+def read_csv(
+    path: str | Path, text: bool = False, foreign: bool = False, **options
+) -> pd.DataFrame:
     """A table of ours, the one way to read one: names and numbers with zeros in front stay text as
     written (NA, nan, 007), an empty field elsewhere is missing.
 
     Args:
         path: CSV file, UTF-8.
         text: leave every column as written, "" where it is empty.
+        foreign: somebody else has written it: a field with a line break in it is refused, as a
+            quote that is left open swallows rows.
         options: as for pandas.
 
     Raises:
@@ -173,6 +178,11 @@ def read_csv(path: str | Path, text: bool = False, **options) -> pd.DataFrame:
     except (ValueError, pd.errors.ParserWarning) as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{path}: not a CSV table ({said}): save it as CSV UTF-8") from None
+    if foreign:
+        broken = written.map(lambda field: isinstance(field, str) and "\n" in field).any(axis=1)
+        if broken.any():
+            row = f"{path}: row {int(broken.argmax()) + 1} below the header"
+            raise ValueError(f"{row} holds a line break: is a quote opened there and not closed?")
     if text:
         return written
     codes = {name for name in written if written[name].str.match(CODE).any()}
@@ -271,6 +281,13 @@ def read_parameters(file: str | Path) -> dict:
     return content
 
 
+def plain_output() -> None:
+    """Let this process print names that the terminal's encoding lacks as escapes: none ends it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def need(extra: str, *names: str) -> list[ModuleType]:
     """Modules that only an extra of the package installs.
 
@@ -287,6 +304,6 @@ def need(extra: str, *names: str) -> list[ModuleType]:
 def package_version(name: str) -> str:
     """Version of an installed package; "unknown" where it only lies on the path."""
     try:
-        return metadata.version(name)
+        return metadata.version(name) or "unknown"
     except metadata.PackageNotFoundError:
         return "unknown"

@@ -122,13 +122,15 @@ def byol_loss(
         Scalar in float32 (float64 for such input), between 0 and 8.
 
     Raises:
-        ValueError: if shapes differ.
+        ValueError: if shapes differ or are not ``(n, dim)``.
     """
     if not prediction_1.shape == prediction_2.shape == target_1.shape == target_2.shape:
         shapes = [tuple(x.shape) for x in (prediction_1, prediction_2, target_1, target_2)]
         raise ValueError(f"predictions and targets of shapes {shapes}: expected four equal")
     if not prediction_1.numel():
         raise ValueError(f"predictions {tuple(prediction_1.shape)}: nothing to compare")
+    if prediction_1.ndim != 2:
+        raise ValueError(f"predictions {tuple(prediction_1.shape)}: expected (n, dim)")
     kind = torch.promote_types(prediction_1.dtype, torch.float32)
     weights = _rows_to_1(kernel, prediction_1, kind)
 

@@ -1,6 +1,7 @@
 """Judging a frozen encoder: features and patient-level cross-validation."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,10 +45,8 @@ class Probe(NamedTuple):
 def load_encoder(
     folder: Path | None, backbone: str, norm: str, seed: int
 ) -> tuple["nn.Module", dict]:
-    """The encoder of a finished pretraining, or the untrained one of that seed (``folder`` None).
-
-    Returns:
-        The encoder in evaluation mode, and the run's ``config.json`` (empty when untrained).
+    """The encoder of a finished pretraining, or the untrained one of that seed (``folder`` None),
+    in evaluation mode, and the run's ``config.json`` (empty when untrained).
 
     Raises:
         FileNotFoundError: if the run is not finished; says which notebook makes it.
@@ -195,8 +194,12 @@ def features_key(encoder: "nn.Module", data: str, rows) -> str:
 def saved_features(folder: Path, key: str) -> np.ndarray | None:
     """Features that :func:`save_probe` wrote for this key, ``(n, d)``; None without such."""
     file = folder / "results.json"
-    same = file.exists() and read_json(file).get("features") == key
-    return np.load(folder / "features.npy") if same else None
+    found = read_json(file) if file.exists() else {}
+    if found.get("features") != key or not (folder / "features.npy").exists():
+        return None
+    content = (folder / "features.npy").read_bytes()
+    same = found.get("features_sha256") == hashlib.sha256(content).hexdigest()
+    return np.load(io.BytesIO(content)) if same else None
 
 
 def classifier(C: float):
@@ -224,10 +227,7 @@ def cross_validate(
         C: inverse strength of the L2 penalty.
 
     Returns:
-        Scores of the held-out patients and AUC per fold.
-
-    Raises:
-        ValueError: as there.
+        Scores of the held-out patients and AUC per fold. ValueError as there.
     """
     features, labels, patients = checked(features, labels, patients)
     people = patient_folds(labels, patients, n_folds, seed)
@@ -388,11 +388,12 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
     if features is not None:
         with whole(folder / "features.npy") as file:
             np.save(file, features.astype(np.float32))
+            run = run | {"features_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         write_csv(folder / "slices.csv", slices)
     write_csv(folder / "scores.csv", scores)
     write_text(folder / "results.json", json.dumps(run, indent=1))
 
 
 def read_slices(folder: Path) -> pd.DataFrame:
-    """The slice of each row of a probe's ``features.npy``; names are text, 007 is not 7."""
+    """The slice of each row of a probe's ``features.npy``; names are text."""
     return read_csv(folder / "slices.csv")

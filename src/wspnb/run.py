@@ -80,6 +80,8 @@ def cast(name: str, kind: str, value, default=None):
     if not isinstance(value, types[plain]) or (isinstance(value, bool) and kind != "bool"):
         like = f"{kind}, such as {default!r}" if default else kind
         raise ValueError(f"parameter {name} takes {like}, not {value!r} ({type(value).__name__})")
+    if plain == "list" and not default and {*map(type, value)} not in ({str}, {int}, set()):
+        raise ValueError(f"parameter {name} takes a list of texts or of whole numbers, not {value}")
     if plain == "list" and default and all(isinstance(v, (str, int, float)) for v in default):
         inner = type(default[0]).__name__
         try:
@@ -203,7 +205,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     failed.unlink(missing_ok=True)
     texts = [output.get("text", "") for cell in code for output in cell.outputs]
     for text in dict.fromkeys(re.findall("UserWarning: (.*)", "\n".join(texts))):
-        print(f"  warning: {text}", flush=True)
+        _say(f"  warning: {text}")
     return time.monotonic() - start
 
 
@@ -212,7 +214,8 @@ def _own_kernel(folder: Path) -> None:
     found first, without the user's start-up files, with UTF-8."""
     for name in {"MPLBACKEND", *(n for n in os.environ if n.startswith("PYTHON"))} - {*KEPT}:
         os.environ.pop(name, None)
-    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
+    # -P: a file beside the notebook called as a module of Python's own must not end the kernel.
+    spec = {"argv": [sys.executable, "-P", "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
     spec |= {"display_name": "Python 3", "language": "python", "metadata": {"debugger": False}}
     file = folder / "kernels" / "python3" / "kernel.json"
     file.parent.mkdir(parents=True)
@@ -220,6 +223,11 @@ def _own_kernel(folder: Path) -> None:
     (folder / "matplotlibrc").touch()  # goes before the user's, and is empty
     os.environ |= dict.fromkeys(("JUPYTER_PATH", "IPYTHONDIR", "MATPLOTLIBRC"), str(folder))
     os.environ["PYTHONUTF8"] = "1"
+    # The kernel starts in another folder and must find the package that this is a part of.
+    ours = str(Path(__file__).resolve().parents[1])
+    paths = [os.path.abspath(p) for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    paths = [ours] * ("site-packages" not in ours) + paths
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
 
 
 def explain(error: Exception, out: Path, failed: Path | None) -> str:
@@ -250,6 +258,15 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
     elif kind == "NoSuchKernel" or "Kernel died before replying" in said:
         advice = ": install ipykernel into this environment"
     return f"{where}: {kind}: {said}{advice}"
+
+
+def _say(text: str) -> None:
+    """Print a line; where nobody can read it (a full disk, a pipe that is closed) the work goes
+    on."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def interrupt(*_) -> None:
@@ -292,7 +309,14 @@ def main(arguments: list[str] | None = None) -> int:
     arguments, pairs = _pairs(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(arguments)
     options.parameter += pairs
-    if options.out.resolve() == options.notebook.resolve():
+    from wspnb.files import alone, plain_output
+
+    plain_output()
+    try:
+        same = options.out.resolve() == options.notebook.resolve()
+    except (OSError, RuntimeError) as error:  # a link to itself
+        parser.error(f"{_line(error)}: name a notebook, and another file for the executed one")
+    if same:
         parser.error(f"{options.out} is the notebook itself: give the executed one another name")
     rank = os.environ.get("RANK", "")
     if rank.isdecimal() and int(rank):  # one of torchrun's further processes
@@ -309,10 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for name in ("asyncio", "traitlets", "papermill"):  # said below, in one line
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    from wspnb.files import alone
-
     label = f"{options.out.stem:<34}"
-    print(f"{label} started", flush=True)
+    _say(f"{label} started")
 
     try:
         with alone(out):
@@ -326,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         if kept:
             print(f"  see {failed}", file=sys.stderr)
         return 1
-    print(f"{label} done in {seconds:.0f} s", flush=True)
+    _say(f"{label} done in {seconds:.0f} s")
     return 0
 
 

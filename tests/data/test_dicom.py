@@ -860,5 +860,9 @@ def test_a_slice_of_another_day_or_device_is_named(tmp_path, tag, usual, odd):
     with pytest.raises(ValueError, match=tag):
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
     if tag.endswith("Date") and tag != "PatientBirthDate":  # midnight passes once
-        write_series(tmp_path / "p", volume(), change=lambda k: {tag: odd if k > 3 else usual})
+        later = str(int(usual) + 1)
+        write_series(tmp_path / "p", volume(), change=lambda k: {tag: later if k > 3 else usual})
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+        write_series(tmp_path / "p", volume(), change=lambda k: {tag: odd if k > 3 else usual})
+        with pytest.raises(ValueError, match=f"several days .{tag} 20"):
+            convert_series(tmp_path / "p", tmp_path / "p.nii.gz")

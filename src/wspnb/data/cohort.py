@@ -23,7 +23,7 @@ EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "n.a", "missing", "not availabl
 EMPTY |= {"unbekannt", "k.a.", "k. a.", "inconnu", "desconocido", "#nv", "#n/d"}  # spreadsheets too
 UNKNOWN = EMPTY - {""}
 # #REF!, #¡VALOR!, Err:502, ####: what spreadsheets leave.
-BROKEN = re.compile(r"#\S+[!?]|#{3,}|(Err|Error|Erreur|Fehler) ?: ?\d+")
+BROKEN = re.compile(r"#\S+[!?]|#[^\W\d]+/[^\W\d]|#YOK|#{3,}|(Err|Error|Erreur|Fehler) ?: ?\d+")
 INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
 SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
     "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0445\u0443"
@@ -32,8 +32,15 @@ SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
 )
 SHAPES |= str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 DATE = re.compile(
-    r"\d{1,2}[-. ]{1,2}[A-Za-z]\w{2,4}|[A-Za-z]\w{2,3}-\d\d|\d{4}-\d\d-\d\d( 00:00:00)?"
-    r"|\d{1,2}([./])\d{1,2}\2\d{4}"
+    r"\d{1,2}[-. ]{1,2}[^\W\d_]{3,5}\.?([-. ]\d{2,4})?|[^\W\d_]{3,4}[- ]\d\d"
+    r"|(\d{4}([-/.])\d\d?\3\d\d?|\d{1,2}([./])\d{1,2}\4(\d{4}|\d\d))([ T]0?0:00(:00)?)?"
+    r"|\d{1,2}:\d\d(:\d\d)?"
+)
+PACKED = ("", ".gz", ".GZ", ".bz2", ".zst", ".Z")
+NOBODY = re.compile(  # what an anonymiser or a form writes for all alike
+    r"anonym\w*|removed|de-?identified|x{3,}|nn|0+|\(blank\)|empty|onbekend"
+    r"|sconosciuto|deleted|no name|n/k",
+    re.IGNORECASE,
 )
 EXPONENT = re.compile(r"[0-9]+([.,][0-9]+)?[eE][+-][0-9]+")  # as spreadsheets show long numbers
 
@@ -119,6 +126,9 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         if 0 < own.count() < len(own):
             lines = f"in line {own.first_valid_index()} and none in line {own.index[own.isna()][0]}"
             yield f"patient {patient!r} has a weak_label {lines}: a patient has one, fill it in"
+    for name, n in raw.groupby("patient").volume.nunique().items():
+        if n > 1 and NOBODY.fullmatch(name):
+            yield f"patient {name!r} has {n} volumes: is that one patient, or a word for nobody?"
     long = [name for name in raw["patient"].unique() if re.fullmatch(r"\d{16,}", name)]
     if long and all(set(name[15:]) == {"0"} for name in long):
         made = "only zeros behind its 15th digit, as where a spreadsheet cut a long number"
@@ -127,7 +137,7 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         made = "a date that a spreadsheet made of a name such as 5-1"
         yield f"patient {name!r} looks like {made}: write the column as text"
     for below, code in pairwise(sorted(classes)):
-        if code > 6 and code - below > 3:
+        if code > 6 and code - below > 1:
             advice = "where it stands for unknown, leave it empty"
             yield f"weak_label {code} is a class of its own: {advice}"
 
@@ -225,10 +235,10 @@ def file_stamp(path: str) -> list:
     """
     if not path:
         return []
-    stem, end = os.path.splitext(path[:-3] if path.lower().endswith(".gz") else path)
+    stem, end = os.path.splitext(re.sub(r"\.(gz|bz2|zst|Z)$", "", path, flags=re.IGNORECASE))
     for pair in ((".hdr", ".img"), (".HDR", ".IMG"), (".HEAD", ".BRIK")):
         if end in pair:
-            files = [stem + one + packed for one in pair for packed in ("", ".gz", ".GZ")]
+            files = [stem + one + packed for one in pair for packed in PACKED]
             return [_stamp(file) for file in files if os.path.isfile(file)]
     return _stamp(path)
 

@@ -12,16 +12,17 @@ parted by semicolons.
 import argparse
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from wspnb.data.cohort import EMPTY
+from wspnb.data.cohort import EMPTY, file_stamp
 from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
 from wspnb.data.series import convert_series, lost_slices
 from wspnb.data.store import digest, digest_file
-from wspnb.files import alone, check_writable, read_csv, separator, write_csv
+from wspnb.files import alone, check_writable, plain_output, read_csv, separator, write_csv
 
 __all__ = ["account", "convert_series", "find_series", "index", "main", "printable"]
 
@@ -55,7 +56,10 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
     place = os.path.commonpath([os.path.dirname(file.path) for file in files])
     row = {"patient": printable(patient.name), "series": uid, "images": len(files)}
     row |= {"folder": printable(os.path.relpath(place, patient))}
-    row["id"] = tags["PatientID"]  # stays out of the table
+    # These stay out of the table.
+    images = sorted(str(file.tags["SOPInstanceUID"] or file.path) for file in files)
+    row |= {"id": tags["PatientID"], "slices": digest(images)}
+    row["scout"] = all("LOCALIZER" in file.tags["ImageType"].upper() for file in files)
     row |= {"plane": plane, "extent_mm": extent} | {name: tags[tag] for name, tag in SAID.items()}
     return dict.fromkeys(COLUMNS, "") | row
 
@@ -74,6 +78,7 @@ def choose(rows: pd.DataFrame) -> str:
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
     able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
+    able = able[~able.scout.astype(bool)] if "scout" in able else able
     if not len(taken) and rows.id[rows.id != ""].nunique() > 1:
         owners = ", ".join(map(str, rows.id.unique()))
         raise ValueError(
@@ -114,9 +119,12 @@ def convert_patient(
     name = printable(patient.name)
     files, file = index(patient), out / f"{name}.nii.gz"
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
-    rows = pd.DataFrame(rows, columns=[*COLUMNS, "id"]).set_index("series", drop=False)
+    rows = pd.DataFrame(rows, columns=[*COLUMNS, "id", "slices", "scout"]).set_index(
+        "series", drop=False
+    )
     own = known[known.patient == name]  # a spreadsheet makes 7 of 007
-    away = _taken(own[~own.series.isin(rows.index)])  # their folder is not there today
+    gone = own[~own.series.isin(rows.index)]  # their folder is not there today
+    away, before = _taken(gone), own[own.converted != ""]
     known = own if len(own) else known[known.series.isin(rows.index)]
     known = known.sort_values("take", ascending=False).drop_duplicates("series")
     own_columns = [name for name in known if name not in rows]  # of the table's owner
@@ -140,14 +148,23 @@ def convert_patient(
         own = [digest_file(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid]
         own += [[printable(file.path), file.reason] for file in lost_slices(kept)]
         state = [f"yes, without {drop}" if drop else "yes", digest(own)[:16]]
-        same = rows.loc[uid, ["converted", "content"]].tolist() == state
-        if file.is_file() and same:
+
+        def made():  # of these files, and as it was written
+            return [state[0], f"{state[1]}-{digest(file_stamp(str(file)))[:8]}"]
+
+        if file.is_file() and rows.loc[uid, ["converted", "content"]].tolist() == made():
             print(file, "(there already, not converted again)")
         else:
             convert_series(patient, file, (uid,), kept)
             print(file, f"(without {drop})" if drop else "")
         rows[["converted", "content"]] = ""
-        rows.loc[uid, ["converted", "content"]] = state
+        rows.loc[uid, ["converted", "content"]] = made()
+        if len(former := before[~before.series.isin(rows.index)]):
+            words = (
+                f"{file} is of series {uid} now, and was of {', '.join(former.series)}, which is"
+            )
+            words += " not below any more: is it the same patient's? If not, delete it"
+            print(words, file=sys.stderr)
     except MemoryError:
         raise
     except Exception as error:  # one patient must not end the cohort, whatever is wrong
@@ -167,15 +184,19 @@ def convert_patient(
     write_csv(out / "files" / f"{name}.csv", listing)
     if left := (listing.use != "used").sum():
         print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
-    kept_rows = away.set_index("series", drop=False).assign(id="")
+    noted = gone[["drop", *own_columns]].ne("").any(axis=1) & ~gone.series.isin(away.series)
+    kept_rows = pd.concat([away, gone[noted].assign(converted="", content="")])
+    kept_rows = kept_rows.set_index("series", drop=False).assign(id="", slices="", scout=False)
     return pd.concat([rows, kept_rows]).fillna(""), problem
 
 
 def _without(files: list[File], patient: Path, drop: str) -> list[File]:
     """Files but those that ``drop`` names, by name or by path from the patient's folder."""
+    drop = unicodedata.normalize("NFC", drop)  # accents in one character or in two
     gone, kept = {part.strip() for part in drop.split(";") if part.strip()}, []
     for file in files:
         names = {printable(os.path.relpath(file.path, patient)), (name := Path(file.path).name)}
+        names = {unicodedata.normalize("NFC", printable(name)) for name in names}
         names |= {str(int(name))} if name.isdecimal() else set()  # a spreadsheet cuts zeros
         kept += [] if names & gone else [file]
         gone -= names
@@ -196,11 +217,15 @@ def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
             names = ", ".join(own.patient.unique()[:5])
             words = f"the folders {names} have one PatientID, {who}: where they are one patient"
             print(f"{folder}: {words}, write one name in the cohort's table", file=sys.stderr)
-    for (uid, _), own in used.groupby(["series", "id"], sort=False):
-        if len(own) < 2:
+    for (uid, _), own in (
+        rows[rows.slices != ""].reset_index(drop=True).groupby(["series", "id"], sort=False)
+    ):
+        if len(own) < 2 or not (made := own[own.converted != ""].content).size:
             continue
-        parts = own.content.nunique() > 1
-        for name in own.patient if parts else ():
+        parts = own.slices.nunique() > 1 or made.str[:16].nunique() > 1
+        if len(made) < 2 and not parts:  # a copy beside another series that is taken
+            continue
+        for name in own.patient[own.converted != ""] if parts else ():
             (out / f"{name}.nii.gz").unlink(missing_ok=True)
         what = (
             "differ, so that each is a part, and no volume of it is kept" if parts else "are equal"
@@ -217,8 +242,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m wspnb.data.dicom", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="one folder per patient")
     parser.add_argument("out", type=Path, help="gets PATIENT.nii.gz, series.csv, files/PATIENT.csv")
-    parser.add_argument("--series", nargs="*", default=(), help="SeriesInstanceUIDs to take")
+    parser.add_argument(
+        "--series", nargs="*", action="extend", default=[], help="SeriesInstanceUIDs to take"
+    )
     asked = parser.parse_args(arguments)
+    plain_output()
     if not asked.folder.is_dir():
         parser.error(f"{asked.folder}: no such folder")
     try:
@@ -244,7 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # of the table, whatever is wrong with a patient
         parser.error(f"{error}; when this is mended, give the command again")
     print(*problems, sep="\n", file=sys.stderr)
-    there = sum((asked.out / f"{name}.nii.gz").is_file() for name in set(map(_name, patients)))
+    volumes = (asked.out / f"{name}.nii.gz" for name in set(map(_name, patients)))
+    there = sum(map(os.path.isfile, volumes))
     print(f"{there} of {len(patients)} patients have a volume in {asked.out}", flush=True)
     return 1 if problems else 0
 
@@ -253,31 +282,47 @@ def _name(patient: Path) -> str:
     return printable(patient.name)
 
 
-def _choices(table: Path) -> pd.DataFrame:
-    """``series.csv`` as it is now, also while the command runs."""
+def _choices(table: Path, patients: list[str]) -> pd.DataFrame:
+    """``series.csv`` as it is now, also while the command runs; a spreadsheet's 7 is 007 where that
+    is the only folder that it can mean."""
     if not table.exists():
         return pd.DataFrame(columns=COLUMNS)
     known = read_csv(table, text=True, sep=separator(table))
     if missing := [name for name in NEEDED if name not in known]:
         raise ValueError(f"{table}: columns {missing} are missing: put them back, or delete it")
-    return known
+    looks = [_look(name) for name in patients]
+    means = {
+        look: name for look, name in zip(looks, patients, strict=True) if looks.count(look) < 2
+    }
+    named = known.patient.map(lambda name: means.get(_look(name), name))
+    return known.assign(patient=known.patient.where(known.patient.isin(patients), named))
+
+
+def _look(name: str) -> str:
+    """A name whatever form its accents have, without zeros in front of a number."""
+    name = unicodedata.normalize("NFC", name)
+    return name.lstrip("0") if name.isdecimal() else name
 
 
 def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
     """Every patient in turn, the table after each; what is wrong. What its owner writes into it
     meanwhile stays."""
     table, problems, found, keys = asked.out / "series.csv", [], [], ["patient", "series"]
-    names, before, written = list(map(_name, patients)), _choices(table), None
+    names, written = list(map(_name, patients)), None
+    before = _choices(table, names)
     for patient, name in zip(patients, names, strict=True):
+        if len(os.fsencode(name)) > 240:
+            problems.append(f"{name}: a folder's name of over 240 bytes: shorten it")
+            continue
         if names.count(name) > 1:
             problems.append(f"{patient.parent / name}: several folders print so: rename one")
             continue
-        known = _choices(table)
+        known = _choices(table, names)
         others = known.patient.isin(set(names) - {name})
         rows, problem = convert_patient(patient, asked.out, known[~others], tuple(asked.series))
         found.append(rows)
         problems += [problem] if problem else []
-        known, done = _choices(table), pd.concat(found)
+        known, done = _choices(table, names), pd.concat(found)
         if table.exists() and written not in (None, table.read_bytes()):
             new = known.drop_duplicates(keys).set_index(keys)[["take", "drop"]]
             done = done.set_index(keys, drop=False)

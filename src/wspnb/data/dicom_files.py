@@ -19,24 +19,31 @@ SAME = (
     " PixelRepresentation RescaleSlope RescaleIntercept RescaleType ImageType FrameOfReferenceUID"
     " ConvolutionKernel SliceThickness SOPClassUID KVP StudyInstanceUID PatientPosition"
     " PatientBirthDate AccessionNumber DeviceSerialNumber ReconstructionDiameter"
-    " ManufacturerModelName BodyPartExamined"
+    " ManufacturerModelName BodyPartExamined PatientSex PatientAge StudyID InstitutionName"
+    " Manufacturer StationName ProtocolName ScanOptions FilterType LossyImageCompression"
+    " ModalityLUTSequence"
 ).split()
 # What may change from one block of slices to the next, but not to and fro.
 BLOCKS = (
     "AcquisitionNumber AcquisitionUID TemporalPositionIdentifier AcquisitionTime TriggerTime"
     " NominalPercentageOfCardiacPhase AcquisitionDateTime SeriesNumber SeriesDescription"
-    " ContrastBolusAgent StudyDate SeriesDate AcquisitionDate ContentDate"
+    " ContrastBolusAgent StudyDate SeriesDate AcquisitionDate ContentDate StudyTime SeriesTime"
 ).split()
 TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
 # Hints of where slices lie, and how many there are.
 HINTS = ["SpacingBetweenSlices", "GantryDetectorTilt", "ImagesInAcquisition"]
 HINTS += ["NumberOfSeriesRelatedInstances"]
-TAGS += ["ImagePositionPatient", *HINTS]
+TAGS += ["ImagePositionPatient", "ContentTime", *HINTS]
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 NUMBERS += ("ReconstructionDiameter",)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
-PACKED = (".tar", ".iso", ".dmg")
-VOLUMES = (".nii.gz", ".img.gz", ".hdr.gz", ".mgz")
+ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")
+PACKED = (".tar", ".iso", ".dmg", ".zip", ".7z", ".rar", ".lzma", ".lz4", ".cab", ".Z")
+PARTS = re.compile(
+    r"\.(z|r|7z\.|zip\.|rar\.)\d\d\d?$", re.IGNORECASE
+)  # of an archive that was split
+# Packed, and no slices: volumes of other formats, lists.
+VOLUMES = re.compile(r"\.(nii|img|hdr|brik|mnc|mgh|mha|csv|txt|json|log)\.(gz|bz2|xz|zst)$|\.mgz$")
 DOCUMENTS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}  # in a zip that is none
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
 
@@ -124,15 +131,17 @@ def index_file(path: str) -> File:
                 return File(path, {}, "a Mac's note on a file, no image")
             if not head.strip(b"\0"):
                 return File(path, {}, "empty" if not size else "holds zeros only", True)
-            if path.lower().endswith(VOLUMES):
+            if VOLUMES.search(path.lower()):
                 return File(path, {}, "no DICOM but a volume of another format")
             if head.startswith(b"PK") and zipfile.is_zipfile(stream):
                 if DOCUMENTS & set(zipfile.ZipFile(stream).namelist()):
                     return File(path, {}, "a document or program, no image")
-            if head.startswith(ARCHIVES) or path.lower().endswith(PACKED):
+            if head.startswith(ARCHIVES) or path.endswith(PACKED) or path.lower().endswith(PACKED):
                 return File(path, {}, "an archive: unpack it, and take it away", True)
             if path.lower().endswith(PARTIAL):
                 return File(path, {}, "a download that did not end", True)
+            if head[128:] != b"DICM" and PARTS.search(path):
+                return File(path, {}, "a part of an archive: unpack it, and take it away", True)
             if head[128:] != b"DICM" and head[:2] not in (b"\x08\0", b"\x02\0", b"\0\x08"):
                 return File(path, {}, "no DICOM", path.lower().endswith((".dcm", ".ima")))
             with warnings.catch_warnings():

@@ -15,8 +15,16 @@ from safetensors.torch import load_model, save_model
 from tqdm.auto import tqdm
 
 from wspnb.augment import augment, to_unit
+from wspnb.data.headers import open_header
 from wspnb.data.inventory import open_hu, slice_images
-from wspnb.data.masks import LIVER_ML, largest_component, read_given, write_mask
+from wspnb.data.masks import (
+    LIVER_ML,
+    check_size,
+    largest_component,
+    measure,
+    read_given,
+    write_mask,
+)
 from wspnb.data.volumes import padding, resize, to_image
 from wspnb.files import need, whole
 from wspnb.pretrain import check_sound
@@ -95,10 +103,11 @@ def training_pairs(
 
     Raises:
         FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_mask`; if the mask is
-            empty, or the intensities are no HU and cannot be decoded.
+            empty or of no liver's size, or the intensities are no HU and cannot be decoded.
     """
-    liver = read_given(mask, volume, value)
-    hu = open_hu(volume, coding)
+    liver, hu = read_given(mask, volume, value), open_hu(volume, coding)
+    # Smaller than a whole liver: a crop, or a child's, may be learnt from (paper silent).
+    check_size(mask, measure(liver, open_header(volume)), (20.0, LIVER_ML[1]))
     numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
     images = slice_images(hu, numbers, size, low, high)
     return images, slice_outlines(liver, hu.spacing, numbers, size)

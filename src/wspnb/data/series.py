@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from wspnb.data.dicom_files import (
     BLOCKS,
@@ -31,8 +32,13 @@ from wspnb.files import need
 NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  # how many, needed
 NUMBERS |= {"RescaleIntercept": 1}
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
-PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN SAVE|PERFUSION|SUBTRACTION|IODINE"
+PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACTION|IODINE|CALCIUM"
+PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|DOSE"
 PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
+# RLE, deflated, bytes the other way round: what pydicom itself reads.
+UNPACKED = ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
+PAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".htm", ".html", ".xml")
+PAGES += (".txt", ".json", ".csv", ".pdf")  # previews and lists beside slices
 COUNTS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
 HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
@@ -96,11 +102,14 @@ def lost_slices(files: list[File]) -> list[File]:
     there = {file.path for file in files if file.tags}
 
     def like_a_slice(path):
-        """Named as slices are, perhaps with a dot before or an ending behind (.icloud, .gpg)."""
+        """Named as slices are, perhaps with a sign before or an ending behind (.icloud, .gpg)."""
         place, name = os.path.split(path)
-        bare = os.path.splitext(name.lstrip("."))[0]
-        other = name_form(bare) in forms and os.path.join(place, bare) not in there
-        return name_form(name) in forms or other
+        bare, end = os.path.splitext(name.lstrip("."))
+        lost = [bare] * (end.lower() not in PAGES)
+        lost += [name.strip("#~"), re.sub(r"_(dcm|ima)$", r".\1", name, flags=re.IGNORECASE)]
+        lost = [other for other in lost if name_form(other) in forms and other != name]
+        lost = any(os.path.join(place, other) not in there for other in lost)
+        return name_form(name) in forms or lost
 
     return [
         file
@@ -164,6 +173,15 @@ def _no_ct(tags: dict, file: str) -> str:
     if tags["SOPClassUID"] not in CT or PICTURES.search(tags["ImageType"].upper()):
         kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
         return f"no slices of a CT but a scout or pictures, or maps ({kind}): take another series"
+    if tags["ModalityLUTSequence"]:
+        return f"values by a table (ModalityLUTSequence), such as in {file}: take another series"
+    for tag in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"):
+        if not isinstance(tags[tag], int):
+            why = f"missing or no number ({tags[tag]!r}), such as in {file}"
+            return f"{tag} is {why}: get the series from its source again"
+    if tags["Rows"] * tags["Columns"] > 1 << 26:
+        size = f"{tags['Rows']} x {tags['Columns']} pixels"
+        return f"{size} in {file}, which no CT has: a damaged header? Copy it again"
     if tags["RescaleType"].upper() not in HU:
         return f"values in {tags['RescaleType']} (RescaleType), not HU: take another series"
     for tag, n in NUMBERS.items():
@@ -219,7 +237,9 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
             f" those of one out (look at {printable(files[at].path)} and"
             f" {printable(files[at + 1].path)})"
         )
-    if np.linalg.norm(aside, axis=1).max() > 2 * allowed:
+    drift = float(np.linalg.norm(aside.sum(0)))  # steady, where each step could be a rounding
+    drift = drift > 2 * allowed and drift > 0.01 * abs(float(gaps.sum()))
+    if drift or np.linalg.norm(aside, axis=1).max() > 2 * allowed:
         raise ValueError(f"{name} has a tilted gantry: resample it first, as dcm2niix does")
     for tag in BLOCKS:  # two stacks half a slice apart make one of half the spacing
         values = [file.tags[tag] for file in files]
@@ -229,7 +249,23 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
                 f"{name}: acquisitions are interleaved ({tag} goes to and fro between {some}), as"
                 " of two phases: put the files of each into a folder of its own"
             )
-    for tag in ("AcquisitionTime", "InstanceNumber"):
+        if (
+            tag in ("SeriesNumber", "SeriesDescription", "ContrastBolusAgent")
+            and len({*values}) > 1
+        ):
+            some = ", ".join(map(repr, dict.fromkeys(values)))
+            found = f"{name}: {tag} changes along the slices ({some})"
+            warnings.warn(f"{found}: is it one scan? Compare with the source", stacklevel=4)
+    for tag in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
+        days = {file.tags[tag] for file in files if re.fullmatch(r"\d{8}", str(file.tags[tag]))}
+        days = pd.to_datetime(pd.Series(sorted(days)), format="%Y%m%d", errors="coerce")
+        if len(days) > 1 and not (days.iloc[-1] - days.iloc[0]).days <= 1:  # midnight passes once
+            found = f"{tag} {days.iloc[0]:%Y-%m-%d} to {days.iloc[-1]:%Y-%m-%d}"
+            raise ValueError(
+                f"{name}: slices of several days ({found}): put the files of each day into a folder"
+                " of its own"
+            )
+    for tag in ("AcquisitionTime", "ContentTime", "InstanceNumber"):
         found = [str(file.tags[tag]) for file in files]
         numbers = [float(n) for n in found if re.fullmatch(r"[0-9]+(\.[0-9]*)?", n)]
         once = len(set(numbers)) == len(files) or tag == "InstanceNumber"  # many slices a rotation
@@ -314,10 +350,19 @@ def _bits_beyond(file: File) -> str:
     """Whether pixels use bits of which the header says that they hold none, or nothing; SimpleITK
     takes these bits away, so that 4096 in 12 bits becomes 0."""
     stored, allocated = file.tags["BitsStored"], file.tags["BitsAllocated"]
-    if not file.start or stored >= allocated or allocated not in (16, 32):
+    if stored >= allocated or allocated not in (16, 32):
         return ""
     n = file.tags["Rows"] * file.tags["Columns"]
-    raw = np.fromfile(file.path, f"<u{allocated // 8}", n, offset=file.start)
+    if file.start:
+        raw = np.fromfile(file.path, f"<u{allocated // 8}", n, offset=file.start)
+    else:  # packed, or its bytes the other way round
+        (pydicom,) = need("dicom", "pydicom")
+        header = pydicom.dcmread(file.path, force=True)
+        syntax = str(header.file_meta.get("TransferSyntaxUID", ""))
+        if syntax not in UNPACKED:
+            return ""  # a JPEG holds no such bits
+        raw, _ = pydicom.pixels.get_decoder(syntax).as_buffer(header)  # an array would be cut
+        raw = np.frombuffer(raw, f"{'>' if syntax == UNPACKED[2] else '<'}u{allocated // 8}", n)
     if raw.max() < 2**stored:
         return ""
     odd = raw >= 2**stored

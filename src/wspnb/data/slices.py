@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
+from wspnb.data.dicom_files import printable
 from wspnb.data.headers import open_header
 from wspnb.data.masks import (
     LIVER_ML,
@@ -113,6 +114,7 @@ def prepare_volume(
     if problem:
         raise problem
     inventory.refuse(volume, row)
+    row["flat_slices"] = sum(bool(np.ptp(scan.voxels[:, :, z]) == 0) for z in kept)
     if mask:
         _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
         if organ_ml[1] == LIVER_ML[1]:
@@ -202,6 +204,12 @@ def write_slices(
     }
     seen = [(file_stamp(r.path), file_stamp(r.mask_path)) for r in cohort.itertuples()]
     check_drawn(cohort, seen, cohort_csv)
+    drawn = cohort.assign(stamp=[str(mask) for _, mask in seen])[cohort.mask_path != ""]
+    for _, alike in drawn.groupby("stamp"):
+        if alike.patient.nunique() > 1 and alike.mask_path.nunique() > 1:
+            who = ", ".join(alike.patient.unique()[:5])
+            words = f"the masks of {who} are the same, byte by byte: is it the liver of each?"
+            warnings.warn(f"{cohort_csv}: {words}", stacklevel=2)
     stamps = [volume + mask for volume, mask in seen]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -300,9 +308,12 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         {"z": [], "reason": twice[row]} if row in twice and entry["z"] else entry
         for row, entry in enumerate(done)
     ]
+    reasons = [entry.get("reason", "") for entry in used]  # why it is left out
+    for row, own in enumerate(cohort.itertuples()):  # named as in the table, wherever that lies
+        for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
+            reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
     own = cohort[["volume", "patient"]].assign(
-        n_kept=[len(entry["z"]) for entry in used],
-        reason=[entry.get("reason", "") for entry in used],  # why it is left out
+        n_kept=[len(entry["z"]) for entry in used], reason=reasons
     )
     listed = pd.concat([own, pd.DataFrame(rows, index=own.index)], axis=1)
     failed = own[own.reason != ""][["volume", "patient", "reason"]]
@@ -354,6 +365,8 @@ def _warn(folder: Path, used: pd.DataFrame, liver: bool) -> list[str]:
         " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
         f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
         " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
+        "volumes, such as {}, have kept slices of one value only, as where an export did not end:"
+        " look at flat_slices": used.flat_slices > 0,
         "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
         " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
     }

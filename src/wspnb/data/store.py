@@ -266,6 +266,7 @@ def reader(
     size, pinned = images[0].nbytes, device.type == "cuda"
 
     def read(rows: np.ndarray) -> "torch.Tensor":
+        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else rows
         batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)
         for image, row in zip(batch, rows, strict=True):
             row = range(len(images))[int(row)]  # -1 is the last

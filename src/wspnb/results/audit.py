@@ -206,7 +206,9 @@ def repeat_folds(
     cached = [key for key, run in probes.items() if (run["folder"] / "features.npy").exists()]
     folded = [cohort for cohort in cohorts if ">" not in cohort]
     jobs = [delayed(deals)(*key, cohort) for key in cached for cohort in folded]
-    return pd.DataFrame([row for rows in Parallel(n_jobs=workers)(jobs) for row in rows])
+    columns = ["cohort", "method", "seed", "fold_seed", "fold", "auc"]
+    rows = [row for rows in Parallel(n_jobs=workers)(jobs) for row in rows]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:

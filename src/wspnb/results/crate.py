@@ -7,7 +7,9 @@ and the checksums of tables, scores and settings.
 
 import importlib.metadata
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +19,8 @@ from rocrate.rocrate import ROCrate
 
 from wspnb.data.store import digest_file
 from wspnb.files import own_files, write_text
-from wspnb.results.report import executed
+from wspnb.results import tables
+from wspnb.results.report import COPY, executed
 from wspnb.run import project_path
 
 KEPT = ("report.html", "figures/*.csv", "pretrain/*/config.json", "probe/*/results.json")
@@ -29,7 +32,8 @@ def commit_of(folder: Path) -> str:
     differs; "no checkout", or "unknown" where there is no git."""
     status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!params"]
     asked = (["git", "rev-parse", "--short", "HEAD"], status)
-    options = {"capture_output": True, "text": True, "cwd": folder}
+    env = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    options = {"capture_output": True, "text": True, "cwd": folder, "env": env}
     try:
         commit, changed = (subprocess.run(git, **options).stdout.strip() for git in asked)
     except OSError:
@@ -48,7 +52,8 @@ def describe(run_dir: Path) -> Path:
         raise FileNotFoundError(f"{run_dir}: no executed notebook in its folder notebooks")
     crate = ROCrate(gen_preview=False)
     crate.name = crate.description = f"wspnb, run {run_dir.name}"
-    packages = sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()})
+    installed = [d for d in importlib.metadata.distributions() if d.name and d.version]
+    packages = sorted({f"{d.name}=={d.version}" for d in installed})
     environment = {
         "@type": "SoftwareApplication", "name": f"Python {platform.python_version()}",
         "operatingSystem": platform.platform(), "softwareRequirements": packages,
@@ -77,7 +82,9 @@ def describe(run_dir: Path) -> Path:
             {"name": f"papermill {name}", **times},
         )
     for path in sorted(path for pattern in KEPT for path in own_files(run_dir, pattern)):
-        file(path)
+        own = path.parent.name if path.parent.parent.name in ("pretrain", "probe") else ""
+        if not COPY.search(path.stem) and (not own or re.fullmatch(tables.RUN, own)):
+            file(path)
     text = json.dumps(crate.metadata.generate(), indent=1, ensure_ascii=False)
     write_text(run_dir / "ro-crate-metadata.json", text + "\n")
     return run_dir / "ro-crate-metadata.json"

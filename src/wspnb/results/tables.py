@@ -10,7 +10,7 @@ from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import own_files, read_csv, read_json
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import run_name
-from wspnb.probe import fold_balanced_accuracy, read_probe
+from wspnb.probe import fold_auc, fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval, draw_again, ends, wins_by_fold
 
 RUN = r"[\w.]+-\w+-seed\d+"  # name of a run's folder
@@ -187,7 +187,8 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     Raises:
         ValueError: as there; if a score or threshold is missing.
     """
-    wins_by_fold(runs)  # the same patients in each
+    if "patient" in runs[0]:
+        wins_by_fold(runs)  # the same patients in each
     for run in runs:
         fold_balanced_accuracy(run)  # none is missing
     rng, total = np.random.default_rng(seed), np.zeros(n)
@@ -269,7 +270,8 @@ def check_alike(runs: list[dict], data: str) -> None:
                 raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")
         for cohort, result in run["results"].items():
             scores = cohort_scores(run, cohort)
-            if abs(fold_balanced_accuracy(scores).mean() - result["bacc"]) > 1e-6:
+            found = fold_balanced_accuracy(scores).mean(), fold_auc(scores).mean()
+            if not np.allclose(found, (result["bacc"], result["auc"]), 0, 1e-6):
                 raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
 
 

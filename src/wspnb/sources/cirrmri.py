@@ -175,7 +175,7 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
     for name in [TABLES[kind] for kind in kinds]:
         if name not in files:
             raise ValueError(f"{name} is missing: put it, or Metadata.zip, beside the images")
-        table = read_csv(files[name], text=True)
+        table = read_csv(files[name], text=True, foreign=True)
         if missing := {*columns, "age", "gender"} - {key.strip().lower() for key in table}:
             said = f"{files[name]}: columns {sorted(missing)} are missing, there are {list(table)}"
             raise ValueError(f"{said}: take the set's own table")

@@ -117,7 +117,8 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table of labels")
-    raw = read_csv(path, text=True, skip_blank_lines=False, sep=separator(path))  # lines count
+    look = {"skip_blank_lines": False, "sep": separator(path)}  # lines count
+    raw = read_csv(path, text=True, foreign=True, **look)
     raw.columns = raw.columns.str.strip()
     by = next((name for name in ("subject", "patient") if name in raw), None)
     if by is None or not {"score", "class", "label"} & set(raw.columns):
@@ -154,7 +155,8 @@ def list_files(paths) -> pd.DataFrame:
     (empty where there is none) and ``status``: "mask", "archive", "no CT" (other), or empty."""
     rows = []
     for path in sorted(map(Path, paths)):
-        name = next((path.name[: -len(end)] for end in NIFTI if path.name.endswith(end)), "")
+        small = path.name.lower()  # a Windows share writes .NII.GZ
+        name = next((path.name[: -len(end)] for end in NIFTI if small.endswith(end)), "")
         barcode, date = BARCODE.search(name), DATE.search(name)
         kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
         name = name.removesuffix("_part_551") if kind == "mask" else name  # of CADS

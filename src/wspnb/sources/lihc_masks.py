@@ -121,7 +121,10 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
         if volume.name in there or out.exists():
             row = {"status": "there already"}
         elif len(own):
-            row = _best(own, open_header(folder / volume.file), out)
+            try:
+                row = _best(own, open_header(folder / volume.file), out)
+            except (ValueError, OSError) as error:  # one bad volume must not end the others
+                row = {"status": f"the volume cannot be read: {error}"}
         rows.append({"name": volume.name, "patient": volume.patient, "date": volume.date} | row)
     columns = ["name", "patient", "date", "status", "segmentation", "off_grid", "inside", "ml"]
     table = pd.DataFrame(rows, columns=columns)

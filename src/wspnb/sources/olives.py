@@ -41,7 +41,7 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
             paths, swapped headers, biomarkers that are not 0 or 1, two patients in one visit.
     """
     csv = Path(csv)
-    raw = read_csv(csv)
+    raw = read_csv(csv, foreign=True)
     column = next((c for c in raw if c.startswith(("Path", "File_Path"))), None)
     missing = [c for c in ("BCVA", "CST", "Patient_ID") if c not in raw]
     if column is None or missing:
@@ -231,7 +231,7 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
     """
     rows, tables, eyes = [], {}, None
     for csv in own_files(folder, "*.csv"):
-        raw, name = read_csv(csv), csv.stem
+        raw, name = read_csv(csv, foreign=True), csv.stem
         if not {"BCVA", "CST", "Patient_ID"} <= set(raw):
             continue  # somebody else's
         found = {"rows": len(raw), "headers BCVA and Snellen swapped": headers_swapped(raw)}

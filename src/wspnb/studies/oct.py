@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wspnb.data.bscans import BIOMARKERS
+from wspnb.data.store import digest_file
 from wspnb.files import read_csv, read_json
 from wspnb.folds import check_names
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
@@ -107,9 +108,12 @@ class Settings:
 
 def finished(folder: Path, settings: Settings) -> bool:
     """Whether a folder holds the encoder of these very settings."""
-    if not (folder / "encoder.safetensors").exists():
+    file = folder / "encoder.safetensors"
+    if not file.exists():
         return False
     found = read_json(folder / "config.json")
+    if found.get("encoder_sha256") != digest_file(file):  # killed between the two
+        return False
     return all(found.get(name) == value for name, value in asdict(settings).items())
 
 

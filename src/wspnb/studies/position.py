@@ -28,6 +28,11 @@ class Settings:
     learning_rate: float = 3e-3  # of Adam (paper silent)
     weight_decay: float = 1e-5  # of Adam (paper silent)
 
+    def __post_init__(self):
+        rates = (self.sigma, self.temperature, self.learning_rate, self.n_steps)
+        if not (min(rates) > 0 and self.batch_size > 1 and self.warmup_steps >= 0):
+            raise ValueError(f"{self}: all above 0, a batch of two or more")
+
 
 def train(
     method: str,
