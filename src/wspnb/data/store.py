@@ -266,7 +266,9 @@ def reader(
     size, pinned = images[0].nbytes, device.type == "cuda"
 
     def read(rows: np.ndarray) -> "torch.Tensor":
-        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else rows
+        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
+        if rows.dtype.kind not in "iu":
+            raise IndexError(f"rows of {rows.dtype}: give whole numbers, or a bool for each slice")
         batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)
         for image, row in zip(batch, rows, strict=True):
             row = range(len(images))[int(row)]  # -1 is the last

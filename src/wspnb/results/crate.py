@@ -91,6 +91,8 @@ def describe(run_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m wspnb.results.crate RUN_DIR")
     try:
         print(describe(Path(sys.argv[1])))
     except (ValueError, OSError) as error:
