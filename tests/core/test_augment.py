@@ -295,3 +295,17 @@ def test_jitter_of_other_images_is_refused(views):
         jitter(views)
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         jitter(torch.full((2, 1, 4, 4), 200.0))
+
+
+def test_jitter_is_finite_and_float32():
+    images = torch.rand(2, 1, 4, 4)
+    for bad in (math.nan, math.inf, -0.1):
+        for name in ("brightness", "contrast"):
+            with pytest.raises(ValueError, match="changes from 0 on"):
+                jitter(images, **{name: bad})
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert jitter(images.float()).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)

@@ -237,3 +237,18 @@ def test_columns_of_a_table_count_by_row_and_not_by_index():
     assert torch.equal(jaccard(np.eye(2)), torch.eye(2))
     with pytest.raises(ValueError, match="of 0 and 1"):
         jaccard(torch.tensor([[1, math.nan]]))
+
+
+def test_labels_are_0_and_1_and_degrees_not_negative():
+    for labels in (torch.tensor([[2, 0], [1, 1]]), torch.tensor([[255, 0]], dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="of 0 and 1"):
+            jaccard(labels)
+    for bad in (-0.1, math.nan, math.inf):
+        kernel = torch.eye(3)
+        kernel[0, 1] = bad
+        with pytest.raises(ValueError, match="finite and not negative"):
+            effective_positives(kernel)
+    assert nested(torch.tensor([])).shape == (0, 0)
+    for bad in ([math.inf, 1], [0.5, 1]):
+        with pytest.raises(ValueError, match="whole numbers"):
+            nested(torch.tensor(bad))

@@ -10,6 +10,8 @@ from wspnb import losses
 from wspnb.kernels import gaussian, same_label
 from wspnb.losses import DENOMINATORS, byol_loss, contrastive_loss
 from wspnb.methods import loss_terms, pair_kernel
+from wspnb.momentum import Moco
+from wspnb.pretrain import health
 
 DOUBLE = torch.float64
 
@@ -568,3 +570,42 @@ def test_functional_transforms_give_the_same_slope_above_the_switch(n):
     found = torch.func.vmap(lambda views: contrastive_loss(views, view_2, kernel))(many)
     alone = [contrastive_loss(views, view_2, kernel) for views in many]
     torch.testing.assert_close(found, torch.stack(alone))
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-13, 1e-5, 1e19])
+def test_losses_without_negatives_and_moco_at_any_scale(scale):
+    one, two, *_ = (v.float() if v.is_floating_point() else v for v in batch(6, 4))
+    views = [one * scale, two * scale]
+    assert byol_loss(*views, *views).item() == pytest.approx(byol_loss(one, two, one, two).item())
+    found, want = (health(a, b, torch.cat([one, two])) for a, b in (views, (one, two)))
+    assert found == pytest.approx(want, rel=1e-5)
+    moco = [Moco(torch.nn.Identity(), torch.nn.Identity(), 6, 0.1) for _ in range(2)]
+    for loss, (a, b) in zip(moco, (views, (one, two)), strict=True):
+        loss(a, b, torch.cat([a, b]))  # fills the queue
+    scaled, plain = (m(*v, torch.cat([*v])) for m, v in zip(moco, (views, (one, two)), strict=True))
+    assert scaled.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("denominator", ["less", "no_more"])
+@pytest.mark.parametrize("levels", [3, 50])
+def test_denominators_that_compare_have_second_derivatives(denominator, levels):
+    """Also where many degrees are equal and where nobody's is less."""
+    view_1, view_2, labels, positions = batch(5, 3)
+    steps = (positions * levels).round() / levels
+    degrees = gaussian(steps, 0.5)
+
+    def loss(a):
+        options = {"denominator": denominator, "negatives": degrees}
+        return contrastive_loss(a, view_2, same_label(labels), 0.5, **options)
+
+    assert torch.autograd.gradcheck(loss, view_1.requires_grad_())
+    assert torch.autograd.gradgradcheck(loss, view_1)
+    learnt = degrees.clone().requires_grad_()
+    with pytest.raises(ValueError, match="compared: no gradient"):
+        contrastive_loss(view_1, view_2, degrees, 0.5, denominator, negatives=learnt)
+
+
+def test_byol_of_other_shapes_is_refused():
+    for shape in ((4,), (2, 3, 4)):
+        with pytest.raises(ValueError, match=r"expected \(n, dim\)"):
+            byol_loss(*torch.ones(4, *shape))

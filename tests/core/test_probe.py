@@ -582,3 +582,50 @@ def test_a_threshold_needs_two_classes_and_features_a_stack_of_slices():
     encoder, images = build_encoder("tiny_padded"), np.zeros((2, 1, 32, 32), np.uint8)
     with pytest.raises(ValueError, match=r"images \(2, 1, 32, 32\)"):
         probe.extract_features(encoder, images, [0])
+
+
+def test_features_are_those_that_were_written(tmp_path):
+    features = np.arange(12, dtype=np.float32).reshape(6, 2)
+    table = pd.DataFrame({"patient": [*"aabbcc"]})
+    probe.save_probe(tmp_path, table, {"features": "key"}, features, table)
+    np.testing.assert_array_equal(probe.saved_features(tmp_path, "key"), features)
+    assert probe.saved_features(tmp_path, "other") is None
+    for changed in (features[::-1], features[:4]):
+        np.save(tmp_path / "features.npy", changed)
+        assert probe.saved_features(tmp_path, "key") is None
+    (tmp_path / "features.npy").unlink()
+    assert probe.saved_features(tmp_path, "key") is None
+
+
+def test_key_of_features_by_rows_and_by_bools_and_of_any_dtype():
+    encoder = torch.nn.Linear(2, 2)
+    mask = probe.features_key(encoder, "d", [False, True, True])
+    assert (
+        mask == probe.features_key(encoder, "d", [1, 2]) != probe.features_key(encoder, "d", [0, 1])
+    )
+    half = probe.features_key(encoder.bfloat16(), "d", [1, 2])
+    with torch.no_grad():
+        encoder.weight[0, 0] += 1
+    assert half != probe.features_key(encoder, "d", [1, 2])
+
+
+def test_slices_and_scores_of_nobody_are_refused():
+    rng = np.random.default_rng(0)
+    labels, patients = np.tile([0, 1], 20), np.repeat([f"p{i:02d}" for i in range(20)], 2)
+    labels = np.repeat(labels[:20], 2)
+    people = folds.patient_folds(labels, patients, 4)
+    lost = patients.astype(object)
+    lost[3] = None
+    with pytest.raises(ValueError, match="1 slices are of nobody"):
+        probe.held_out_scores(rng.normal(size=(40, 3)), labels, lost, people, 0.01)
+    table = people.assign(score=0.5, threshold=0.5)
+    for column in ("score", "threshold"):
+        table_without = table.assign(**{column: table[column].where(table.index > 0)})
+        with pytest.raises(ValueError, match="score or threshold is missing"):
+            probe.fold_balanced_accuracy(table_without)
+
+
+def test_an_entry_of_evaluate_twice_is_refused():
+    table = pd.DataFrame({"patient": [*"abcd"], "cohort": "d1", "label": [0, 1, 0, 1]})
+    with pytest.raises(ValueError, match="twice"):
+        folds.judged_cohorts(table, ["d1", "d1"], 2)

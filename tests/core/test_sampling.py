@@ -229,3 +229,20 @@ def test_sizes_and_epochs_are_whole_numbers(value):
             OneSlicePerPatient([1, 1, 2, 2], None, **{"batch_size": 2, "n_batches": 3} | wrong)
     with pytest.raises(ValueError, match=f"^epoch={value!r}: takes a whole number from 0"):
         OneSlicePerPatient([1, 2], None, 2, 3).set_epoch(value)
+
+
+@pytest.mark.parametrize("first", ["start", "epoch"])
+def test_the_epochs_after_a_resumed_one_are_whole(first):
+    patients, labels = cohort([9, 5, 3])
+    whole, resumed = (sampler(patients, labels, 9, 5.0, seed=4) for _ in range(2))
+    if first == "start":
+        resumed.start = 3
+    resumed.set_epoch(1)
+    if first == "epoch":
+        resumed.start = 3
+    whole.set_epoch(1)
+    assert list(resumed) == list(whole)[3:]
+    for epoch in (2, 3):
+        resumed.set_epoch(epoch)
+        whole.set_epoch(epoch)
+        assert list(resumed) == list(whole) and len(resumed) == 5

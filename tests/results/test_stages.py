@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from wspnb.probe import save_probe
+from wspnb.results import stages
 from wspnb.results.stages import (
     MEASURES,
     draw_curve,
@@ -139,3 +140,18 @@ def test_tables_to_read_of_a_run(tmp_path):
     for axis, title in zip(draw_curve(curve).axes, MEASURES.values(), strict=True):
         assert axis.get_title() == title and axis.get_ylim()[1] <= 1.02
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["9", "24", "45", "90"]
+
+
+def test_slices_without_patient_or_stage_are_refused():
+    rng, n = np.random.default_rng(0), 24
+    stage, patients = np.tile([1.0, 2, 3], 8), np.array([f"p{i:02d}" for i in range(n)], object)
+    given = (rng.normal(size=(n, 3)), stage, patients, np.arange(n) < 12)
+    lost = patients.copy()
+    lost[20] = None
+    with pytest.raises(ValueError, match="1 slices without patient"):
+        stages.read_stages(given[0], stage, lost, given[3])
+    for at in (2, 20):
+        unknown = stage.copy()
+        unknown[at] = np.nan
+        with pytest.raises(ValueError, match=f"patient p{at:02d}: stage nan"):
+            stages.read_stages(given[0], unknown, *given[2:])

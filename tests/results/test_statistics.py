@@ -355,3 +355,19 @@ def test_what_has_no_value_is_refused():
         statistics.null_of_fold_mean(3, 9, 5, 10, np.random.default_rng(0))
     with pytest.raises(ValueError, match="n=0"):
         statistics.permutation_null([[0]], [0], ["a"], 0, None)
+
+
+def test_a_patient_twice_or_of_no_data_set_is_refused():
+    run = make_run()
+    twice = pd.concat([run, run.iloc[:1]], ignore_index=True)
+    for call in (statistics.bootstrap_interval, tables.accuracy_interval):
+        with pytest.raises(ValueError, match="is there twice"):
+            call([twice.assign(threshold=0.5)])
+    other = run.iloc[::-1].reset_index(drop=True)
+    with pytest.raises(ValueError, match="other patients"):
+        tables.accuracy_interval([run.assign(threshold=0.5), other.assign(threshold=0.5)])
+    for nobody in (None, np.nan):
+        strata = np.array(["a", "b"] * len(run), dtype=object)[: len(run)]
+        strata[0] = nobody
+        with pytest.raises(ValueError, match="1 patients without data set"):
+            statistics.stratified_auc(run.label, run.score, strata)

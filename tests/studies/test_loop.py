@@ -9,7 +9,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+
+from wspnb.studies import loop, position
 
 TRAIN = """
 import sys
@@ -52,3 +56,22 @@ def test_same_seed_same_bytes_and_threads_move_weights_by_adams_steps(tmp_path):
     apart = np.abs(found["one"]["weights"] - found["two"]["weights"]).max()
     assert apart <= 2 * 6 * 1e-3  # twice what Adam can move a weight in six steps
     assert np.abs(found["one"]["features"]).max() > 0.01
+
+
+def test_a_training_that_diverges_is_no_result():
+    table = pd.DataFrame({"patient": [*"aabbccdd"]})
+    weak, positions = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1]), torch.linspace(0, 1, 8)
+    settings = position.Settings(batch_size=4, n_steps=6, warmup_steps=0, learning_rate=1e30)
+    parts = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, generator=draw)
+    with pytest.raises(ValueError, match=r"supcon: .* is not finite: the training diverged"):
+        loop.train(
+            "supcon",
+            (table.patient.to_numpy(), weak, positions),
+            lambda batch, _: images[batch + batch],
+            *parts,
+            settings,
+            draw,
+            draw,
+        )

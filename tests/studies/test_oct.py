@@ -297,3 +297,14 @@ def test_findings_are_those_of_the_intervals():
         "behind Supervised (-0.20); from the others"
     )
     assert third == "What the product kernel adds: to SimCLR -0.10 [-0.20, +0.01]."
+
+
+def test_a_missing_biomarker_or_patient_is_refused():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (20, 2)).astype(float)
+    scores = rng.random((20, 2))
+    with pytest.raises(ValueError, match="slices without patient"):
+        oct.macro_draws(labels, [scores], [None, *"abcdefghijklmnopqrs"])
+    labels[3, 1] = np.nan
+    with pytest.raises(ValueError, match="none missing"):
+        oct.probabilities(scores, labels, np.arange(10), np.arange(10, 20))
