@@ -202,3 +202,10 @@ def test_tables_come_back_as_they_were_written(tmp_path):
     for name in ("patient", "accession"):
         assert found[name].tolist() == table[name]
     assert found.n.isna().tolist() == [False, True, False] and found.reason[0] == "\r"
+
+
+def test_a_quote_left_open_in_anothers_table_is_named(tmp_path):
+    rows = ["patient,label,note", 'a,0,"see', "b,1,x", 'c,0,y"', "d,1,z"]
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="row 1 below the header holds a line break"):
+        read_csv(tmp_path / "t.csv", foreign=True)

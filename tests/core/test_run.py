@@ -329,6 +329,51 @@ def test_the_kernel_has_this_interpreter_and_an_environment_of_its_own(tmp_path)
 
 
 @pytest.mark.slow
+def test_the_notebook_uses_the_package_that_runs_it(tmp_path):
+    """Also where it was found by a path that means nothing from the notebook's folder; and a file
+    beside the notebook called as a module of Python's own ends nothing."""
+    source = Path(run.__file__).parents[1]
+    (tmp_path / "nb").mkdir()
+    (tmp_path / "mine").symlink_to(source)
+    notebook = simple(tmp_path / "nb", "import wspnb; print(wspnb.__file__)")
+    (tmp_path / "nb" / "types.py").write_text("raise SystemExit")
+    command = [sys.executable, "-P", "-m", "wspnb.run", "nb/n.ipynb", "o.ipynb"]
+    given = {"cwd": tmp_path, "capture_output": True, "text": True}
+    found = subprocess.run(command, env=os.environ | {"PYTHONPATH": "mine"}, **given)
+    assert found.returncode == 0, found.stderr
+    said = nbformat.read(tmp_path / "o.ipynb", 4).cells[1].outputs[0].text
+    assert Path(said.strip()).resolve() == source / "wspnb" / "__init__.py"
+    assert notebook.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux'")
+def test_a_line_that_nobody_can_read_ends_nothing(tmp_path):
+    notebook = simple(tmp_path, "import warnings; warnings.warn('größe')")
+    command = [sys.executable, "-m", "wspnb.run", notebook.name, "o.ipynb"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    found = start(notebook, PYTHONIOENCODING="ascii")
+    assert found.returncode == 0 and "gr\\xf6\\xdfe" in found.stdout, found.stderr
+
+
+def test_a_link_to_itself_is_one_line(tmp_path):
+    notebook = simple(tmp_path, "1")
+    (tmp_path / "o.ipynb").symlink_to("o.ipynb")
+    found = start(notebook)
+    assert found.returncode in (1, 2) and "Traceback" not in found.stderr
+
+
+def test_members_of_a_list_without_default_are_of_one_kind():
+    for value in ([False], ["a", 1], [None], [[1]]):
+        with pytest.raises(ValueError, match="a list of texts or of whole numbers"):
+            run.cast("seeds", "list", value, [])
+    assert run.cast("seeds", "list", [0, 1], []) == [0, 1]
+    assert run.cast("methods", "list", [], []) == []
+
+
+@pytest.mark.slow
 def test_a_killed_kernel_is_one_line_with_its_cell(tmp_path):
     found = start(simple(tmp_path, "1 + 1", "import os; os.kill(os.getpid(), 9)", "2 + 2"))
     assert found.returncode == 1 and "Traceback" not in found.stderr

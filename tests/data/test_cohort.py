@@ -299,8 +299,11 @@ def test_looks_of_cohorts_and_codes_for_unknown_are_warned_of(tmp_path):
 
 @pytest.mark.parametrize(
     "date",
-    ["05. Jan", "5-Jan", "Jan-05", "2023-01-05 00:00:00", "05-janv", "01.05.2024", "5/1/2024"],
-)
+    [
+        "05. Jan", "5-Jan", "Jan-05", "2023-01-05 00:00:00", "05-janv", "01.05.2024", "5/1/2024",
+        "05/01/24", "2024/01/05", "1/5/2024 0:00", "05.01.24", "05-Jan-24", "M\u00e4r 01", "0:05",
+    ],
+)  # fmt: skip
 def test_names_that_a_spreadsheet_made_dates_of_are_warned_of(tmp_path, date):
     with pytest.warns(UserWarning, match=f"patient '{date}' looks like a date"):
         read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", f"b.nii.gz,,{date},1,,r"))
@@ -386,3 +389,28 @@ def test_columns_in_capitals_are_named(tmp_path):
     (tmp_path / "cohort.csv").write_text("Volume,Mask,Patient,Cohort,Weak_label,Label\n")
     with pytest.raises(ValueError, match=r"'volume'.*are missing.*: write them in small letters"):
         read_cohort(tmp_path / "cohort.csv")
+
+
+@pytest.mark.parametrize("name", ["anonymous", "Anonymized", "REMOVED", "XXXX", "0", "(blank)"])
+def test_a_word_for_nobody_with_several_volumes_is_warned_of(tmp_path, name):
+    lines = [f"{x}.nii.gz,,{name},1,,r" for x in "ab"]
+    with pytest.warns(UserWarning, match="has 2 volumes: is that one patient, or a word for nob"):
+        read_cohort(write(tmp_path, *lines))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_cohort(write(tmp_path, lines[0]))
+
+
+def test_a_code_close_behind_the_scores_is_warned_of(tmp_path):
+    for below, code in ((6, 9), (4, 7)):
+        with pytest.warns(UserWarning, match=f"weak_label {code} is a class of its own"):
+            read_cohort(write(tmp_path, f"a.nii.gz,,p,{below},,r", f"b.nii.gz,,q,{code},,r"))
+
+
+def test_pairs_packed_by_bzip2_change_with_either_file(tmp_path):
+    for changed, named in (("x.hdr.bz2", "x.img.bz2"), ("y+orig.BRIK.bz2", "y+orig.HEAD")):
+        for name in (changed, named):
+            (tmp_path / name).write_bytes(b"one")
+        before = file_stamp(str(tmp_path / named))
+        (tmp_path / changed).write_bytes(b"two")
+        assert file_stamp(str(tmp_path / named)) != before

@@ -866,3 +866,179 @@ def test_a_slice_of_another_day_or_device_is_named(tmp_path, tag, usual, odd):
         write_series(tmp_path / "p", volume(), change=lambda k: {tag: odd if k > 3 else usual})
         with pytest.raises(ValueError, match=f"several days .{tag} 20"):
             convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_a_volume_that_becomes_another_scan_is_told(tmp_path, capsys):
+    """The series that was taken by itself is away, and another lies in the folder of that name."""
+    dicom, nifti = tmp_path / "dicom" / "P", tmp_path / "nifti"
+    first = write_series(dicom, volume())
+    command = [str(dicom.parent), str(nifti)]
+    assert main(command) == 0
+    shutil.rmtree(dicom)
+    second = write_series(dicom, volume(3), 2)
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert f"P.nii.gz is of series {second} now, and was of {first}, which is not below" in said
+    assert main(command) == 0 and "now, and was" not in capsys.readouterr().err
+
+
+def test_a_taken_series_is_missed_also_where_a_spreadsheet_wrote_its_patient(tmp_path):
+    """7 for the folder 007, or an umlaut in one character: not the other series in its place."""
+    for folder, written in (("007", "7"), ("Ko\u0308hler", "K\u00f6hler")):
+        dicom, nifti = tmp_path / f"{written} in", tmp_path / f"{written} out"
+        uids = [write_series(dicom / folder / x, volume(n), n) for n, x in ((1, "a"), (2, "b"))]
+        command = [str(dicom), str(nifti)]
+        main(command)
+        table = choices(nifti).assign(patient=written)
+        table.loc[uids[1], "take"] = "x"
+        table.to_csv(nifti / "series.csv", index=False)
+        assert main(command) == 0
+        table = choices(nifti).assign(patient=written)
+        table.to_csv(nifti / "series.csv", index=False)
+        shutil.move(dicom / folder / "b", tmp_path / f"{written} away")
+        assert main(command) == 1
+        made = open_hu(nifti / f"{folder}.nii.gz")[...]
+        np.testing.assert_array_equal(made, as_read(volume(2)))
+
+
+def test_a_volume_that_was_cut_or_overwritten_is_made_again(tmp_path):
+    dicom, nifti = tmp_path / "dicom" / "P", tmp_path / "nifti"
+    write_series(dicom, volume())
+    command = [str(dicom.parent), str(nifti)]
+    for content in (None, b"", b"other"):
+        if content is not None:
+            (nifti / "P.nii.gz").write_bytes(content)
+        assert main(command) == 0
+        np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume()))
+
+
+def test_a_slice_in_another_patients_folder_is_missed(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    write_series(dicom / "A", volume())
+    write_series(dicom / "B", volume(2), 2, PatientID="P2")
+    shutil.move(next((dicom / "A").glob("*-5.dcm")), dicom / "B")  # the highest: no gap is left
+    assert main([str(dicom), str(nifti)]) == 1
+    assert "is in the folders A, B, whose files differ" in capsys.readouterr().err
+    assert not (nifti / "A.nii.gz").exists()
+
+
+def test_names_that_the_terminal_cannot_show_end_nothing(tmp_path):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    for number, name in enumerate(("\u60a3\u8005", "L" * 245, "Z"), 1):
+        write_series(dicom / name, volume(number), number, PatientID=name[:9])
+    command = [sys.executable, "-m", "wspnb.data.dicom", dicom, nifti]
+    shell = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=shell, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "over 240 bytes: shorten it" in done.stderr and "2 of 3 patients" in done.stdout
+    assert {path.name for path in nifti.glob("*.gz")} == {"\u60a3\u8005.nii.gz", "Z.nii.gz"}
+
+
+@pytest.mark.parametrize(
+    "name", ["IM0003.dcm~", "#IM0003.dcm#", "IM0003_dcm", "rest.z01", "a.tar.Z"]
+)
+def test_what_a_gateway_or_an_archive_made_of_a_slice_is_missed(tmp_path, name):
+    write_series(tmp_path / "p", volume())
+    for number, path in enumerate(sorted((tmp_path / "p").iterdir())):
+        path.rename(path.with_name(f"IM{number:04}.dcm"))
+    (tmp_path / "p" / "IM0003.dcm").unlink()
+    (tmp_path / "p" / name).write_bytes(b"\x1f\x9d" * 90 if name == "a.tar.Z" else b"x" * 200)
+    with pytest.raises(ValueError, match=re.escape(name)):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("jpeg/IM0003.jpg", b"\xff\xd8\xff\xe0"), ("IM0003.txt", b"words"),
+        ("l/liver.nii.bz2", b"BZh91AY"), ("list.csv.gz", b"\x1f\x8b"),
+    ],
+)  # fmt: skip
+def test_previews_lists_and_volumes_beside_slices_cost_nothing(tmp_path, name, content):
+    write_series(tmp_path / "p" / "d", volume())
+    for number, path in enumerate(sorted((tmp_path / "p" / "d").iterdir())):
+        path.rename(path.with_name(f"IM{number:04}"))
+    (tmp_path / "p" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "p" / name).write_bytes(content)
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize("syntax", ["raw", "rle", "deflated", "big"])
+def test_bits_that_the_header_does_not_know_are_named_however_they_are_packed(tmp_path, syntax):
+    """5000 in 12 bits is 904 to most readers: -120 HU in place of 3976."""
+    hu = np.full((16, 16, 4), 50, np.int16)
+    hu[0, 0, 2] = 3976
+    write_series(tmp_path / "p", hu, BitsStored=12, HighBit=11)
+    for path in (tmp_path / "p").iterdir():
+        image = pydicom.dcmread(path)
+        if syntax == "rle":
+            image.compress(pydicom.uid.RLELossless)
+        if syntax == "deflated":
+            image.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        if syntax == "big":
+            raw = np.frombuffer(image.PixelData, "<u2")  # as it is, all bits
+            image.PixelData = raw.astype(">u2").tobytes()
+            image.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+        image["PixelData"].VR = "OB" if syntax == "rle" else "OW"
+        options = {"little_endian": None, "implicit_vr": None, "enforce_file_format": True}
+        pydicom.dcmwrite(path, image, **options)
+    with pytest.raises(ValueError, match="need more than the 12 bits"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"BitsStored": None}, "BitsStored is missing"),
+        ({"ImageType": ["DERIVED", "PRIMARY", "EFF_Z"]}, "EFF_Z"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOPOGRAM"]}, "TOPOGRAM"),
+    ],
+)
+def test_maps_by_other_words_and_missing_bits_are_named(tmp_path, fields, words):
+    write_series(tmp_path / "p", volume(), **fields)
+    with pytest.raises(ValueError, match=words):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_a_table_of_values_in_one_slice_is_named(tmp_path):
+    table = pydicom.dataset.Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table["LUTDescriptor"].VR = "US"
+    change = lambda k: {"ModalityLUTSequence": [table]} if k == 3 else {}  # noqa: E731
+    write_series(tmp_path / "p", volume(), change=change)
+    with pytest.raises(ValueError, match="ModalityLUTSequence differs"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_a_steady_drift_is_a_tilt_also_in_whole_mm(tmp_path):
+    heights = np.arange(8) * 5.0
+    write_series(tmp_path / "p", volume(depth=8), heights=heights, tilt=1.0)
+    with pytest.raises(ValueError, match="tilted gantry"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_a_description_that_changes_on_the_way_is_warned_of(tmp_path):
+    change = lambda k: {"SeriesDescription": "lung" if k > 3 else "liver"}  # noqa: E731
+    write_series(tmp_path / "p", volume(), change=change)
+    with pytest.warns(UserWarning, match="SeriesDescription changes along the slices"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_a_scout_of_two_images_asks_for_no_choice(tmp_path):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    write_series(dicom / "P" / "a", volume())
+    kind = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    write_series(dicom / "P" / "scout", volume()[:, :, :2], 2, ImageType=kind)
+    assert main([str(dicom), str(nifti)]) == 0
+    np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume()))
+
+
+def test_what_is_to_be_dropped_may_have_its_accents_in_two_characters(tmp_path):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    write_series(dicom / "P", volume())
+    path = next((dicom / "P").glob("*-5.dcm"))
+    path.rename(path.with_name("U\u0308bersicht.dcm"))
+    main([str(dicom), str(nifti)])
+    choices(nifti).assign(drop="\u00dcbersicht.dcm").to_csv(nifti / "series.csv", index=False)
+    assert main([str(dicom), str(nifti)]) == 0
+    assert open_hu(nifti / "P.nii.gz").shape[2] == 5

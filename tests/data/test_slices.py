@@ -629,3 +629,38 @@ def test_a_volume_that_is_turned_against_the_body_is_named(tmp_path):
         UserWarning, match=r"1 volumes, such as v2\.nii\.gz, are turned by more than"
     ):
         write(csv, tmp_path / "store")
+
+
+def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
+    csv = make_cohort(tmp_path / "source", 4)
+    image = nib.load(tmp_path / "source" / "v1.nii.gz")
+    hu = np.asarray(image.dataobj).copy()
+    hu[:, :, 5] = 40
+    nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "source" / "v1.nii.gz")
+    table = pd.read_csv(csv, dtype=str)
+    for name in ("v0", "m0"):  # patient 2 gets the grid of patient 0, and a copy of the mask
+        shutil.copy(tmp_path / "source" / f"{name}.nii.gz", tmp_path / "source" / f"{name}b.nii.gz")
+    table.loc[2, ["volume", "mask"]] = "v0b.nii.gz", "m0b.nii.gz"
+    rng = np.random.default_rng(9)
+    other = nib.load(tmp_path / "source" / "v0b.nii.gz")
+    noise = rng.integers(-500, 900, other.shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(noise, other.affine), tmp_path / "source" / "v0b.nii.gz")
+    table.to_csv(csv, index=False)
+    with pytest.warns(UserWarning) as said:
+        write(csv, tmp_path / "store")
+    said = " ".join(str(warning.message) for warning in said)
+    assert "the masks of 000, 002 are the same, byte by byte" in said
+    assert "1 volumes, such as v1.nii.gz, have kept slices of one value only" in said
+
+
+def test_reasons_name_files_as_the_table_does_wherever_it_lies(tmp_path):
+    csv = make_cohort(tmp_path / "one" / "source")
+    (csv.parent / "v3.nii.gz").write_bytes(b"no volume")
+    write(csv, tmp_path / "one" / "store")
+    shutil.copytree(tmp_path / "one" / "source", tmp_path / "two" / "source")
+    write(tmp_path / "two" / "source" / "cohort.csv", tmp_path / "two" / "store")
+    one, two = (
+        {name: (tmp_path / where / "store" / name).read_text() for name in FILES if "csv" in name}
+        for where in ("one", "two")
+    )
+    assert one == two and "v3.nii.gz" in one["failed.csv"] and str(tmp_path) not in str(one)

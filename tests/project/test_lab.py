@@ -124,3 +124,28 @@ def test_exercises_tell_right_from_wrong(name, capsys):
         exec(sources["test-of-answers"], space)
         assert capsys.readouterr().out == "".join(f"{k} {said}\n" for k in (1, 2, 3))
     assert "<details><summary>Solutions" in "".join(cells[-1]["source"])
+
+
+def test_what_is_no_notebook_is_passed_over_and_a_damaged_copy_is_named(project, capsys):
+    (project / "notebooks" / "02_pretrain (1).ipynb").write_text("")
+    (project / "notebooks" / "9_draft.ipynb").write_text("[]")
+    folder = prepare(project)
+    said = capsys.readouterr().out
+    assert "02_pretrain (1).ipynb: no notebook" in said and "9_draft.ipynb: no notebook" in said
+    (folder / "00_the_loss.ipynb").write_text("{")
+    prepare(project)
+    assert "00_the_loss.ipynb: damaged, left as it is" in capsys.readouterr().out
+
+
+def test_the_kernels_have_checks_and_pictures(monkeypatch):
+    """Whatever the shell sets for programs of another kind."""
+    import lab
+
+    seen = {}
+    monkeypatch.setattr(lab.os, "execvp", lambda *_: seen.update(os.environ))
+    monkeypatch.setattr(lab, "prepare", lambda: lab.PROJECT / "runs" / "lab")
+    monkeypatch.chdir(lab.PROJECT)
+    for name in ("MPLBACKEND", "PYTHONOPTIMIZE"):
+        monkeypatch.setenv(name, "1")
+    lab.main([])
+    assert seen and not {"MPLBACKEND", "PYTHONOPTIMIZE"} & {*seen}

@@ -93,6 +93,13 @@ def test_supervised_keeps_finished_folds_when_interrupted(small_store, capfd):
     assert (scores.score[scores.fold == 1] - 0.5).abs().max() < 0.1  # barely trained
     assert not list(probe.glob("fit-*"))
     assert sorted(p.name for p in probe.iterdir()) == ["results.json", "scores.csv"]
+    (probe / "fit-2026-11-28-notes.csv").write_text("mine")
+    capfd.readouterr()
+    assert run("03b_supervised", small_store, *small, "learning_rate=1e30", "resume=false") == 1
+    assert "not finite: the training diverged" in capfd.readouterr().err
+    assert [p.name for p in probe.glob("fit-*")] == ["fit-2026-11-28-notes.csv"]
+    assert run("03b_supervised", small_store, *small) == 0
+    assert (probe / "fit-2026-11-28-notes.csv").read_text() == "mine"
 
 
 def test_supervised_network_depends_on_its_training_patients_alone(small_store, tmp_path):

@@ -4,6 +4,7 @@ a stand-in that notes its call, so that the real graph runs in seconds."""
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+from wspnb.pretrain import pick_precision
 
 ROOT = Path(__file__).parents[2]
 PAGES = """import pathlib, sys
@@ -399,3 +403,18 @@ def test_a_file_is_read_again_only_if_it_was_written(tmp_path, monkeypatch):
     os.utime(file, ns=(date, date))
     assert content.stamp_once(str(file)) != first and len(read) == 4
     content.memo.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card's time is not estimated")
+def test_the_plan_knows_float32_and_what_trains_nothing(tmp_path):
+    """On a CPU with bf16 instructions float32 takes longer."""
+    project = Project(tmp_path)
+
+    def minutes(method):
+        config = ("profile=paper", f"methods={method}", "backbones=resnet18")
+        found = re.search(r"about ([0-9]+) (min|h) on", project.run(*config, target=["plan"]))
+        return int(found[1]) * (60 if found[2] == "h" else 1)
+
+    assert minutes("imagenet") < 60 < minutes("wsp")
+    longer = minutes("full_precision") / minutes("wsp")
+    assert 3 < longer < 4 if pick_precision("auto") == "bf16" else 0.9 < longer < 1.1

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from rocrate.rocrate import ROCrate
@@ -58,3 +59,19 @@ def test_a_folder_without_a_run_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no executed notebook"):
         describe(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_copies_are_no_results_and_another_projects_git_is_not_asked(tmp_path, monkeypatch):
+    for name, text in {
+        "notebooks/02_pretrain-wsp.ipynb": json.dumps({"metadata": {"papermill": TOLD}}),
+        "probe/wsp-tiny-seed0/scores.csv": "a\n", "probe/wsp-tiny-seed0 - Copy/scores.csv": "a\n",
+        "figures/table1.csv": "a\n", "figures/table1 (1).csv": "a\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = {e.id for e in ROCrate(describe(tmp_path).parent).data_entities}
+    assert {name for name in found if name.endswith("csv")} == {
+        "probe/wsp-tiny-seed0/scores.csv", "figures/table1.csv"
+    }  # fmt: skip
+    monkeypatch.setenv("GIT_DIR", str(Path(__file__).resolve().parents[2] / ".git"))
+    assert commit_of(tmp_path) == "no checkout"
