@@ -4,6 +4,7 @@
 written, ``part.py`` keeps it resumable.
 """
 
+import os
 import shutil
 import warnings
 from contextlib import closing
@@ -380,6 +381,6 @@ def _warn(folder: Path, used: pd.DataFrame, liver: bool) -> list[str]:
     } if liver else {}  # fmt: skip
     for words, those in kinds.items():
         if those.any():
-            told = words.format(used.volume[those].iloc[0])
+            told = words.format(os.path.basename(used.volume[those].iloc[0]))
             warnings.warn(f"{those.sum()} {told} ({folder / 'inventory.csv'})", stacklevel=4)
     return used.volume[guessed].tolist()
