@@ -22,7 +22,7 @@ def start(precision: str) -> Accelerator:
             float32 and say fp16.
     """
     for name in [*os.environ]:  # settings of another project's `accelerate launch`
-        if name.startswith("ACCELERATE_") and name != "ACCELERATE_TORCH_DEVICE":
+        if name.startswith("ACCELERATE_") and not name.endswith(("_DEVICE", "_CPU")):
             del os.environ[name]
     on_cpus = "RANK" in os.environ and not torch.cuda.is_available()
     if not torch.cuda.is_available():

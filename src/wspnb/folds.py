@@ -46,9 +46,9 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
     """
     check_whole("n_folds", n_folds, 2)
     labelled, rows = table[table.label.notna()], []
+    cohorts_of(evaluate)
     if len(set(evaluate)) < len(evaluate):
         raise ValueError(f"evaluate {[*evaluate]}: an entry is there twice, delete one")
-    cohorts_of(evaluate)
     for group in evaluate:
         if any(not name or name != name.strip() for name in cohorts_of([group])):
             raise ValueError(f"evaluate: {group!r}: write d1, d1+d2 or d1>d2, without blanks")

@@ -308,8 +308,9 @@ def test_names_that_a_spreadsheet_made_dates_of_are_warned_of(tmp_path, date):
     with pytest.warns(UserWarning, match=f"patient '{date}' looks like a date"):
         read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", f"b.nii.gz,,{date},1,,r"))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # separators of numbers count
+        warnings.simplefilter("error")  # separators of numbers count; sub-01 is BIDS
         read_cohort(write(tmp_path, "a.nii.gz,,1-13,0,,r", "b.nii.gz,,11-3,,1,d1"))
+        read_cohort(write(tmp_path, "a.nii.gz,,sub-01,0,,r", "b.nii.gz,,Pat 02,,1,d1"))
 
 
 def test_a_weak_label_in_one_line_of_a_patient_is_asked_for_in_all(tmp_path):

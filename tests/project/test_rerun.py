@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from wspnb.data.cohort import read_cohort
+from wspnb.data.masks import write_cohort
 from wspnb.pretrain import pick_precision
 
 ROOT = Path(__file__).parents[2]
@@ -418,3 +420,23 @@ def test_the_plan_knows_float32_and_what_trains_nothing(tmp_path):
     assert minutes("imagenet") < 60 < minutes("wsp")
     longer = minutes("full_precision") / minutes("wsp")
     assert 3 < longer < 4 if pick_precision("auto") == "bf16" else 0.9 < longer < 1.1
+
+
+def test_a_label_that_the_table_of_drawn_masks_has_not_puts_the_report_aside(tmp_path):
+    """Notebook 01b's table is in use; its labels are those of before."""
+    project = Project(tmp_path / "project")
+    own, masks = project.folder / "data" / "own", project.folder / "runs" / "own_160" / "masks"
+    own.mkdir(parents=True)
+    lines = f"{HEAD}\na.nii,a.nii,A,2,,radio\nb.nii,b.nii,B,,1,d1\n"
+    (own / "cohort.csv").write_text(lines)
+    for name in ("a.nii", "b.nii"):
+        (own / name).write_text(name)
+    drawn = read_cohort(own / "cohort.csv").assign(mask_source="predicted")
+    write_cohort(masks, drawn, None, own / "cohort.csv")
+    project.edit("params/own_160.yaml", "source_dir: data/own", "source_dir: runs/own_160/masks")
+    config, run = ("profile=own_160", "methods=random"), masks.parent
+    project.run(*config)
+    (own / "cohort.csv").write_text(lines.replace(",,1,d1", ",,0,d1"))
+    said = project.run(*config, ok=False)
+    assert "labels, cohorts or patients are others" in said
+    assert not (run / "report.html").exists() and (run / "report.former.html").exists()

@@ -31,10 +31,13 @@ SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
     "abekmhopctxyabehikvoptyx",
 )
 SHAPES |= str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
+MONTH = "jan|feb|fév|fev|mar|mär|mrz|mrt|maa|apr|avr|abr|may|mai|mei|mag|maj|jun|jui|jul|giu|lug"
+MONTH = f"(?:{MONTH}|aug|aoû|ago|sep|set|oct|okt|ott|out|nov|dec|dez|déc|dic|ene|gen)\\w{{0,2}}"
 DATE = re.compile(
-    r"\d{1,2}[-. ]{1,2}[^\W\d_]{3,5}\.?([-. ]\d{2,4})?|[^\W\d_]{3,4}[- ]\d\d"
+    rf"\d{{1,2}}[-. ]{{1,2}}{MONTH}\.?([-. ]\d{{2,4}})?|{MONTH}[- ]\d\d"
     r"|(\d{4}([-/.])\d\d?\3\d\d?|\d{1,2}([./])\d{1,2}\4(\d{4}|\d\d))([ T]0?0:00(:00)?)?"
-    r"|\d{1,2}:\d\d(:\d\d)?"
+    r"|\d{1,2}:\d\d(:\d\d)?",
+    re.IGNORECASE,
 )
 PACKED = ("", ".gz", ".GZ", ".bz2", ".zst", ".Z")
 NOBODY = re.compile(  # what an anonymiser or a form writes for all alike

@@ -39,9 +39,8 @@ NUMBERS += ("ReconstructionDiameter",)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")
 PACKED = (".tar", ".iso", ".dmg", ".zip", ".7z", ".rar", ".lzma", ".lz4", ".cab", ".Z")
-PARTS = re.compile(
-    r"\.(z|r|7z\.|zip\.|rar\.)\d\d\d?$", re.IGNORECASE
-)  # of an archive that was split
+# Of an archive that was split.
+PARTS = re.compile(r"\.(z|r|7z\.|zip\.|rar\.)\d\d\d?$", re.IGNORECASE)
 # Packed, and no slices: volumes of other formats, lists.
 VOLUMES = re.compile(r"\.(nii|img|hdr|brik|mnc|mgh|mha|csv|txt|json|log)\.(gz|bz2|xz|zst)$|\.mgz$")
 DOCUMENTS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}  # in a zip that is none

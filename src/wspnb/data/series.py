@@ -33,7 +33,7 @@ NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  
 NUMBERS |= {"RescaleIntercept": 1}
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
 PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACTION|IODINE|CALCIUM"
-PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|DOSE"
+PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|(?<![A-Z_])DOSE"
 PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
 # RLE, deflated, bytes the other way round: what pydicom itself reads.
 UNPACKED = ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")

@@ -189,8 +189,8 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     """
     if "patient" in runs[0]:
         wins_by_fold(runs)  # the same patients in each
-    for run in runs:
-        fold_balanced_accuracy(run)  # none is missing
+    if any(run[["score", "threshold"]].isna().to_numpy().any() for run in runs):
+        raise ValueError("a score or threshold is missing: judge those without, or run 03 again")
     rng, total = np.random.default_rng(seed), np.zeros(n)
     right = [((run.score >= run.threshold) == run.label).to_numpy() for run in runs]
     mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]]
