@@ -607,3 +607,21 @@ def test_masks_of_other_voxels_are_not_gone_on_with(tmp_path):
         store(tmp_path / "m.nii", np.roll(blob(), mask, 2).astype(np.uint8))
         seen.add(masks.digest(read_cohort(tmp_path / "cohort.csv")))
     assert len(seen) == 3
+
+
+def test_a_new_patient_is_learnt_from_anew_and_a_label_is_not(tmp_path):
+    head, lines = "volume,mask,patient,weak_label,label,cohort\n", ["a,a,A,1,,r", "b,b,B,1,,r"]
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    own = tmp_path / "cohort.csv"
+    own.write_text(head + "\n".join(lines) + "\n")
+    drawn = read_cohort(own).assign(mask_source="given")
+    masks.write_cohort(tmp_path / "masks", drawn, None, own)
+    made = tmp_path / "masks" / "cohort.csv"
+    masks.check_labels(made)
+    own.write_text(head + "\n".join([lines[0].replace("1", "2"), lines[1]]) + "\n")
+    with pytest.raises(ValueError, match=r"\(A\): .* -p source_dir \S+ at its end"):
+        masks.check_labels(made)
+    own.write_text(head + "\n".join([*lines, "c,c,C,1,,r"]) + "\n")
+    with pytest.raises(ValueError, match=r"\(C\): .* -p source_dir \S+ -p resume false at its end"):
+        masks.check_labels(made)

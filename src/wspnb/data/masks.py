@@ -245,11 +245,13 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
     lost = set(read_csv(lost, text=True).patient) if lost.exists() else set()
     both = own.index.intersection(now.index)
     same = (own.loc[both].map(str) == now.loc[both].map(str)).all(axis=1)
-    if who := [*both[~same], *sorted({*now.index} - {*own.index} - lost)]:
+    new = sorted({*now.index} - {*own.index} - lost)  # other patients: learnt from anew
+    if who := [*both[~same], *new]:
+        again = " -p resume false" * bool(new)
         raise ValueError(
             f"{os.path.normpath(source)}: labels, cohorts or patients are others than in {csv},"
             f" which was made of it ({', '.join(who[:10])}): give notebook 01b's command again,"
-            f" with -p source_dir {os.path.normpath(source.parent)} at its end"
+            f" with -p source_dir {os.path.normpath(source.parent)}{again} at its end"
         )
 
 
