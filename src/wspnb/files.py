@@ -21,8 +21,9 @@ import psutil
 import yaml
 
 TEXT = {"patient", "volume", "mask", "cohort", "name", "method", "backbone", "selection", "run"}
-# No number, its zeros or last digits would be lost; and what a spreadsheet writes for True.
-CODE = r"\s*[-+]?(0\d|\d{16,}$)|(TRUE|FALSE|true|false)$"
+# No number: its zeros or last digits would be lost, or two codes be one (1e5 and 100000, as nobody
+# writes a number); and what a spreadsheet writes for True.
+CODE = r"\s*[-+]?(0\d|\d{16,}$|\d+[eE]\d+$|Infinity$)|(TRUE|FALSE|true|false)$"
 
 
 @contextmanager

@@ -209,3 +209,9 @@ def test_a_quote_left_open_in_anothers_table_is_named(tmp_path):
     (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
     with pytest.raises(ValueError, match="row 1 below the header holds a line break"):
         read_csv(tmp_path / "t.csv", foreign=True)
+
+
+def test_codes_that_look_like_numbers_stay_text(tmp_path):
+    (tmp_path / "t.csv").write_text("site,n\n1e5,1e-05\n100000,2e+16\n")
+    found = read_csv(tmp_path / "t.csv")
+    assert found.site.tolist() == ["1e5", "100000"] and found.n.tolist() == [1e-5, 2e16]

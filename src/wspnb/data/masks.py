@@ -336,7 +336,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
         words = {k: f"volumes, masks or patients of {k}_dir" for k in ("source", "train")}
         if other := store.changes(read_json(note), settings, words):
             raise ValueError(
-                f"{note}: made with other settings ({other}): draw anew with -p resume false"
+                f"{folder}: what is there was made with other settings ({other}): draw anew, with"
+                " -p resume false at the command's end"
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)
