@@ -381,6 +381,8 @@ def _warn(folder: Path, used: pd.DataFrame, liver: bool) -> list[str]:
     } if liver else {}  # fmt: skip
     for words, those in kinds.items():
         if those.any():
-            told = words.format(os.path.basename(used.volume[those].iloc[0]))
+            one, files = used.volume[those].iloc[0], used.volume.map(os.path.basename).tolist()
+            name = os.path.basename(one)  # without a way from elsewhere, where it tells
+            told = words.format(name if files.count(name) == 1 else one)
             warnings.warn(f"{those.sum()} {told} ({folder / 'inventory.csv'})", stacklevel=4)
     return used.volume[guessed].tolist()

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,6 @@ from rocrate.rocrate import ROCrate
 
 from wspnb.data.store import digest_file
 from wspnb.files import own_files, write_text
-from wspnb.results import tables
 from wspnb.results.report import COPY, executed
 from wspnb.run import project_path
 
@@ -82,8 +80,7 @@ def describe(run_dir: Path) -> Path:
             {"name": f"papermill {name}", **times},
         )
     for path in sorted(path for pattern in KEPT for path in own_files(run_dir, pattern)):
-        own = path.parent.name if path.parent.parent.name in ("pretrain", "probe") else ""
-        if not COPY.search(path.stem) and (not own or re.fullmatch(tables.RUN, own)):
+        if not any(map(COPY.search, (path.stem, path.parent.name))):
             file(path)
     text = json.dumps(crate.metadata.generate(), indent=1, ensure_ascii=False)
     write_text(run_dir / "ro-crate-metadata.json", text + "\n")
