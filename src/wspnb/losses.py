@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
-from torch.nn.functional import normalize
 
 from wspnb.blockwise import blockwise_loss, check_negatives, log_denominators
 from wspnb.kernels import check_degrees, check_positive, pair_weights
+from wspnb.models import on_sphere
 
 Kernel = Tensor | Callable[[Tensor], Tensor]  # (n, n), or a function that gives its rows
 DENOMINATORS = ("all", "others", "printed")  # weighed by the second kernel
@@ -196,14 +196,6 @@ def _rows_to_1(kernel: Tensor | None, views: Tensor, kind: torch.dtype) -> Tenso
     kernel = kernel.to(views.device, kind, non_blocking=True)
     totals = kernel.sum(1, keepdim=True)
     return kernel / totals.where(totals > 0, 1)
-
-
-def on_sphere(views: Tensor) -> Tensor:
-    """Rows of length 1, at least float32; squares of very small or large ones would leave range."""
-    views = views if views.dtype == torch.float64 else views.float()
-    largest = views.detach().abs().amax(1, keepdim=True)
-    usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
-    return normalize(views / largest.masked_fill(usual, 1), dim=1)
 
 
 def _whole(kernel: Kernel, views: Tensor) -> Tensor:

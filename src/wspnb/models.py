@@ -218,3 +218,11 @@ def _known(backbone: str) -> str:
     if backbone not in HEADS:
         raise ValueError(f"backbone={backbone!r}: choose one of {', '.join(HEADS)}")
     return backbone
+
+
+def on_sphere(views: Tensor) -> Tensor:
+    """Rows of length 1, at least float32; squares of very small or large ones would leave range."""
+    views = views if views.dtype == torch.float64 else views.float()
+    largest = views.detach().abs().amax(1, keepdim=True)
+    usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
+    return nn.functional.normalize(views / largest.masked_fill(usual, 1), dim=1)

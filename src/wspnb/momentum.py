@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from wspnb.losses import barlow_loss, byol_loss, on_sphere
+from wspnb.losses import barlow_loss, byol_loss
 from wspnb.methods import FAMILIES, loss_of
-from wspnb.models import HEADS, seeded, two_layers
+from wspnb.models import HEADS, on_sphere, seeded, two_layers
 
 
 def slow_copy(encoder: nn.Module, head: nn.Module) -> nn.Sequential:

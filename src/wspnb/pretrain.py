@@ -20,9 +20,8 @@ from torch import Tensor
 
 from wspnb.files import read_json, whole, write_csv, write_text
 from wspnb.kernels import check_finite
-from wspnb.losses import on_sphere
 from wspnb.methods import has_line, loss_of
-from wspnb.models import HEADS
+from wspnb.models import HEADS, on_sphere
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 UNTRAINED = ("random", "imagenet")  # no step is taken
