@@ -160,10 +160,8 @@ def convert_patient(
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()
         if len(former := before[~before.series.isin(rows.index)]):
-            words = (
-                f"{file} is of series {uid} now, and was of {', '.join(former.series)}, which is"
-            )
-            words += " not below any more: is it the same patient's? If not, delete it"
+            words = f"{file} is of series {uid} now, and was of {', '.join(former.series)}"
+            words += ", which is not below any more: is it the same patient's? If not, delete it"
             print(words, file=sys.stderr)
     except MemoryError:
         raise

@@ -38,7 +38,7 @@ NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 NUMBERS += ("ReconstructionDiameter",)
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")
-PACKED = (".tar", ".iso", ".dmg", ".zip", ".7z", ".rar", ".lzma", ".lz4", ".cab", ".Z")
+PACKED = (".tar", ".iso", ".dmg", ".zip", ".7z", ".rar", ".lzma", ".lz4", ".cab", ".z")
 # Of an archive that was split.
 PARTS = re.compile(r"\.(z|r|7z\.|zip\.|rar\.)\d\d\d?$", re.IGNORECASE)
 # Packed, and no slices: volumes of other formats, lists.
@@ -135,7 +135,7 @@ def index_file(path: str) -> File:
             if head.startswith(b"PK") and zipfile.is_zipfile(stream):
                 if DOCUMENTS & set(zipfile.ZipFile(stream).namelist()):
                     return File(path, {}, "a document or program, no image")
-            if head.startswith(ARCHIVES) or path.endswith(PACKED) or path.lower().endswith(PACKED):
+            if head.startswith(ARCHIVES) or path.lower().endswith(PACKED):
                 return File(path, {}, "an archive: unpack it, and take it away", True)
             if path.lower().endswith(PARTIAL):
                 return File(path, {}, "a download that did not end", True)
