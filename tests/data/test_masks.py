@@ -12,11 +12,12 @@ import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from test_inventory import body
 
-from wspnb.data import masks, segment
+from wspnb.data import masks, quality, segment
 from wspnb.data.cohort import file_stamp, read_cohort
 from wspnb.data.headers import open_header
 from wspnb.data.slices import open_slices, write_slices
 from wspnb.data.volumes import load_mask, load_volume, resize
+from wspnb.files import read_csv
 from wspnb.phantom.patients import Phantom
 from wspnb.phantom.scans import make_phantom
 from wspnb.run import main
@@ -120,6 +121,16 @@ def test_pairs_show_the_liver_where_it_is(tmp_path):
     views, outlines = segment.vary(images, livers, torch.Generator().manual_seed(0))
     inside = outlines.bool()
     assert views[inside].min() > views[~inside].quantile(0.98)  # image and outline move together
+
+
+def test_whether_the_volume_or_its_mask_is_at_fault(tmp_path):
+    volume = store(tmp_path / "ct.nii.gz", ct(blob()))
+    (tmp_path / "mask.nii.gz").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"^no liver mask: .*mask.nii.gz"):
+        segment.training_pairs(volume, tmp_path / "mask.nii.gz")
+    volume.write_bytes(b"cut as well")
+    with pytest.raises(ValueError, match=r"^(?!no liver mask).*ct.nii.gz"):
+        segment.training_pairs(volume, tmp_path / "mask.nii.gz")
 
 
 def test_an_error_nobody_thought_of_costs_one_pair(monkeypatch):
@@ -244,11 +255,11 @@ def test_empty_small_and_huge_predictions_are_refused(tmp_path, monkeypatch):
     volume = store(tmp_path / "ct.nii.gz", ct(blob()))
     out, ml = tmp_path / "mask.nii.gz", blob().sum() * np.prod(SPACING) / 1000  # 38 ml
     nothing = lambda images: np.zeros(images.shape, np.float32)  # noqa: E731
-    assert segment.predict_to(out, volume, nothing, 0, size=64) == "no liver found"
+    assert segment.predict_to(out, volume, nothing, 0, size=64) == "no liver mask: none found"
     assert "under 200 ml" in segment.predict_to(out, volume, bright, 200, size=64)
     with monkeypatch.context() as patch:
         patch.setattr(segment, "LIVER_ML", (0, 0.5 * ml))
-        assert "ml of liver predicted, over" in segment.predict_to(out, volume, bright, 0, size=64)
+        assert "ml predicted, over" in segment.predict_to(out, volume, bright, 0, size=64)
     broken = tmp_path / "broken.nii.gz"
     broken.write_bytes(volume.read_bytes()[:150])
     assert "broken.nii.gz" in segment.predict_to(out, broken, bright, size=64)
@@ -272,6 +283,16 @@ def test_claim_refuses_other_settings_and_begins_afresh_on_demand(tmp_path):
     masks.claim(tmp_path, {"source": "0123"}, resume=False)
     with pytest.raises(ValueError, match="masks or patients of source_dir changed"):
         masks.claim(tmp_path, {"source": "4567"})  # no bare hashes
+    rows = [["a", "01"], ["b", "23"], ["b", "45"]]
+    masks.claim(tmp_path, {"source": rows}, resume=False)
+    for other, who in (
+        ([["a", "01"], ["b", "23"], ["b", "67"]], "b"),
+        ([*rows, ["c", "89"]], "c"),
+        (rows[1:], "a"),
+        (rows[::-1], "their order"),
+    ):
+        with pytest.raises(ValueError, match=rf"patients of source_dir \({who}\) changed"):
+            masks.claim(tmp_path, {"source": other})
 
 
 def test_a_corrected_label_draws_no_mask_again(tmp_path):
@@ -367,6 +388,10 @@ def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_pat
     store = open_slices(tmp_path / "store")
     assert not len(store.failed) and store.table.patient.nunique() == len(written)
     assert set(store.table.selection) == {"central 70 % of the mask"}
+    csv = tmp_path / "masks" / "cohort.csv"
+    listed = read_csv(tmp_path / "store" / "inventory.csv")
+    told = quality.fates(listed, read_cohort(csv), [], "r", csv.parent)
+    assert len(told) >= len(written) and not told.mask_changed.fillna(False).astype(bool).any()
 
     # An interrupted run: one fold's network and one mask are gone, the rest is taken as it is.
     (tmp_path / "masks" / "fold-1.safetensors").unlink()
@@ -605,7 +630,7 @@ def test_masks_of_other_voxels_are_not_gone_on_with(tmp_path):
     for volume, mask in [(0, 0), (1, 0), (1, 1), (0, 0)]:
         store(tmp_path / "ct.nii", body(volume, blob().shape))
         store(tmp_path / "m.nii", np.roll(blob(), mask, 2).astype(np.uint8))
-        seen.add(masks.digest(read_cohort(tmp_path / "cohort.csv")))
+        seen.add(str(masks.digest(read_cohort(tmp_path / "cohort.csv"))))
     assert len(seen) == 3
 
 

@@ -52,7 +52,12 @@ def test_what_became_of_each_volume(tmp_path):
     inventory["reason"] = [None, None, None, "v3: damaged"]
     inventory["mask_cut"], inventory["mask_mm"] = [None, "top", None, None], [160.0, 90.2, 40, None]
     v9 = str(tmp_path.parent / "scans" / "v9.nii")
-    lost = {"volume": [v9], "patient": ["e"], "reason": ["no liver found"], "cohort": ["d1"]}
+    lost = {
+        "volume": [v9],
+        "patient": ["e"],
+        "reason": ["no liver mask: none found"],
+        "cohort": ["d1"],
+    }
     lost = {name: [*own, ""] for name, own in lost.items()}  # a volume of train_dir, of no cohort
     pd.DataFrame(lost).to_csv(tmp_path / "failed_masks.csv", index=False)
     dice = {"patient": ["a", "c"], "dice": [0.6, 0.8], "kind": ["held out"] * 2}
@@ -75,7 +80,7 @@ def test_what_became_of_each_volume(tmp_path):
         "not used": 1,
     }
     assert steps["left out"].tolist() == [
-        *("", "e: no liver found", "d: v3: damaged", "", "c: no label"),
+        *("", "e: no liver mask: none found", "d: v3: damaged", "", "c: no label"),
     ]
     unread = cohort.assign(cohort=["radio", "radio", "d1", "d1"])  # b has no weak label
     told = quality.fates(inventory, unread, ["d1"], "radio")
@@ -88,6 +93,14 @@ def test_what_became_of_each_volume(tmp_path):
     aside = quality.fates(inventory.assign(reason="bad"), cohort.assign(cohort="r"), [], "x")
     assert quality.funnel(aside)["left out"].iloc[2] == "a: bad; b: bad; c: bad; and 1 more"
     assert "neither" in quality.fates(inventory, cohort, ["d1"], "x").reason[0]
+    stamps = ["9 ab 5 cd", "9 ef 5 cd", "8 ab 5 cd", "9 ab"]
+    learnt = ["9 ab 5 cd", "9 00", "8 ab", "9 a"]  # where 01b copies masks, volumes alone
+    now, then = inventory.assign(content=stamps), cohort.assign(drawn_from=learnt)
+    other = quality.fates(now, then, ["d1"], "radio").assign(kept=1)
+    assert other.mask_changed.tolist() == [False, False, False, True]  # of drawn ones 01 says it
+    other.to_csv(tmp_path / "quality.csv", index=False)
+    words = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))[1]
+    assert "of which 1 have changed since, or their volumes (d): draw" in words
     found.to_csv(tmp_path / "quality.csv", index=False)
     drawn, cut = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))
     assert drawn.startswith("1 liver masks are drawn") and cut.startswith("1 livers of 3 reach")

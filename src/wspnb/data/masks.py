@@ -333,8 +333,12 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
         for file in [file for name in OURS for file in own_files(folder, name)]:
             file.unlink()
     if note.exists():
-        words = {k: f"volumes, masks or patients of {k}_dir" for k in ("source", "train")}
-        if other := store.changes(read_json(note), settings, words):
+        then, words = read_json(note), {}
+        for k in ("source", "train"):
+            words[k] = (
+                f"volumes, masks or patients of {k}_dir{_whose(then.get(k), settings.get(k))}"
+            )
+        if other := store.changes(then, settings, words):
             raise ValueError(
                 f"{folder}: what is there was made with other settings ({other}): draw anew, with"
                 " -p resume false at the command's end"
@@ -344,10 +348,20 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     write_text(note, json.dumps(settings, indent=1))
 
 
-def digest(table: pd.DataFrame) -> str:
-    """What a resumed run must find again: patients and the content of their files. Labels are none
-    of a mask's business, and the project may move."""
-    files = [file_stamp(path) for path in [*table.volume, *table["mask"]]]
-    codings = table.get("coding", pd.Series("", table.index)).tolist()
-    names = table.volume.map(stem).tolist()
-    return store.digest([table.patient.tolist(), codings, names, files])[:16]
+def _whose(then: object, now: object) -> str:
+    """Patients of the rows of :func:`digest` that differ, in brackets."""
+    if not isinstance(then, list) or not isinstance(now, list):  # of an earlier version
+        return ""
+    other = {row[0] for row in {*map(tuple, then)} ^ {*map(tuple, now)}}
+    return f" ({', '.join(sorted(other)[:10]) or 'their order'})"
+
+
+def digest(table: pd.DataFrame) -> list[list[str]]:
+    """What a resumed run must find again, row by row: the patient, and the content of their files.
+    Labels are none of a mask's business, and the project may move."""
+    codings = table.get("coding", pd.Series("", table.index))
+    rows = zip(table.patient, codings, table.volume, table["mask"], strict=True)
+    return [
+        [who, store.digest([coding, stem(own), file_stamp(own), file_stamp(mask)])[:16]]
+        for who, coding, own, mask in rows
+    ]

@@ -83,7 +83,8 @@ def fates(
         volume, patient, cohort, ``fate`` ("no liver mask", "set aside", "not used", "pretraining",
         "judged"), ``reason``, ``mask`` ("given", "drawn" or ""), ``kept`` slices, and of the mask
         ``mask_ml``, ``mask_mm`` and ``mask_cut`` where they are known; for drawn masks
-        ``held_out_dice`` and ``held_out_ends_mm``, means of the patients that 01b held out.
+        ``held_out_dice`` and ``held_out_ends_mm``, means of the patients that 01b held out, and
+        ``mask_changed`` for a given one that is no longer what the network has learnt from.
     """
     table = inventory[["volume", "patient", "reason"]].fillna("").assign(kept=inventory.n_kept)
     table["cohort"] = cohort.cohort.to_numpy()
@@ -92,6 +93,10 @@ def fates(
     table["mask"] = np.where(cohort["mask"] == "", "", drawn)
     for name in ("mask_ml", "mask_cut", "mask_mm"):
         table[name] = inventory[name].to_numpy() if name in inventory else np.nan
+    if {"drawn_from"} <= {*cohort} and {"content"} <= {*inventory}:  # see masks.check_drawn
+        pairs = zip(cohort.drawn_from, inventory.content, strict=True)
+        same = [f"{now} ".startswith(f"{then} ") for then, now in pairs]
+        table["mask_changed"] = ~np.array(same) & (drawn == "given")
     judged = table.cohort.isin(cohorts_of(evaluate))
     trained = (table.cohort == train_cohort).to_numpy()
     kinds = [table.reason != "", judged & cohort.label.notna().to_numpy(), trained]
@@ -115,7 +120,7 @@ def fates(
             raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
         lost["volume"] = [os.path.normpath(Path(source, name)) for name in lost.volume]
         lost = lost[~lost.volume.isin(cohort.volume) & (lost.cohort != "")]  # else of train_dir
-        liver = lost.reason.str.contains("no liver found|of liver predicted")  # else: not readable
+        liver = lost.reason.str.startswith("no liver mask")  # else the volume is at fault
         lost = lost.assign(fate=np.where(liver, "no liver mask", "set aside"), kept=0)
         lost["volume"] = lost.volume.map(partial(relative, folder=source))
         table = pd.concat([table, lost], ignore_index=True)
@@ -159,6 +164,12 @@ def cautions(table: pd.DataFrame) -> list[str]:
             words += f"; on patients that it had not seen its Dice was {dice:.2f}, and the ends of"
             words += f" the liver were {ends:.0f} mm off"
         said += [f"{words}: its pictures are in notebooks/01b_liver_masks.ipynb of this run."]
+        if len(other := kept[kept.get("mask_changed", pd.Series("", kept.index)) == "True"]):
+            words = (
+                f"The drawn masks were learnt from given ones of which {len(other)} have changed"
+            )
+            words += f" since, or their volumes ({', '.join(other.patient.unique()[:10])}): draw"
+            said += [f"{words} anew, as docs/data.md says."]
     if cut := int((kept.mask_cut != "").sum()):
         words = f"{cut} livers of {len(kept)} reach the first or last slice of their scan: the"
         said += [f"{words} positions of a liver that is cut off are not those of a whole one."]

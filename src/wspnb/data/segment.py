@@ -102,12 +102,16 @@ def training_pairs(
         ``(n, size, size)`` uint8 in the window, and ``(n, size, size)`` uint8, 255 = liver.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`wspnb.data.volumes.load_mask`; if the mask is
-            empty or of no liver's size, or the intensities are no HU and cannot be decoded.
+        OSError, ValueError: if the volume cannot be read, or is no HU and cannot be decoded; with
+            "no liver mask" in front if the mask cannot be read, is empty or of no liver's size.
     """
-    liver, hu = read_given(mask, volume, value), open_hu(volume, coding)
-    # Smaller than a whole liver: a crop, or a child's, may be learnt from (paper silent).
-    check_size(mask, measure(liver, open_header(volume)), (20.0, LIVER_ML[1]))
+    hu = open_hu(volume, coding)
+    try:
+        liver = read_given(mask, volume, value)
+        # Smaller than a whole liver: a crop, or a child's, may be learnt from (paper silent).
+        check_size(mask, measure(liver, open_header(volume)), (20.0, LIVER_ML[1]))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"no liver mask: {error}") from error
     numbers = np.unique(np.linspace(0, hu.shape[2] - 1, n_slices).round().astype(int))
     images = slice_images(hu, numbers, size, low, high)
     return images, slice_outlines(liver, hu.spacing, numbers, size)
@@ -255,8 +259,9 @@ def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
     except (ValueError, OSError) as error:
         return str(error)
     if ml < max(min_ml, 1e-9):
-        return f"{ml:.0f} ml of liver predicted, under {min_ml:g} ml" if ml else "no liver found"
+        found = f"{ml:.0f} ml predicted, under {min_ml:g} ml" if ml else "none found"
+        return f"no liver mask: {found}"
     if ml > LIVER_ML[1]:
-        return f"{ml:.0f} ml of liver predicted, over {LIVER_ML[1]:g} ml"
+        return f"no liver mask: {ml:.0f} ml predicted, over {LIVER_ML[1]:g} ml"
     write_mask(path, mask, volume)
     return ""

@@ -314,7 +314,9 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
     own = cohort[["volume", "patient"]].assign(
-        n_kept=[len(entry["z"]) for entry in used], reason=reasons
+        n_kept=[len(entry["z"]) for entry in used],
+        reason=reasons,
+        content=[" ".join(map(str, entry["stamp"])) for entry in done],  # of volume and mask
     )
     listed = pd.concat([own, pd.DataFrame(rows, index=own.index)], axis=1)
     failed = own[own.reason != ""][["volume", "patient", "reason"]]
