@@ -54,7 +54,7 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
             raise ValueError(f"evaluate: {group!r}: write d1, d1+d2 or d1>d2, without blanks")
         absent = sorted(set(cohorts_of([group])) - set(labelled.cohort))
         if absent:
-            known = ", ".join(sorted(labelled.cohort.unique())) or "none"
+            known = ", ".join(sorted(labelled.cohort.dropna().unique())) or "none"
             raise ValueError(
                 f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
                 f" {known}. Correct evaluate, or set it to [] and do not judge"
@@ -114,12 +114,10 @@ def people(labels, patients) -> pd.DataFrame:
     """One row per patient, sorted: patient, label.
 
     Raises:
-        ValueError: if a slice has no patient or no label, or a patient two labels.
+        ValueError: as :func:`checked`.
     """
     _, labels, patients = checked(None, labels, patients)
     found = pd.DataFrame({"patient": patients, "label": labels}).drop_duplicates()
-    if len(mixed := found.patient[found.patient.duplicated()]):
-        raise ValueError(f"patients with two labels: {[*mixed[:5]]}; one label per patient")
     return found.sort_values("patient", ignore_index=True)
 
 
@@ -162,8 +160,8 @@ def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndar
     arrays.
 
     Raises:
-        ValueError: if lengths differ, features are no finite numbers ``(n_slices, d)``, or a slice
-            has no patient or another label.
+        ValueError: if lengths differ, features are no finite numbers ``(n_slices, d)``, a slice has
+            no patient or another label, or a patient two labels.
     """
     patients = pd.Series(np.asarray(patients, dtype=object)).reset_index(drop=True)
     labels = pd.to_numeric(pd.Series(labels), errors="coerce").to_numpy(float, na_value=np.nan)
@@ -186,7 +184,19 @@ def checked(features, labels, patients) -> tuple[np.ndarray, np.ndarray, np.ndar
         raise ValueError(f"{found} {patients[bad[0]]!r}: train or extract them again")
     if (other := ~np.isin(labels, (0, 1))).any():
         raise ValueError(f"{other.sum()} slices with a label other than 0 or 1: leave them out")
+    each = pd.DataFrame({"patient": patients, "label": labels}).drop_duplicates()
+    if len(mixed := each.patient[each.patient.duplicated()]):
+        raise ValueError(f"patients with two labels: {[*mixed[:5]]}; one label per patient")
     return features, labels.astype(int), patients.to_numpy()
+
+
+def check_judged(people: pd.DataFrame, *columns: str) -> None:
+    """Refuse patients without fold, or without what else is asked for: they would be left out of a
+    figure in silence."""
+    if (lost := people[["fold", *columns]].isna().any(axis=1)).any():
+        who = people.patient[lost].iloc[0] if "patient" in people else "without name"
+        what = " or ".join(["fold", *columns])
+        raise ValueError(f"patient {who}: no {what}: judge those without, or run 03 again")
 
 
 def check_whole(name: str, value, least: int) -> None:

@@ -28,7 +28,7 @@ def same_label(labels: Tensor, rows: Tensor | None = None) -> Tensor:
     """
     labels = _one_per_slice(labels, "labels")
     known = (labels == labels) & (labels != -1)
-    own = slice(None) if rows is None else rows
+    own = slice(None) if rows is None else check_rows(rows, len(labels))
     equal = (labels[own, None] == labels[None, :]) & known[own, None] & known[None, :]
     return (equal | same_slice(labels, rows).bool()).float()
 
@@ -37,7 +37,7 @@ def same_slice(values: Tensor, rows: Tensor | None = None) -> Tensor:
     """Positive with nothing but itself (SimCLR): ``(m, n)`` rows of the identity, as above."""
     values = _one_per_slice(values, "values") if not isinstance(values, Tensor) else values
     numbers = torch.arange(len(values), device=values.device)
-    own = numbers if rows is None else rows
+    own = numbers if rows is None else check_rows(rows, len(numbers))
     return (own[:, None] == numbers[None, :]).float()
 
 
@@ -111,7 +111,7 @@ def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> T
         found = f"labels {tuple(labels.shape)}, power={power}"
         raise ValueError(f"{found}: (n, n_labels) of 0 and 1, and a positive power")
     has = labels.float()
-    own = has if rows is None else has[rows]
+    own = has if rows is None else has[check_rows(rows, len(has))]
     both = own @ has.T
     either = own.sum(1)[:, None] + has.sum(1)[None, :] - both
     return torch.maximum((both / either.clamp_min(1)) ** power, same_slice(has, rows))
@@ -240,6 +240,20 @@ def effective_positives(kernel: Tensor) -> Tensor:
     return torch.where(squares > 0, 1 / squares, squares)
 
 
+def check_rows(rows, n: int, name: str = "rows") -> Tensor:
+    """Numbers of slices ``(m,)`` as int64; whether they are of the n where no GPU waits for it."""
+    rows = torch.as_tensor(rows)
+    whole = not (rows.is_floating_point() or rows.dtype == torch.bool)
+    if rows.ndim != 1 or not len(rows) or not whole:
+        found = f"{name} {tuple(rows.shape)} of {rows.dtype}"
+        raise ValueError(f"{found}: give the numbers of one slice or more, (m,)")
+    if rows.is_cpu and not torch.compiler.is_compiling():
+        low, high = map(int, rows.aminmax())
+        if low < 0 or high >= n:
+            raise ValueError(f"{name} {low} to {high} of {n} slices")
+    return rows.long()
+
+
 def check_positive(name: str, value: float | Tensor) -> None:
     """Refuse what is not one number above 0."""
     try:
@@ -295,4 +309,4 @@ def _own_and_all(positions: Tensor, width: float, name: str, rows: Tensor | None
     positions = positions if positions.dtype == torch.float64 else positions.float()
     if rows is None or positions.is_cpu:  # block after block of a GPU would wait for it
         check_finite(positions)
-    return (positions if rows is None else positions[rows]), positions
+    return (positions if rows is None else positions[check_rows(rows, len(positions))]), positions

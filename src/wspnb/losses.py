@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from wspnb.blockwise import blockwise_loss, check_negatives, log_denominators
-from wspnb.kernels import check_degrees, check_positive, pair_weights
+from wspnb.kernels import check_degrees, check_positive, check_rows, pair_weights
 from wspnb.models import on_sphere
 
 Kernel = Tensor | Callable[[Tensor], Tensor]  # (n, n), or a function that gives its rows
@@ -70,8 +70,10 @@ def contrastive_loss(
         views = on_sphere(torch.cat([view_1, view_2]))  # (2n, dim)
         if isinstance(temperature, Tensor):  # of any type; (1,) would widen the result
             temperature = temperature.reshape(()).to(views)
+        else:  # numpy's numbers have a type of their own
+            temperature = float(temperature)
         if anchors is not None:
-            anchors = _numbers(anchors, n).to(views.device)
+            anchors = check_rows(anchors, n, "anchors").to(views.device)
         kernel, negatives = (  # whole ones beside the views; nothing waits for a GPU
             k.to(views.device, non_blocking=True) if isinstance(k, Tensor) else k
             for k in (kernel, negatives)
@@ -203,18 +205,6 @@ def _whole(kernel: Kernel, views: Tensor) -> Tensor:
     if not isinstance(kernel, Tensor):
         kernel = kernel(torch.arange(len(views) // 2, device=views.device))
     return kernel.to(views)
-
-
-def _numbers(anchors, n: int) -> Tensor:
-    """Numbers of the anchors' slices ``(m,)``, checked where no GPU waits for it."""
-    anchors = torch.as_tensor(anchors)
-    whole = not (anchors.is_floating_point() or anchors.dtype == torch.bool)
-    if anchors.ndim != 1 or not len(anchors) or not whole:
-        found = f"anchors {tuple(anchors.shape)} of {anchors.dtype}"
-        raise ValueError(f"{found}: give the numbers of one slice or more, (m,)")
-    if anchors.is_cpu and not (anchors.amin() >= 0 and anchors.amax() < n):
-        raise ValueError(f"anchors {int(anchors.amin())} to {int(anchors.amax())} of {n} slices")
-    return anchors.long()
 
 
 def _learnt(views: Tensor, *values) -> bool:

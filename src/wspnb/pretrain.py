@@ -113,7 +113,7 @@ def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
     stage = table.weak_label.fillna(-1).to_numpy()
     if not (stage == stage.astype(int)).all():
         raise ValueError("weak_label: stages are whole numbers, 0, 1, 2 ..., or missing")
-    stage = stage.astype(int)
+    stage = np.maximum(stage.astype(int), -1)
     return torch.tensor(np.where(stage < 0, -1, stage >= severe_from) if severe_from else stage)
 
 
@@ -267,7 +267,7 @@ def identity(images: str, slices: pd.DataFrame, label: str) -> str:
 
 def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
     """Row numbers of a cohort's slices in the store's table; a ValueError lists those there are."""
-    rows, there = np.flatnonzero(table.cohort == cohort), sorted(table.cohort.unique())
+    rows, there = np.flatnonzero(table.cohort == cohort), sorted(table.cohort.dropna().unique())
     if not len(rows):
         raise ValueError(f"no slice of cohort {cohort!r}, there are {there}: correct train_cohort")
     return rows
@@ -346,10 +346,10 @@ def check_sound(where, state: dict, losses: list[float], advice="", when="") -> 
 
 def _not_finite(state, name: str = "") -> str:
     """Name of the first tensor or loss with a value that is not finite, or ""."""
-    if isinstance(state, (Tensor, float)):
+    if isinstance(state, (Tensor, float, np.ndarray, np.floating)):
         return "" if torch.as_tensor(state).isfinite().all() else name
     pairs = state.items() if isinstance(state, dict) else enumerate(state)
-    inner = (dict, list, tuple, Tensor, float)
+    inner = (dict, list, tuple, Tensor, float, np.ndarray, np.floating)
     found = (_not_finite(v, f"{name}.{k}".strip(".")) for k, v in pairs if isinstance(v, inner))
     return next(filter(None, found), "")
 

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from wspnb.files import read_csv, read_json, whole, write_csv, write_text
-from wspnb.folds import checked, cohorts_of, deal, patient_folds
+from wspnb.folds import check_judged, checked, cohorts_of, deal, patient_folds
 
 if TYPE_CHECKING:  # scores of features need no torch, which takes seconds
     from torch import nn
@@ -198,7 +198,7 @@ def saved_features(folder: Path, key: str) -> np.ndarray | None:
     if found.get("features") != key or not (folder / "features.npy").exists():
         return None
     content = (folder / "features.npy").read_bytes()
-    same = found.get("features_sha256") == hashlib.sha256(content).hexdigest()
+    same = hashlib.sha256(content).hexdigest() == found.get("features_sha256")
     return np.load(io.BytesIO(content)) if same else None
 
 
@@ -229,7 +229,6 @@ def cross_validate(
     Returns:
         Scores of the held-out patients and AUC per fold. ValueError as there.
     """
-    features, labels, patients = checked(features, labels, patients)
     people = patient_folds(labels, patients, n_folds, seed)
     people["score"] = held_out_scores(features, labels, patients, people, C)
     return Probe(people, fold_auc(people))
@@ -257,7 +256,7 @@ def judge(
     if len(features) != len(slices):
         raise ValueError(f"{len(features)} features of {len(slices)} slices: give one row each")
     people = deal(slices[keep], group, n_folds, seed)
-    given = checked(features[keep], slices.label[keep], slices.patient[keep])
+    given = features[keep], slices.label[keep], slices.patient[keep]
     people["score"] = held_out_scores(*given, people, C)
     people["threshold"] = fold_thresholds(*given, people, C, seed, n_folds)
     people = people[people.fold >= 0].reset_index(drop=True)
@@ -267,15 +266,16 @@ def judge(
 def held_out_scores(features, labels, patients, people: pd.DataFrame, C: float) -> np.ndarray:
     """Mean slice probability of each patient of ``people`` (of :func:`patient_folds`), from a
     classifier that was fitted without their fold; the others as :func:`cross_validate`."""
+    features, labels, patients = checked(features, labels, patients)
     fold_of_slice = pd.Series(patients).map(people.set_index("patient").fold).to_numpy()
     if lost := int(np.isnan(fold_of_slice).sum()):
         raise ValueError(f"{lost} slices are of nobody in people: name the patient of each")
     scores = []
     for fold in people.fold[people.fold >= 0].unique():
         test = fold_of_slice == fold
-        model = classifier(C).fit(features[~test], labels[~test].astype(int))
-        probability = pd.Series(model.predict_proba(features[test])[:, 1])
-        scores.append(probability.groupby(patients[test]).mean())
+        model = classifier(C).fit(features[~test], labels[~test])
+        probability = model.predict_proba(features[test])[:, 1]
+        scores.append(pd.Series(probability).groupby(patients[test]).mean())
     return people.patient.map(pd.concat(scores)).to_numpy()
 
 
@@ -296,8 +296,7 @@ def fold_thresholds(features, labels, patients, people, C: float = 0.01, seed=0,
         Threshold of each row of ``people``, ``(n_patients,)``.
     """
     features, labels, patients = checked(features, labels, patients)
-    thresholds = {}
-    folds = people.fold[people.fold >= 0].unique()
+    thresholds, folds = {}, people.fold[people.fold >= 0].unique()
     for fold, training in ((fold, people[people.fold != fold]) for fold in folds):
         part = np.isin(patients, training.patient)
         n_inner = min(n_folds or people.fold.nunique(), training.label.value_counts().min())
@@ -318,13 +317,14 @@ def youden(labels, scores) -> float:
     false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     thresholds[0] = thresholds[1]  # scikit-learn's first is infinite: nobody positive
     best = int(np.argmax(true_positive - false_positive))
-    return float(thresholds[best : best + 2].mean())
+    pair, kind = thresholds[best : best + 2], np.result_type(np.asarray(scores), np.float16)
+    middle = kind.type(pair.mean())  # as scores are: of two neighbouring numbers it is one
+    return float(pair[0] if middle <= pair[-1] else middle)
 
 
 def fold_balanced_accuracy(people: pd.DataFrame) -> np.ndarray:
     """Balanced accuracy of each fold of patients at its threshold, ``(n_folds,)``."""
-    if people[["score", "threshold"]].isna().to_numpy().any():
-        raise ValueError("a score or threshold is missing: judge those without, or run 03 again")
+    check_judged(people, "score", "threshold")
     called = people.assign(decision=(people.score >= people.threshold).astype(int))
     folds = called.groupby("fold")[["label", "decision"]]
     return folds.apply(lambda p: balanced_accuracy_score(p.label, p.decision)).to_numpy()
@@ -365,7 +365,7 @@ def plane_quality(
         model = KNeighborsClassifier(k).fit(plane[train], labels[train])
         score[test] = model.predict_proba(plane[test]) @ model.classes_
     columns = {"patient": patients, "label": labels, "score": score, "fold": fold}
-    people = pd.DataFrame(columns).groupby("patient").mean()
+    people = pd.DataFrame(columns).groupby("patient").mean().round(9)  # ties stay ties
     # One AUC per fold: scores of different folds lean against their own class shares.
     parts = [part for _, part in people.groupby("fold") if part.label.nunique() == 2]
     aucs = [roc_auc_score(part.label, part.score) for part in parts]
@@ -377,8 +377,9 @@ def plane_quality(
 
 def fold_auc(people: pd.DataFrame) -> np.ndarray:
     """AUC of the patients of each fold, ``(n_folds,)``."""
-    folds = people.groupby("fold")[["label", "score"]]
-    return folds.apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy()
+    check_judged(people)
+    folds = people.groupby("fold")
+    return folds[["label", "score"]].apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy()
 
 
 def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, slices=None) -> None:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from wspnb import kernels
 from wspnb.kernels import (
     cauchy,
     closer,
@@ -113,7 +114,7 @@ def test_errors_say_what_to_do():
         pair_weights(torch.eye(3), "rows")
     with pytest.raises(ValueError, match="over slices"):
         pair_weights(torch.ones(3, 4))
-    for kernels, weights in (
+    for parts, weights in (
         ([], []),
         ([torch.eye(3)], [1, 1]),
         ([torch.eye(3)], [-1]),
@@ -123,7 +124,7 @@ def test_errors_say_what_to_do():
         ([torch.eye(3), torch.eye(4)], [1, 1]),
     ):
         with pytest.raises(ValueError):
-            mixture(kernels, weights)
+            mixture(parts, weights)
 
 
 def test_product_minimum_and_mixture_of_several_attributes():
@@ -252,3 +253,20 @@ def test_labels_are_0_and_1_and_degrees_not_negative():
     for bad in ([math.inf, 1], [0.5, 1]):
         with pytest.raises(ValueError, match="whole numbers"):
             nested(torch.tensor(bad))
+
+
+def test_rows_are_numbers_of_slices():
+    labels, positions = torch.tensor([0, 1, -1, 0]), torch.tensor([0.0, 0.3, 0.4, 1.0])
+    calls = {
+        "same_label": lambda rows: kernels.same_label(labels, rows),
+        "same_slice": lambda rows: kernels.same_slice(labels, rows),
+        "gaussian": lambda rows: kernels.gaussian(positions, 0.3, rows),
+        "cauchy": lambda rows: kernels.cauchy(positions, 0.3, rows),
+        "jaccard": lambda rows: kernels.jaccard(kernels.nested(labels), rows=rows),
+    }
+    for call in calls.values():
+        for rows in (np.array([2, 0]), [2, 0], torch.tensor([2, 0], dtype=torch.int32)):
+            assert torch.equal(call(rows), call(None)[[2, 0]])
+        for rows in (torch.tensor([False, False, True, False]), torch.tensor([-2]), [4], [1.0]):
+            with pytest.raises(ValueError, match="rows"):
+                call(rows)

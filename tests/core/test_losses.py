@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -609,3 +610,11 @@ def test_byol_of_other_shapes_is_refused():
     for shape in ((4,), (2, 3, 4)):
         with pytest.raises(ValueError, match=r"expected \(n, dim\)"):
             byol_loss(*torch.ones(4, *shape))
+
+
+@pytest.mark.parametrize("n", [64, 65])
+def test_a_temperature_of_numpy_is_a_number(n):
+    views = torch.randn(2, n, 4, generator=torch.Generator().manual_seed(0))
+    expected = losses.contrastive_loss(*views, torch.eye(n), 0.5)
+    for temperature in (np.array(0.5), np.float64(0.5), np.float32(0.5)):
+        assert losses.contrastive_loss(*views, torch.eye(n), temperature) == expected

@@ -544,3 +544,21 @@ def test_stages_and_conventions_are_checked():
         pretrain.weak_labels(table)
     with pytest.raises(ValueError, match="choose k/"):
         pretrain.slice_positions(table, "k/n", "k")
+
+
+def test_codes_below_minus_one_are_unknown_and_other_rows_may_have_no_cohort():
+    table = pd.DataFrame({"weak_label": [-9, 0, 3, None], "cohort": ["d1", None, "d2", "d1"]})
+    assert pretrain.weak_labels(table).tolist() == [-1, 0, 3, -1]
+    assert pretrain.weak_labels(table, 3).tolist() == [-1, 0, 1, -1]
+    assert pretrain.read_rows(table, "d1").tolist() == [0, 3]
+    with pytest.raises(ValueError, match=r"there are \['d1', 'd2'\]"):
+        pretrain.read_rows(table, "d3")
+
+
+@pytest.mark.parametrize(
+    ("state", "loss"),
+    [({}, np.float32("nan")), ({}, np.float16("inf")), ({"w": np.array([1, np.nan])}, 0.0)],
+)
+def test_numbers_of_numpy_are_looked_at_too(state, loss):
+    with pytest.raises(ValueError, match="is not finite"):
+        pretrain.check_sound("x", state, [loss])

@@ -13,6 +13,8 @@ from test_pretrain import SETTINGS
 from wspnb import folds, pretrain, probe
 from wspnb.files import read_csv
 from wspnb.models import build_encoder
+from wspnb.results import statistics
+from wspnb.studies.judge import fitted_scores
 
 
 def make_slices(n_patients=60, per_patient=4, strength=1.0, seed=0, dim=5):
@@ -616,13 +618,62 @@ def test_slices_and_scores_of_nobody_are_refused():
     people = folds.patient_folds(labels, patients, 4)
     lost = patients.astype(object)
     lost[3] = None
-    with pytest.raises(ValueError, match="1 slices are of nobody"):
-        probe.held_out_scores(rng.normal(size=(40, 3)), labels, lost, people, 0.01)
+    features = rng.normal(size=(40, 3))
+    with pytest.raises(ValueError, match="1 slices without patient"):
+        probe.held_out_scores(features, labels, lost, people, 0.01)
+    with pytest.raises(ValueError, match="2 slices are of nobody"):
+        probe.held_out_scores(features, labels, patients, people.drop(index=0), 0.01)
     table = people.assign(score=0.5, threshold=0.5)
-    for column in ("score", "threshold"):
+    for column in ("score", "threshold", "fold"):
         table_without = table.assign(**{column: table[column].where(table.index > 0)})
-        with pytest.raises(ValueError, match="score or threshold is missing"):
+        with pytest.raises(ValueError, match="patient p00: no fold or score or threshold"):
             probe.fold_balanced_accuracy(table_without)
+    for judge in (probe.fold_auc, lambda t: statistics.bootstrap_interval([t])):
+        with pytest.raises(ValueError, match="patient p00: no fold"):
+            judge(table_without)
+
+
+def test_columns_of_a_table_are_taken_in_their_order():
+    rng, n = np.random.default_rng(0), 60
+    labels, patients = (
+        np.repeat(np.arange(20) % 2, 3),
+        np.repeat([f"p{i:02d}" for i in range(20)], 3),
+    )
+    features, people = (
+        rng.normal(size=(n, 4)) + labels[:, None],
+        folds.patient_folds(labels, patients),
+    )
+    expected = probe.held_out_scores(features, labels, patients, people, 0.01)
+    for index in (np.arange(n), rng.permutation(n), np.zeros(n, int)):
+        given = pd.Series(labels, index), pd.Series(patients, index)
+        found = probe.held_out_scores(features, *given, people, 0.01)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_patient_of_two_labels_is_refused_wherever_patients_are_judged():
+    rng = np.random.default_rng(0)
+    labels, patients = (
+        np.repeat(np.arange(20) % 2, 3),
+        np.repeat([f"p{i:02d}" for i in range(20)], 3),
+    )
+    features, people = rng.normal(size=(60, 2)), folds.patient_folds(labels, patients)
+    two = np.where(np.arange(60) == 3, 1 - labels, labels)
+    for call in (
+        lambda: probe.cross_validate(features, two, patients),
+        lambda: probe.plane_quality(features, rng.random(60), two, patients),
+        lambda: probe.held_out_scores(features, two, patients, people, 0.01),
+        lambda: fitted_scores((features, labels), (features, two, patients)),
+    ):
+        with pytest.raises(ValueError, match=r"patients with two labels: .*p01"):
+            call()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_a_threshold_lies_above_the_next_lower_score(kind):
+    for high in np.random.default_rng(0).random(20).astype(kind):
+        low = np.nextafter(high, kind(0))
+        scores = np.array([low, low, high, high])
+        assert (scores >= probe.youden([0, 0, 1, 1], scores)).tolist() == [False, False, True, True]
 
 
 def test_an_entry_of_evaluate_twice_is_refused():

@@ -225,3 +225,21 @@ def test_the_papers_verdicts_rest_on_the_rows_of_the_same_backbone(backbone):
     found = claims[claims.cohort == "d1"].set_index("claim")["paper evidence"]
     assert f"{least:+.2f}" in found["WSP beats every other method"].replace("−", "-")
     assert found.str.contains("sigma").any() == (backbone == "tiny_padded")
+
+
+def test_methods_without_a_common_seed_are_not_compared():
+    people = pd.DataFrame({"patient": [f"p{k}" for k in range(40)], "label": np.arange(40) % 2})
+    people = people.assign(fold=np.arange(40) // 8, score=np.arange(40) / 40)
+    scores = {"d1": {("wsp", 0): people, ("supcon", 1): people}}
+    claims = audit.verdicts(scores, "wsp", ROOT / "figures" / "paper", "tiny")
+    assert set(claims.run) == {"not there"}
+
+
+def test_joined_cohorts_whose_parts_are_not_known_are_left_out():
+    people = pd.DataFrame({"patient": [f"p{k}" for k in range(40)], "label": np.arange(40) % 2})
+    people = people.assign(fold=np.arange(40) // 8, score=np.arange(40) / 40)
+    scores = {name: {("wsp", 0): people} for name in ("a", "a+b", "a+b>c")}
+    home = pd.Series(["a"] * 40, people.patient)
+    assert not len(audit.origins(scores, home))
+    home[20:] = "b"
+    assert audit.origins(scores, home).cohort.tolist() == ["a+b"]

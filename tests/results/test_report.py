@@ -133,3 +133,9 @@ def test_executed_notebooks_beside_what_others_leave_there(tmp_path):
     (tmp_path / "folder.ipynb").mkdir()
     found = report.executed(tmp_path)
     assert {name: told["duration"] for name, told in found.items()} == {"01_preprocess": 12.5}
+
+
+def test_means_and_difference_are_of_the_same_seeds():
+    runs = [run("wsp", 0, 4), run("wsp", 1, 8), run("supcon", 1, 7)]
+    said = report.main_result(runs)
+    assert "mean AUC of 0.80 and SupCon" in said and "0.70: a difference of +0.10" in said

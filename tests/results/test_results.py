@@ -209,3 +209,26 @@ def test_a_copy_is_passed_over_whatever_is_in_it(tmp_path):
 def test_what_cannot_be_computed_is_a_dash():
     table = pd.DataFrame({"name": ["a", None], "n": [1, 2], "auc": [0.12345, np.nan]})
     assert tables.rounded(table).values.tolist() == [["a", 1, 0.123], ["–", 2, "–"]]
+
+
+def test_what_changes_more_than_sigma_is_no_row_of_its_table(tmp_path):
+    for name in ("wsp", "wsp_sigma0.3", "wsp_sigma0.3_n_steps500", "wsp_sigma0.3_temperature0.5"):
+        save(tmp_path, name, training=TRAINING | {"sigma": 0.3 if "0.3" in name else 0.1})
+    for log in (tmp_path / "probe").iterdir():
+        log = tmp_path / "pretrain" / log.name / "log.csv"
+        write_csv(log, pd.DataFrame({"step": [0], "effective_positives": [2.0]}))
+    runs = [
+        run | {"training": run["training"] | {"n_steps": 150}} for run in tables.read_runs(tmp_path)
+    ]
+    assert tables.sigma_table(runs).sigma.tolist() == [0.1, 0.3]
+
+
+def test_the_interval_of_an_accuracy_asks_for_places_not_for_names_of_rows(tmp_path):
+    save(tmp_path, "wsp")
+    table = tables.cohort_scores(tables.read_runs(tmp_path)[0], "d1").reset_index(drop=True)
+    low, high = tables.accuracy_interval([table])
+    assert low < probe.fold_balanced_accuracy(table).mean() < high
+    for other in (table.set_index(table.index + 7), table.set_index(np.zeros(40, int))):
+        assert tables.accuracy_interval([other]) == (low, high)
+    low, high = tables.accuracy_interval([table.sample(frac=1, random_state=1)])
+    assert low < probe.fold_balanced_accuracy(table).mean() < high

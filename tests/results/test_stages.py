@@ -151,6 +151,10 @@ def test_slices_without_patient_or_stage_are_refused():
     with pytest.raises(ValueError, match="1 slices without patient"):
         stages.read_stages(given[0], stage, lost, given[3])
     for at in (2, 20):
+        twice = patients.copy()
+        twice[at + 1] = twice[at]
+        with pytest.raises(ValueError, match=f"patients of two stages: .*p{at:02d}"):
+            stages.read_stages(given[0], stage, twice, given[3])
         unknown = stage.copy()
         unknown[at] = np.nan
         with pytest.raises(ValueError, match=f"patient p{at:02d}: stage nan"):

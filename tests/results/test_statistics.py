@@ -371,3 +371,32 @@ def test_a_patient_twice_or_of_no_data_set_is_refused():
         strata[0] = nobody
         with pytest.raises(ValueError, match="1 patients without data set"):
             statistics.stratified_auc(run.label, run.score, strata)
+
+
+def test_a_difference_that_is_the_same_in_every_pair_has_no_p():
+    """Thirds do not add up to the last digit."""
+    people = make_run()
+    right, flat = people.assign(score=people.label * 1.0), people.assign(score=0.5)
+    for k in (1, 2, 3, 6, 7):
+        error, p = statistics.delong([right] * (k - k // 3) + [flat] * (k // 3), [flat] * k)
+        assert error == 0 and np.isnan(p)
+
+
+def test_shuffles_that_reach_the_same_auc_count_in_any_order_of_the_folds():
+    found = 0
+    for seed in range(3):
+        rng, patients = np.random.default_rng(seed), [f"p{i:02d}" for i in range(14)]
+        given = rng.normal(size=(14, 2)), np.arange(14) % 2, patients, 60
+        auc, null, p = statistics.permutation_null(*given, np.random.default_rng(1), n_folds=2)
+        assert p == (1 + (null > auc - 1e-9).sum()) / 61
+        found += (np.isclose(null, auc) & (null < auc)).sum()
+    assert found  # else nothing was asked
+
+
+def test_error_of_an_auc_in_small_types():
+    expected = statistics.hanley_mcneil(0.9, 78, 28)
+    for kind in (np.int8, np.uint8, np.int16):
+        assert statistics.hanley_mcneil(0.9, kind(78), kind(28)) == expected
+    assert statistics.hanley_mcneil(np.float16(0.9), 78, 28) == pytest.approx(expected, rel=1e-3)
+    column = pd.Series([0.9, 0.9], ["a", "b"])
+    assert statistics.hanley_mcneil(column, 78, 28)["b"] == expected

@@ -41,7 +41,9 @@ WITHOUT_MASK = "all body slices (no mask)"
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 OBLIQUE = 20  # degrees; paper silent
 LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
-ORGAN_HU = (-100.0, 400.0)  # the median under a mask of the liver is well inside, in any phase
+# The median under a mask of the liver is well inside, in any phase. Air of a CT that is cut below,
+# such as bytes of the window, is its lowest value, and no organ's: paper silent.
+ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
 
 
 def prepare_volume(
@@ -105,10 +107,8 @@ def prepare_volume(
     hu, ends = inventory.Hu(scan, row), inventory.window_of(row, low, high)
     if row["coding"] in inventory.CODINGS:
         if not mask:
-            # Bytes of the window hold air and fat as their 0, which is -100 HU; -90: paper silent.
-            above = -90 if inventory.CODINGS[row["coding"]][1] == -100 else volumes.BODY_HU
             try:
-                kept = volumes.body_slices(hu, ends[0] if row["coding"] == "MR" else above)
+                kept = volumes.body_slices(hu, _body(row))
             except ValueError as error:
                 problem = error
         row["picture"] = coronal(hu, inside, kept, *ends)  # also of a volume that is set aside
@@ -118,14 +118,14 @@ def prepare_volume(
     row["flat_slices"] = sum(bool(np.ptp(scan.voxels[:, :, z]) == 0) for z in kept)
     if mask:
         _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
-        if organ_ml[1] == LIVER_ML[1]:
+        if _is_liver(organ_ml):
             beyond = np.flatnonzero(inside.any((0, 1)))[[0, -1]] + (-1, 1)
             row["mask_cut"] = " and ".join(  # also where slices were added in one value
                 end
                 for end, z in zip(("bottom", "top"), beyond, strict=True)
                 if end in row["mask_cut"] or np.ptp(scan.voxels[:, :, z]) == 0
             )
-            body = hu[:, :, kept[len(kept) // 2]] > (ends[0] if coding == "MR" else volumes.BODY_HU)
+            body = hu[:, :, kept[len(kept) // 2]] > _body(row)
             counts = inside[:, :, kept].sum((1, 2)), body.sum(1)
             middles = [own @ np.arange(len(own)) / own.sum() for own in counts]
             row["mask_right_mm"] = round(float((middles[0] - middles[1]) * scan.spacing[0]), 1)
@@ -265,6 +265,19 @@ def _prepare(
     part.write_part(file, images, picture, entry | {"stamp": stamp, "inventory": row})
 
 
+def _body(row: dict[str, Any]) -> float:
+    """What is brighter is body, HU; of an MRI in its own unit."""
+    if row["coding"] == "MR":
+        return row["window_low"]
+    lowest = float(inventory.decode(np.float32(row["minimum"]), row["coding"]))
+    return min(max(volumes.BODY_HU, lowest + CUT_HU), ORGAN_HU[0])
+
+
+def _is_liver(organ_ml) -> bool:
+    """Whether limits of the size are those of a liver, also of a child's."""
+    return organ_ml[0] <= 1500 <= organ_ml[1]
+
+
 def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
     """Refuse a mask that lies on air or bone: of another scan, or turned over."""
     name, unit, (low, high) = "mask_hu", "HU", ORGAN_HU
@@ -274,8 +287,7 @@ def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
         row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
     values = np.concatenate(values)
     row[name] = round(float(np.median(values)), 1)
-    air = low if row["coding"] == "MR" else volumes.BODY_HU  # fat at the rim is no fault
-    outside = (values < air) | (values > high)
+    outside = (values < _body(row)) | (values > high)  # fat at the rim is no fault
     row["mask_outside"] = round(float(outside.mean()), 3)
     if not low <= row[name] <= high:
         raise ValueError(
@@ -331,7 +343,7 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         "n_volumes": len(done) - len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
         "not_hu": _warn(  # decoded by evidence
-            folder, listed[listed.n_kept > 0], settings["organ_ml"][1] == LIVER_ML[1]
+            folder, listed[listed.n_kept > 0], _is_liver(settings["organ_ml"])
         ),
         "versions": {name: package_version(name) for name in PACKAGES},
     }

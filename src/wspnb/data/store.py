@@ -200,6 +200,7 @@ def write_store(
         images.flush()
         del images
         tables = (table, failed) if inventory is None else (table, failed, inventory)
+        (folder / "slices.npy").unlink(missing_ok=True)  # of other settings: never beside these
         describe_store(folder, temporary, store, *tables)
     return folder
 

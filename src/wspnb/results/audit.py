@@ -105,7 +105,8 @@ def differences(scores: dict, pairs) -> pd.DataFrame:
                 one, two = (statistics.delong(side, blank)[0] for side in sides)
                 r = (one**2 + two**2 - error**2) / (2 * one * two) if one * two else np.nan
                 rows.append(row | {"p": p, "r": r})
-    return pd.DataFrame(rows)
+    columns = ["cohort", "better", "worse", "seeds", *statistics.Difference._fields, "p", "r"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def named(gaps: pd.DataFrame, better: str, worse: str) -> pd.DataFrame:
@@ -116,12 +117,13 @@ def named(gaps: pd.DataFrame, better: str, worse: str) -> pd.DataFrame:
 
 def origins(scores: dict, home: pd.Series) -> pd.DataFrame:
     """AUC of pairs of patients within one data set and across, in the joined cohorts, mean over the
-    seeds; ``home`` is the cohort of each patient, by patient."""
+    seeds; ``home`` is the cohort of each patient, by patient. Joined cohorts of which one is not
+    there are left out."""
     rows = [
         {"cohort": cohort, "method": name}
         | statistics.stratified_auc(run.label, run.score, run.patient.map(home), run.fold)
         for cohort in scores
-        if "+" in cohort
+        if "+" in cohort and {*cohort.split("+")} <= {*home}
         for (name, _), run in scores[cohort].items()
     ]
     means = pd.DataFrame(rows, columns=["cohort", "method", "pooled", "within", "between"])

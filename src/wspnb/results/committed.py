@@ -93,16 +93,15 @@ def tables_of(runs: list[dict], suffix: str = "", readings=None, deals=None) -> 
         present = [name for name in tables.ROWS if any(name == other for other, _ in probes)]
         if len(present) < 2:
             continue
-        home = pd.concat(
-            [run.assign(home=c) for c in scores if "+" not in c for run in scores[c].values()]
-        )
+        homes = {c: next(iter(scores[c].values())).patient for c in scores if not {*"+>"} & {*c}}
+        home = pd.Series({who: c for c, patients in homes.items() for who in patients}, dtype=str)
         pairs = [(present[-1], name) for name in present]
         variants = audit.variant_pairs(probes, present, present[-1])
         own = {
             "differences": audit.named(audit.differences(scores, pairs), "reference", "method"),
             "claims": audit.verdicts(scores, present[-1], project_path("figures/paper"), backbone),
             "variants": audit.named(audit.differences(scores, variants), "variant", "of"),
-            "pairs": audit.origins(scores, home.groupby("patient").home.first()),
+            "pairs": audit.origins(scores, home),
         }
         if deals is not None:
             own["folds"] = audit.spread(deals[deals.backbone == backbone])

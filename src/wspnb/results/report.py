@@ -74,6 +74,8 @@ def main_result(runs: list[dict]) -> str:
     sides = [[tables.cohort_scores(r, cohort) for r in side] for side in both]
     gap = statistics.paired_difference(*sides)
     low, high = (gap.low, gap.high) if len(seeds) == 1 else (gap.low_both, gap.high_both)
+    for name, side in zip(("wsp", best), both, strict=True):  # of the seeds that are compared
+        means[name] = np.mean([r["results"][cohort]["auc"] for r in side])
     text = f"{where} {here} has a mean AUC of {means['wsp']:.2f} and {spoken[best]}, "
     alike = sum(f"{means[name]:.2f}" == f"{means[best]:.2f}" for name in others)
     text += "the best of the others" if alike == 1 else f"one of {alike} equally good others"

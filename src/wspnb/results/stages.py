@@ -42,13 +42,16 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
         One row per judged patient: ``stage``, ``p1, p2, p3`` (mean over the slices).
 
     Raises:
-        ValueError: if a slice has no patient or no stage, a stage is missing in the training part,
-            or a patient is on both sides.
+        ValueError: if a slice has no patient or no stage, a patient two stages, a stage is missing
+            in the training part, or a patient is on both sides.
     """
     stage, patients, train = np.asarray(stage), np.asarray(patients), np.asarray(train, bool)
     check_names(patients)
     if (lost := ~np.isin(stage, (1, 2, 3))).any():
         raise ValueError(f"patient {patients[lost][0]}: stage {stage[lost][0]}, not 1, 2 or 3")
+    each = pd.DataFrame({"patient": patients, "stage": stage}).drop_duplicates().patient
+    if len(mixed := each[each.duplicated()]):
+        raise ValueError(f"patients of two stages: {[*mixed[:5]]}; one stage per patient")
     if both := sorted(set(patients[train]) & set(patients[~train])):
         raise ValueError(f"patients on both sides: {both[:5]}")
     if set(stage[train]) != {1, 2, 3}:

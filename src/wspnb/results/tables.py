@@ -8,6 +8,7 @@ import pandas as pd
 
 from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import own_files, read_csv, read_json
+from wspnb.folds import check_judged
 from wspnb.methods import parse, split_name
 from wspnb.pretrain import run_name
 from wspnb.probe import fold_auc, fold_balanced_accuracy, read_probe
@@ -189,11 +190,11 @@ def accuracy_interval(runs: list[pd.DataFrame], n: int = 2000, seed: int = 0):
     """
     if "patient" in runs[0]:
         wins_by_fold(runs)  # the same patients in each
-    if any(run[["score", "threshold"]].isna().to_numpy().any() for run in runs):
-        raise ValueError("a score or threshold is missing: judge those without, or run 03 again")
+    for run in runs:
+        check_judged(run, "score", "threshold")
     rng, total = np.random.default_rng(seed), np.zeros(n)
     right = [((run.score >= run.threshold) == run.label).to_numpy() for run in runs]
-    mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]]
+    mean, keys = np.mean(right, axis=0), runs[0][["fold", "label"]].reset_index(drop=True)
     for _, part in keys.groupby(["fold", "label"]):
         values = mean[part.index]
         if len(values) < 2:
@@ -215,7 +216,7 @@ def sigma_table(runs: list[dict], backbone: str = "tiny") -> pd.DataFrame:
     """Table 3 of the runs: WSP at each sigma that was run, with effective positives per anchor."""
     records = []
     for (_, name), own in grouped([r for r in runs if r["backbone"] == backbone]).items():
-        if name == "wsp" or name.startswith("wsp_sigma"):
+        if re.fullmatch(r"wsp(_sigma([0-9.]+|inf))?", name):  # in nothing else than sigma
             used = np.mean([effective_positives(run) for run in own])
             row = auc_table(own).drop(columns=["backbone", "method"]).iloc[0].to_dict()
             sigma = float(own[0]["training"]["sigma"])
