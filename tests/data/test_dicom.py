@@ -1042,3 +1042,71 @@ def test_what_is_to_be_dropped_may_have_its_accents_in_two_characters(tmp_path):
     choices(nifti).assign(drop="\u00dcbersicht.dcm").to_csv(nifti / "series.csv", index=False)
     assert main([str(dicom), str(nifti)]) == 0
     assert open_hu(nifti / "P.nii.gz").shape[2] == 5
+
+
+def test_what_is_to_be_dropped_is_of_the_series_that_is_taken(tmp_path, capsys):
+    """Names that come again in every series, and twice in one."""
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    for number, folder in ((1, "a"), (2, "b")):
+        write_series(dicom / "P" / folder, volume(number), number)
+        for path in (dicom / "P" / folder).iterdir():
+            path.rename(path.with_name(f"{path.stem.split('-')[2]}.dcm"))
+    assert main([str(dicom), str(nifti)]) == 1
+    table = choices(nifti)
+    table.loc[table.folder == "b", ["take", "drop"]] = ["x", "5.dcm"]
+    table.to_csv(nifti / "series.csv", index=False)
+    assert main([str(dicom), str(nifti)]) == 0
+    assert open_hu(nifti / "P.nii.gz").shape[2] == 5
+    files = pd.read_csv(nifti / "files" / "P.csv").set_index("file").use
+    assert files[str(dicom / "P" / "b" / "5.dcm")] == "dropped as series.csv says"
+    (dicom / "P" / "b" / "low").mkdir()
+    (dicom / "P" / "b" / "0.dcm").rename(dicom / "P" / "b" / "low" / "5.dcm")
+    assert main([str(dicom), str(nifti)]) == 1
+    assert "5.dcm is the name of several files: write the path of one" in capsys.readouterr().err
+    choices(nifti).replace({"drop": {"5.dcm": "b/5.dcm"}}).to_csv(nifti / "series.csv", index=False)
+    assert main([str(dicom), str(nifti)]) == 0
+    assert open_hu(nifti / "P.nii.gz").shape[2] == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"ImagePositionPatient": None}, 0),  # an anonymiser took it: named
+        ({"depth": 1, "InstanceNumber": 57}, 0),  # a download under way: named
+        ({"change": lambda k: {} if k else {"Modality": "OT"}}, 1),
+        ({"change": lambda k: {} if k else {"ImageOrientationPatient": None}}, 1),
+        ({"depth": 1, "NumberOfFrames": 40, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}, 1),
+    ],
+)
+def test_a_series_that_may_be_meant_is_not_passed_over(tmp_path, capsys, fields, code):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    write_series(dicom / "P" / "a", volume(), 1, SeriesDescription="arterial")
+    other = {"SeriesDescription": "portal"} | fields
+    write_series(dicom / "P" / "b", volume(1, other.pop("depth", 6)), 2, **other)
+    assert main([str(dicom), str(nifti)]) == code
+    said = capsys.readouterr().err
+    assert "portal" in said and "write x under take" in said
+    assert (nifti / "P.nii.gz").exists() == (not code)
+
+
+def test_a_series_that_has_fewer_images_today_is_not_converted_again(tmp_path, capsys):
+    dicom, nifti = tmp_path / "dicom", tmp_path / "nifti"
+    write_series(dicom / "P", volume())
+    assert main([str(dicom), str(nifti)]) == 0
+    next((dicom / "P").glob("*-5.dcm")).unlink()
+    assert main([str(dicom), str(nifti)]) == 1
+    assert "has 5 images now, and had 6 when it was converted" in capsys.readouterr().err
+    choices(nifti).head(0).to_csv(nifti / "series.csv", index=False)
+    assert main([str(dicom), str(nifti)]) == 0
+    assert open_hu(nifti / "P.nii.gz").shape[2] == 5
+
+
+def test_copies_are_called_so_and_numbers_that_come_twice_are_warned_of(tmp_path):
+    write_series(tmp_path / "d" / "P" / "a", volume(), change=lambda k: {"InstanceNumber": k + 1})
+    shutil.copytree(tmp_path / "d" / "P" / "a", tmp_path / "d" / "P" / "copy")
+    assert main([str(tmp_path / "d"), str(tmp_path / "n")]) == 0
+    use = pd.read_csv(tmp_path / "n" / "files" / "P.csv").use
+    assert (use == "used").sum() == use.str.startswith("a copy of 1-").sum() == 6
+    write_series(tmp_path / "p", volume(), change=lambda k: {"InstanceNumber": k % 3 + 1})
+    with pytest.warns(UserWarning, match="6 slices with 3 InstanceNumbers: is it one scan"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")

@@ -1,5 +1,6 @@
 """Liver masks: given ones read, predicted ones back on their volume's own grid, failures named."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -650,3 +651,103 @@ def test_a_new_patient_is_learnt_from_anew_and_a_label_is_not(tmp_path):
     own.write_text(head + "\n".join([*lines, "c,c,C,1,,r"]) + "\n")
     with pytest.raises(ValueError, match=r"\(C\): .* -p source_dir \S+ -p resume false at its end"):
         masks.check_labels(made)
+
+
+def own_table(folder, lines, head="volume,mask,patient,weak_label,label,cohort"):
+    folder.mkdir(exist_ok=True)
+    (folder / "cohort.csv").write_text("\n".join([head, *lines]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "who", "afresh"),
+    [
+        ("c,,C,1,,r,61,", "d,,C,1,,r,61,", "C", True),  # another file
+        ("c,,C,1,,r,61,", "c,d,C,1,,r,61,", "C", True),  # corrected by hand, and given now
+        ("c,,C,1,,r,61,", "c,,C,1,,r,61,\nd,,B,1,,r,61,", "B", True),  # a second volume
+        ("b,m,B,1,,r,61,", "", "B", True),  # withdrawn
+        ("b,m,B,1,,r,61,", "b,m,B,1,,r,61,HU+1024", "B", True),
+        ("b,m,B,1,,r,61,", "b,m,B,1,,r,16,", "B", False),  # another column
+        ("b,m,B,1,,r,61,", "b,m,B,2,,r,61,", "B", False),
+    ],
+)
+def test_a_row_that_changed_after_the_drawing_is_asked_for(tmp_path, before, after, who, afresh):
+    head = "volume,mask,patient,weak_label,label,cohort,age,coding"
+    own_table(
+        tmp_path / "own", lines := ["a,l,A,0,,r,61,", "b,m,B,1,,r,61,", "c,,C,1,,r,61,"], head
+    )
+    for name in "abcdlm":
+        (tmp_path / "own" / name).write_text(name)
+    table = read_cohort(tmp_path / "own" / "cohort.csv")
+    (tmp_path / "drawn").write_text("drawn")
+    source = np.where(table["mask"] == "", "predicted", "given")
+    table["mask"] = table["mask"].where(table["mask"] != "", str(tmp_path / "drawn"))
+    drawn = table.assign(mask_source=source)
+    made = tmp_path / "masks" / "cohort.csv"
+    masks.write_cohort(made.parent, drawn, None, tmp_path / "own" / "cohort.csv")
+    masks.check_labels(made)
+    own_table(
+        tmp_path / "own", [new for line in lines if (new := line.replace(before, after))], head
+    )
+    with pytest.raises(ValueError, match=rf"\({who}\): give .* again") as error:
+        masks.check_labels(made)
+    assert ("-p resume false" in str(error.value)) == afresh
+    if after.startswith("d,,C"):  # while masks are drawn
+        with pytest.raises(ValueError, match=r"changed meanwhile \(C\)"):
+            masks.write_cohort(made.parent, drawn, None, tmp_path / "own" / "cohort.csv")
+    (made.parent / "source.csv").unlink()
+    with pytest.raises(ValueError, match="earlier version"):
+        masks.check_labels(made)
+
+
+def test_the_liver_in_the_masks_of_01b_has_been_told_already():
+    table = pd.DataFrame({"patient": ["A", "B"], "drawn_from": "x", "mask_value": 5})
+    assert masks.value_of(table, 5) is masks.value_of(table, None) is None
+    with pytest.raises(
+        ValueError, match=r"mask_value 6, and notebook 01b took 5 .* -p mask_value 6"
+    ):
+        masks.value_of(table, 6)
+    assert masks.value_of(table.drop(columns="drawn_from"), 6) == 6  # a column of one's own
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_beginning_afresh_that_is_interrupted_leaves_nothing_of_unknown_settings(
+    tmp_path, monkeypatch, after
+):
+    masks.claim(tmp_path, {"seed": 0})
+    for name in masks.OURS[1:8]:
+        (tmp_path / name.replace("[0-9]*", "0")).write_text("of seed 0")
+    left, real = [after], Path.unlink
+
+    def unlink(path, *args, **more):
+        if path.is_relative_to(tmp_path) and not path.name.startswith("."):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return real(path, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with contextlib.suppress(KeyboardInterrupt):
+            masks.claim(tmp_path, {"seed": 1}, resume=False)
+    with contextlib.suppress(ValueError):  # says that another run's are there
+        masks.claim(tmp_path, {"seed": 1})
+        assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["settings.json"]
+
+
+def test_networks_without_their_settings_are_nobodys(tmp_path):
+    (tmp_path / "unet.safetensors").write_text("x")
+    with pytest.raises(ValueError, match=r"without settings\.json"):
+        masks.claim(tmp_path, {"seed": 1})
+    masks.claim(tmp_path, {"seed": 1}, resume=False)
+    assert not (tmp_path / "unet.safetensors").exists()
+
+
+def test_a_copy_of_a_scan_is_that_scan(tmp_path):
+    for name in ("own/a", "own/b", "more/a", "more/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name[-1])
+    own, more = (
+        pd.DataFrame({"volume": [str(tmp_path / folder / name) for name in names]})
+        for folder, names in (("own", "ab"), ("more", "ac"))
+    )
+    assert masks.same_scans(more, own).tolist() == [True, False]

@@ -21,6 +21,7 @@ import torch
 
 from wspnb.data import part, quality
 from wspnb.data import slices as module
+from wspnb.data import store as store_module
 from wspnb.data.cohort import file_stamp
 from wspnb.data.masks import LIVER_ML
 from wspnb.data.slices import (
@@ -664,3 +665,69 @@ def test_reasons_name_files_as_the_table_does_wherever_it_lies(tmp_path):
         for where in ("one", "two")
     )
     assert one == two and "v3.nii.gz" in one["failed.csv"] and str(tmp_path) not in str(one)
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_labels_put_in_place_and_killed_between_two_tables(tmp_path, monkeypatch, written):
+    csv, left = make_cohort(tmp_path / "source"), [written]
+    write(csv, tmp_path / "store")
+    before = (tmp_path / "store" / "slices.npy").stat().st_mtime_ns
+
+    def stop(real):
+        def call(*args, **more):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(*args, **more)
+
+        return call
+
+    csv.write_text(csv.read_text().replace("radio", "radiology"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        for name in ("write_csv", "write_text"):
+            patch.setattr(store_module, name, stop(getattr(store_module, name)))
+        write(csv, tmp_path / "store")
+    store = open_slices(write(csv, tmp_path / "store"))
+    assert set(store.table.cohort) == {"d1", "radiology"}
+    assert (tmp_path / "store" / "slices.npy").stat().st_mtime_ns == before
+
+
+def test_a_store_of_other_settings_is_never_beside_the_images_of_before(tmp_path, monkeypatch):
+    table = open_slices(write(make_cohort(tmp_path / "source"), tmp_path / "store")).table
+    images = np.zeros((len(table), SIZE, SIZE), np.uint8)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        real = store_module.write_text
+
+        def killed(*args, **more):
+            real(*args, **more)
+            raise KeyboardInterrupt
+
+        patch.setattr(store_module, "write_text", killed)
+        store_module.write_store(tmp_path / "store", [images], table, SIZE, noise=2)
+    assert not store_module.holds(tmp_path / "store", {"noise": 2})
+    store_module.write_store(tmp_path / "store", [images], table, SIZE, noise=2)
+    assert store_module.holds(tmp_path / "store", {"noise": 2})
+
+
+@pytest.mark.parametrize("low", [-100, -250])
+def test_air_of_a_ct_that_is_cut_below_is_air(tmp_path, low):
+    """HU from -100 on, as bytes of the window have it too: a bare table is no body, a mask on air
+    no liver's, and the middle of the body does not depend on the field."""
+    rng = np.random.default_rng(0)
+    hu = np.full((60, 40, 16), -1000, np.int16)
+    hu[5:35, 5:35, 3:13] = rng.integers(20, 80, (30, 30, 10))
+    hu[:, 38:, :] = 200  # the table, 5 %
+    hu = np.clip(hu, low, 400)
+    liver = np.zeros(hu.shape, np.uint8)
+    liver[8:18, 8:28, 4:12] = 1
+    air = np.zeros(hu.shape, np.uint8)
+    air[40:58, 5:35, 4:12] = 1
+    for name, image in (("hu", hu), ("liver", liver), ("air", air)):
+        nib.save(nib.Nifti1Image(image, np.diag([-5, -5, 5, 1.0])), tmp_path / f"{name}.nii")
+    volume, row = tmp_path / "hu.nii", {}
+    _, entry = prepare_volume(volume, "", coding="HU")
+    assert entry["z"] == list(range(3, 13))
+    prepare_volume(volume, tmp_path / "liver.nii", coding="HU", row=row, organ_ml=(50, 2500))
+    assert 30 < row["mask_right_mm"] < 45  # middles 12.5 and some 20.7, 5 mm each
+    with pytest.raises(ValueError, match="no organ's"):
+        prepare_volume(volume, tmp_path / "air.nii", coding="HU", organ_ml=(50, 2500))

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from wspnb.data.cohort import EMPTY, file_stamp
-from wspnb.data.dicom_files import File, account, find_series, index, index_file, printable
+from wspnb.data.dicom_files import File, account, find_series, index, index_file, is_ct, printable
 from wspnb.data.series import convert_series, lost_slices
 from wspnb.data.store import digest, digest_file
 from wspnb.files import alone, check_writable, plain_output, read_csv, separator, write_csv
@@ -31,6 +31,7 @@ SAID |= {"contrast": "ContrastBolusAgent", "date": "StudyDate", "time": "Acquisi
 SAID |= {"description": "SeriesDescription", "modality": "Modality"}
 COLUMNS = ["take", "drop", "patient", "folder", "images", "plane", "extent_mm", *SAID]
 COLUMNS += ["series", "converted", "content"]
+INNER = ["id", "slices", "scout", "frames", "slices_of_ct"]  # of rows, and not of the table
 NEEDED = ("take", "drop", "patient", "series", "converted", "content")
 # Under take, in small letters.
 NO = {*EMPTY, "0", "0.0", "n", "no", "nein", "non", "false", "falsch", "faux", "falso", "f"}
@@ -46,11 +47,15 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
         the normal from the first to the last slice, and the rest as DICOM says it.
     """
     tags = next((file.tags for file in files if not file.damaged), files[0].tags)
+    if any(file.tags["Modality"] == "CT" for file in files):  # one header does not decide
+        tags = tags | {"Modality": "CT"}
     places = [f.tags["ImagePositionPatient"] for f in files]
     places = np.array([p for p in places if isinstance(p, tuple) and len(p) == 3])
-    along, plane, extent = tags["ImageOrientationPatient"], "", ""
-    if isinstance(along, tuple) and len(along) == 6 and len(places):
-        normal = np.cross(along[:3], along[3:])
+    along = [file.tags["ImageOrientationPatient"] for file in files]
+    along = [a for a in along if isinstance(a, tuple) and len(a) == 6 and any(a)]
+    plane, extent = "", ""
+    if along and len(places):
+        normal = np.cross(along[0][:3], along[0][3:])
         plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
         extent = round(float(np.ptp(places @ normal)), 1)
     place = os.path.commonpath([os.path.dirname(file.path) for file in files])
@@ -60,6 +65,8 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
     images = sorted(str(file.tags["SOPInstanceUID"] or file.path) for file in files)
     row |= {"id": tags["PatientID"], "slices": digest(images)}
     row["scout"] = all("LOCALIZER" in file.tags["ImageType"].upper() for file in files)
+    row["frames"] = max(int(file.tags["NumberOfFrames"] or 1) for file in files)
+    row["slices_of_ct"] = not row["scout"] and any(is_ct(file) for file in files)
     row |= {"plane": plane, "extent_mm": extent} | {name: tags[tag] for name, tag in SAID.items()}
     return dict.fromkeys(COLUMNS, "") | row
 
@@ -69,7 +76,8 @@ def choose(rows: pd.DataFrame) -> str:
 
     Returns:
         Its SeriesInstanceUID: the one taken; else the only CT of more than one image, so that a
-        scout beside it does not matter; else the only one there is, which may be refused later.
+        scout beside it does not matter (another that may be slices is named); else the only one
+        there is, which may be refused later.
 
     Raises:
         ValueError: if several are taken, several could be, or they are of several patients.
@@ -77,7 +85,9 @@ def choose(rows: pd.DataFrame) -> str:
     taken = _taken(rows)
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
-    able = rows[(rows.modality == "CT") & (rows.images.astype(int) > 1) & (rows.plane != "")]
+    several = (rows.images.astype(int) > 1) & (rows.plane != "")
+    several |= rows.get("frames", pd.Series(1, rows.index)).astype(int) > 1
+    able = rows[(rows.modality == "CT") & several]
     able = able[~able.scout.astype(bool)] if "scout" in able else able
     if not len(taken) and rows.id[rows.id != ""].nunique() > 1:
         owners = ", ".join(map(str, rows.id.unique()))
@@ -87,6 +97,13 @@ def choose(rows: pd.DataFrame) -> str:
         )
     for found in (taken, able, rows):
         if len(found) == 1:
+            rest = rows[rows.get("slices_of_ct", pd.Series(False, rows.index)).astype(bool)]
+            for r in rest.drop(found.index, errors="ignore").itertuples() if found is able else ():
+                words = (
+                    f"series {r.series} ({r.images} images, {r.description or 'no description'})"
+                )
+                words += f" is not taken but {found.series.iloc[0]}: if it is meant, write x under"
+                print(f"{r.patient}: {words} take in series.csv", file=sys.stderr)
             return found.series.iloc[0]
     listed = [
         f"\n  {r.series}  {r.images} images, {r.modality or 'unknown'}, {r.plane or 'no plane'},"
@@ -119,9 +136,7 @@ def convert_patient(
     name = printable(patient.name)
     files, file = index(patient), out / f"{name}.nii.gz"
     rows = [describe_series(patient, uid, own) for uid, own in find_series(patient, files).items()]
-    rows = pd.DataFrame(rows, columns=[*COLUMNS, "id", "slices", "scout"]).set_index(
-        "series", drop=False
-    )
+    rows = pd.DataFrame(rows, columns=[*COLUMNS, *INNER]).set_index("series", drop=False)
     own = known[known.patient == name]  # a spreadsheet makes 7 of 007
     gone = own[~own.series.isin(rows.index)]  # their folder is not there today
     away, before = _taken(gone), own[own.converted != ""]
@@ -144,7 +159,14 @@ def convert_patient(
         uid = choose(rows)
         drop = rows.loc[uid, "drop"]
         drop = "" if drop.strip().lower() in EMPTY else drop
-        kept = _without(files, patient, drop)
+        kept = _without(files, patient, drop, uid)
+        had = known[(known.series == uid) & (known.converted != "")].images
+        if len(had) and had.iloc[0].isdecimal() and int(had.iloc[0]) > rows.loc[uid, "images"]:
+            raise ValueError(
+                f"series {uid} has {rows.loc[uid, 'images']} images now, and had {had.iloc[0]} when"
+                " it was converted: bring the others back, or delete its row in series.csv if it is"
+                " right so"
+            )
         own = [digest_file(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid]
         own += [[printable(file.path), file.reason] for file in lost_slices(kept)]
         state = [f"yes, without {drop}" if drop else "yes", digest(own)[:16]]
@@ -184,18 +206,28 @@ def convert_patient(
         print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
     noted = gone[["drop", *own_columns]].ne("").any(axis=1) & ~gone.series.isin(away.series)
     kept_rows = pd.concat([away, gone[noted].assign(converted="", content="")])
-    kept_rows = kept_rows.set_index("series", drop=False).assign(id="", slices="", scout=False)
+    kept_rows = kept_rows.set_index("series", drop=False).assign(
+        id="", slices="", **dict.fromkeys(INNER[2:], False)
+    )
     return pd.concat([rows, kept_rows]).fillna(""), problem
 
 
-def _without(files: list[File], patient: Path, drop: str) -> list[File]:
-    """Files but those that ``drop`` names, by name or by path from the patient's folder."""
+def _without(files: list[File], patient: Path, drop: str, series: str) -> list[File]:
+    """Files but those that ``drop`` names, of this series or of none, by name or by path from the
+    patient's folder."""
     drop = unicodedata.normalize("NFC", drop)  # accents in one character or in two
     gone, kept = {part.strip() for part in drop.split(";") if part.strip()}, []
+    asked = gone.copy()
     for file in files:
+        if file.tags.get("SeriesInstanceUID", series) != series:
+            kept.append(file)
+            continue
         names = {printable(os.path.relpath(file.path, patient)), (name := Path(file.path).name)}
         names = {unicodedata.normalize("NFC", printable(name)) for name in names}
         names |= {str(int(name))} if name.isdecimal() else set()  # a spreadsheet cuts zeros
+        if len(twice := names & asked - gone):
+            found = f"drop: {' '.join(twice)} is the name of several files: write the path of one"
+            raise ValueError(f"{printable(patient)}: {found}, from the patient's folder on")
         kept += [] if names & gone else [file]
         gone -= names
     if gone:

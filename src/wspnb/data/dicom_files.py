@@ -36,6 +36,10 @@ HINTS += ["NumberOfSeriesRelatedInstances"]
 TAGS += ["ImagePositionPatient", "ContentTime", *HINTS]
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 NUMBERS += ("ReconstructionDiameter",)
+CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
+PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACTION|IODINE|CALCIUM"
+PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|(?<![A-Z_])DOSE"
+PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")
 PACKED = (".tar", ".iso", ".dmg", ".zip", ".7z", ".rar", ".lzma", ".lz4", ".cab", ".z")
@@ -80,6 +84,13 @@ def index(folder: str | Path) -> list[File]:
     return found
 
 
+def is_ct(file: File) -> bool:
+    """Whether an image says that it is a slice of a CT: no picture made of one, no dose report."""
+    tags = file.tags
+    kind = tags["SOPClassUID"] in CT or tags["SOPClassUID"].startswith(f"{CT[1]}.")
+    return tags["Modality"] == "CT" and kind and not PICTURES.search(tags["ImageType"].upper())
+
+
 def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str, list[File]]:
     """Images of each series below a folder, damaged ones among them."""
     found: dict[str, list[File]] = {}
@@ -92,11 +103,16 @@ def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str
 def account(files: list[File], used: str = "", why: str = "") -> pd.DataFrame:
     """What became of each file, ``used`` being the series that was converted, if one was, and
     ``why`` what stood against it: ``file``, ``series`` and ``use``."""
-    rows, idle = [], f"image, not converted{': ' * bool(why)}{why}"
+    rows, idle, first = [], f"image, not converted{': ' * bool(why)}{why}", {}
     for file in files:
         uid = file.tags.get("SeriesInstanceUID", "")
         other = "image, not converted: of another series than the one taken" if used else idle
         use = file.reason or ("used" if uid == used and uid else other)
+        if use == "used":
+            tags = file.tags
+            own = tags["SOPInstanceUID"] or file.path, tags["ImagePositionPatient"]
+            if (one := first.setdefault(own, file.path)) != file.path:
+                use = f"a copy of {printable(os.path.basename(one))}"
         rows.append({"file": printable(file.path), "series": uid, "use": use})
     return pd.DataFrame(rows, columns=["file", "series", "use"])
 

@@ -9,19 +9,27 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
-from scipy import ndimage
 
 from wspnb.data import store
 from wspnb.data.cohort import file_stamp, read_cohort
-from wspnb.data.headers import Header, open_header
+from wspnb.data.headers import open_header
+from wspnb.data.organs import LIVER_ML, check_size, keep_largest, largest_component, measure
 from wspnb.data.volumes import load_mask, write_image
 from wspnb.files import own_files, read_csv, read_json, relative, write_csv, write_text
 
+__all__ = ["LIVER_ML", "check_size", "keep_largest", "largest_component", "measure"]  # of organs.py
+__all__ += ["check_drawn", "check_labels", "claim", "compare", "dice", "digest", "hide_masks"]
+__all__ += ["named_again", "read_given", "same_scans", "stem", "summarise", "value_of"]
+__all__ += ["write_cohort", "write_mask"]
+
 OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
-OURS += ["unet-loss.csv", *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv"))]
+OURS += [
+    "source.csv",
+    "unet-loss.csv",
+    *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv")),
+]
 OURS += ["fold-[0-9]*.safetensors"]
 OURS += [f"{folder}/{5 * '[0-9]'}-*.nii.gz" for folder in ("predicted", "given")]
-LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 
 
 def read_given(mask, volume, value: int | None = None) -> np.ndarray:
@@ -30,95 +38,6 @@ def read_given(mask, volume, value: int | None = None) -> np.ndarray:
     if not liver.any():
         raise ValueError(f"{mask}: the mask is empty: leave it out or draw it")
     return liver
-
-
-def measure(mask: np.ndarray, header: Header) -> dict:
-    """What one number would hide about a mask: its size, its parts, and whether it is cut off.
-
-    Args:
-        mask: ``(x, y, z)`` bool, canonical, not empty.
-        header: of its volume.
-
-    Returns:
-        ``mask_ml``; ``mask_mm`` from end to end; ``mask_cut`` ("bottom", "top", "bottom and top" or
-        ""): the mask reaches the first
-        or last slice of the scan, so that the organ may go on outside; ``mask_gaps``, slices
-        without mask between its ends; ``mask_parts`` that hang together by faces, edges or corners,
-        ``mask_share`` of the voxels in the largest, and ``mask_reach``, by how many slices the
-        other parts go beyond the ends of the largest; ``mask_tail_mm`` of slices at an end with
-        less than 1 % of the largest section.
-    """
-    box, parts, sizes = _parts(mask, np.ones((3, 3, 3)))
-    z, n_voxels = box[2], int(sizes.sum())
-    ends = {"bottom": z.start == 0, "top": z.stop == mask.shape[2]}
-    areas = np.count_nonzero(parts, axis=(0, 1))  # of the sections, voxels
-    thick = np.flatnonzero(areas >= 0.01 * areas.max())
-    tail = max(thick[0], len(areas) - 1 - thick[-1])
-    own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
-    return {
-        "mask_ml": round(n_voxels * header.voxel_ml, 1),
-        "mask_mm": round(float((z.stop - z.start) * header.spacing[2]), 1),
-        "mask_cut": " and ".join(end for end, cut in ends.items() if cut),
-        "mask_gaps": int((~mask[box].any((0, 1))).sum()),
-        "mask_parts": len(sizes),
-        "mask_share": round(int(sizes.max()) / n_voxels, 4),
-        "mask_reach": int(own[0] + z.stop - z.start - 1 - own[-1]),
-        "mask_tail_mm": round(float(tail * header.spacing[2]), 1),
-    }
-
-
-def _parts(mask: np.ndarray, touching: np.ndarray | None):
-    """The box around a mask that is not empty, its parts numbered from 1, and their voxels; only
-    the box, as labelling a whole scan takes as long as reading it."""
-    mask = mask.astype(bool, copy=False)
-    plane = mask.any(2)  # quicker than scipy's find_objects by a hundred times
-    lines = plane.any(1), plane.any(0), mask.any((0, 1))
-    ends = [np.flatnonzero(line)[[0, -1]] for line in lines]
-    box = tuple(slice(first, last + 1) for first, last in ends)
-    parts, n = ndimage.label(mask[box], touching)
-    sizes, flat = np.zeros(n + 1, np.int64), parts.ravel()
-    for first in range(0, len(flat), 1 << 22):  # all at once is 8 bytes a voxel
-        sizes += np.bincount(flat[first : first + (1 << 22)], minlength=n + 1)
-    return box, parts, sizes[1:]
-
-
-def keep_largest(mask: np.ndarray, row: dict, header: Header) -> np.ndarray:
-    """The largest part of a mask in several pieces that touch nowhere; ``row`` of :func:`measure`
-    then says what is left, and ``mask_left_out_ml`` how much is not."""
-    if row["mask_parts"] < 2:
-        return mask
-    found, parts = largest_component(mask, np.ones((3, 3, 3))), row["mask_parts"]
-    row |= {**measure(found, header), "mask_parts": parts, "mask_share": row["mask_share"]}
-    left = int(np.count_nonzero(mask)) - int(np.count_nonzero(found))
-    row["mask_left_out_ml"] = round(left * header.voxel_ml, 1)
-    return found
-
-
-def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_ML) -> None:
-    """Raise ValueError for a mask that no liver can have.
-
-    Args:
-        mask, row: its name, and what :func:`measure` says of it.
-        limits: least and most, ml. One that the scan cuts off may have a tenth of the least (paper
-            silent), unless it is another part that reaches the end, such as a stray voxel.
-    """
-    ml, cut = row["mask_ml"], row["mask_cut"] and not row["mask_reach"]
-    if not limits[0] / (10 if cut else 1) <= ml <= limits[1]:
-        raise ValueError(
-            f"{mask}: {ml:g} ml, and a liver has {limits[0]:g} to {limits[1]:g} ml: a mask of"
-            " something else, or wrong units in the header? Look at it, and if it is right, as a"
-            " child's may be, give write_slices other limits (organ_ml)"
-        )
-
-
-def largest_component(mask: np.ndarray, touching: np.ndarray | None = None) -> np.ndarray:
-    """The largest part of a mask that hangs together by faces (or as SciPy's ``structure`` says),
-    ``(x, y, z)`` bool; empty if it is."""
-    found = np.zeros(mask.shape, bool)
-    if mask.any():
-        box, parts, sizes = _parts(mask, touching)
-        np.equal(parts, sizes.argmax() + 1, out=found[box])
-    return found
 
 
 def write_mask(path: str | Path, mask: np.ndarray, volume: str | Path) -> None:
@@ -203,7 +122,8 @@ def write_cohort(
             notebooks take all above zero. None leaves them where they are.
         source: file of that table, for :func:`check_labels`.
 
-    A column ``drawn_from`` is what :func:`check_drawn` compares.
+    A column ``drawn_from`` is what :func:`check_drawn` compares, ``mask_value`` what
+    :func:`value_of`; ``source.csv`` keeps what the source said, for :func:`check_labels`.
 
     Returns:
         The table as written.
@@ -219,8 +139,15 @@ def write_cohort(
         table.loc[number, "mask"] = str(file)
     for column in ("volume", "mask"):
         table[column] = table[column].map(partial(relative, folder=folder))
+    table["mask_value"] = value or 0
     if source:
         table["labels_from"] = relative(str(source), folder)
+        now, rows = _as_text(read_cohort(source), folder), _as_text(cohort, folder)
+        same = ["volume", "patient", "weak_label", "label", "cohort"]
+        if len(other := rows.merge(now, "left", same, indicator=True).query("_merge != 'both'")):
+            who = ", ".join(other.patient.unique()[:10])
+            raise ValueError(f"{source}: changed meanwhile ({who}): give the command again")
+        write_csv(folder / "source.csv", now)
     table = table.convert_dtypes()  # whole numbers stay whole beside empty fields
     write_csv(folder / "cohort.csv", table)
     return table
@@ -231,28 +158,51 @@ def _mark(stamp: list) -> str:
 
 
 def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
-    """Raise ValueError for a table of :func:`write_cohort` (``made``, where it is read already)
-    whose labels, cohorts or patients are no longer those of the table that it was made of."""
+    """Raise ValueError for a table of :func:`write_cohort` (``made``, where it is read already) if
+    that which it was made of says something else by now: other rows, files, labels, anything."""
     made, folder = read_cohort(csv) if made is None else made, Path(csv).parent
     source = folder / made.labels_from.iloc[0] if "labels_from" in made else Path()
     if not source.is_file():
         return
-    own, now = (
-        table.groupby("patient")[["weak_label", "label", "cohort"]].first()
-        for table in (made, read_cohort(source))
-    )
-    lost = folder / "failed_masks.csv"
-    lost = set(read_csv(lost, text=True).patient) if lost.exists() else set()
-    both = own.index.intersection(now.index)
-    same = (own.loc[both].map(str) == now.loc[both].map(str)).all(axis=1)
-    new = sorted({*now.index} - {*own.index} - lost)  # other patients: learnt from anew
-    if who := [*both[~same], *new]:
-        again = " -p resume false" * bool(new)
+    named, was = os.path.normpath(source), folder / "source.csv"
+    again = f"give notebook 01b's command again, with -p source_dir {os.path.dirname(named)}"
+    afresh = " -p resume false"
+    if not was.exists():
+        raise ValueError(f"{csv}: made by an earlier version: {again}{afresh} at its end")
+    then, now = read_csv(was, text=True), _as_text(read_cohort(source), folder)
+    columns = [*dict.fromkeys([*now, *then])]
+    then, now = (table.reindex(columns=columns, fill_value="") for table in (then, now))
+    if who := _whose(then.to_numpy().tolist(), now.to_numpy().tolist(), columns.index("patient")):
+        images = [name for name in ("volume", "mask", "patient", "coding") if name in columns]
+        same = {*map(tuple, then[images].to_numpy())} == {*map(tuple, now[images].to_numpy())}
         raise ValueError(
-            f"{os.path.normpath(source)}: labels, cohorts or patients are others than in {csv},"
-            f" which was made of it ({', '.join(who[:10])}): give notebook 01b's command again,"
-            f" with -p source_dir {os.path.normpath(source.parent)}{again} at its end"
+            f"{named}: says something else than when {csv} was made of it{who}:"
+            f" {again}{'' if same else afresh} at its end"
         )
+
+
+def _as_text(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """A cohort table as its file would be in this folder."""
+    own = {name: table[name].map(partial(relative, folder=folder)) for name in ("volume", "mask")}
+    table = table.assign(**own).astype(object)
+    return table.where(table.notna(), "").astype(str)
+
+
+def value_of(cohort: pd.DataFrame, value: int | None, csv: str | Path = "") -> int | None:
+    """Label of the liver in a cohort's masks, of those that say ``value``: None, all above zero, in
+    a table of :func:`write_cohort`, whose masks 01b has read already.
+
+    Raises:
+        ValueError: if it has read another value.
+    """
+    if not {"drawn_from", "mask_value"} <= {*cohort}:
+        return value
+    if value is not None and (then := int(cohort.mask_value.iloc[0])) != value:
+        raise ValueError(
+            f"{csv}: mask_value {value}, and notebook 01b took {then or 'all above zero'} for the"
+            f" liver: give its command again, with -p mask_value {value} -p resume false at its end"
+        )
+    return None
 
 
 def check_drawn(
@@ -329,15 +279,23 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     """
     folder = Path(folder)
     note = folder / "settings.json"
+    there = [file for name in OURS for file in own_files(folder, name)]
     if not resume:
-        for file in [file for name in OURS for file in own_files(folder, name)]:
+        for file in there[::-1]:  # the note last: what is left by an interruption has one
             file.unlink()
+    elif there and not note.exists():
+        raise ValueError(
+            f"{folder}: networks or masks without settings.json, so of unknown settings: draw"
+            " anew, with -p resume false at the command's end"
+        )
     if note.exists():
         then, words = read_json(note), {}
         for k in ("source", "train"):
-            words[k] = (
-                f"volumes, masks or patients of {k}_dir{_whose(then.get(k), settings.get(k))}"
-            )
+            own = (
+                " (their order)" if isinstance(then.get(k), list) else ""
+            )  # else an earlier version's
+            who = _whose(then.get(k), settings.get(k)) or own
+            words[k] = f"volumes, masks or patients of {k}_dir{who}"
         if other := store.changes(then, settings, words):
             raise ValueError(
                 f"{folder}: what is there was made with other settings ({other}): draw anew, with"
@@ -348,12 +306,19 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     write_text(note, json.dumps(settings, indent=1))
 
 
-def _whose(then: object, now: object) -> str:
-    """Patients of the rows of :func:`digest` that differ, in brackets."""
+def _whose(then: object, now: object, patient: int = 0) -> str:
+    """Patients (column of the rows) of the rows that differ, in brackets; "" if none does."""
     if not isinstance(then, list) or not isinstance(now, list):  # of an earlier version
         return ""
-    other = {row[0] for row in {*map(tuple, then)} ^ {*map(tuple, now)}}
-    return f" ({', '.join(sorted(other)[:10]) or 'their order'})"
+    other = {row[patient] for row in {*map(tuple, then)} ^ {*map(tuple, now)}}
+    return f" ({', '.join(sorted(other)[:10])})" if other else ""
+
+
+def same_scans(table: pd.DataFrame, cohort: pd.DataFrame) -> np.ndarray:
+    """Which rows are scans that the cohort holds too, by path or by content, ``(n,)`` bool."""
+    known = {str(file_stamp(path)) for path in cohort.volume} if len(table) else set()
+    same = [path for path in table.volume if str(file_stamp(path)) in known]
+    return table.volume.isin({*cohort.volume, *same}).to_numpy()
 
 
 def digest(table: pd.DataFrame) -> list[list[str]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from wspnb.data.store import IMAGE_COLUMNS, PART, TABLES, Slices, changes, describe_store
+from wspnb.data.store import IMAGE_COLUMNS, PART, TABLES, Slices, changes, replace_tables
 from wspnb.files import read_csv, read_json, whole, write_text
 
 LABELS = ("volume", "cohort", "weak_label", "label")  # joined to the images' columns
@@ -102,4 +102,4 @@ def join_labels(folder: Path, store: Slices, cohort: pd.DataFrame) -> None:
     tables = (table, failed, inventory)
     then = [(folder / name).read_text(encoding="utf-8") for name in TABLES]
     if [content.to_csv(index=False) for content in tables] != then:
-        describe_store(folder, folder / "slices.npy", store.settings, *tables)
+        replace_tables(folder, store.settings, *tables)

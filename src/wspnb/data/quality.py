@@ -120,7 +120,7 @@ def fates(
             raise ValueError(f"{file}: columns {sorted(missing)} are missing: run 01b again")
         lost["volume"] = [os.path.normpath(Path(source, name)) for name in lost.volume]
         lost = lost[~lost.volume.isin(cohort.volume) & (lost.cohort != "")]  # else of train_dir
-        liver = lost.reason.str.startswith("no liver mask")  # else the volume is at fault
+        liver = lost.reason.str.match("no liver|.* of liver predicted")  # else the volume's fault
         lost = lost.assign(fate=np.where(liver, "no liver mask", "set aside"), kept=0)
         lost["volume"] = lost.volume.map(partial(relative, folder=source))
         table = pd.concat([table, lost], ignore_index=True)

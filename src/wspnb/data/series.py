@@ -19,6 +19,8 @@ import pandas as pd
 
 from wspnb.data.dicom_files import (
     BLOCKS,
+    CT,
+    PICTURES,
     SAME,
     File,
     find_series,
@@ -31,10 +33,6 @@ from wspnb.files import need
 
 NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  # how many, needed
 NUMBERS |= {"RescaleIntercept": 1}
-CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
-PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACTION|IODINE|CALCIUM"
-PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|(?<![A-Z_])DOSE"
-PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
 # RLE, deflated, bytes the other way round: what pydicom itself reads.
 UNPACKED = ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 PAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".htm", ".html", ".xml")
@@ -274,7 +272,10 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
                 f"{name}: {tag} goes to and fro along the slices ({', '.join(found[:6])}, ...), as"
                 " of two acquisitions in one: put the files of each into a folder of its own"
             )
-    numbers = sorted(set(map(int, numbers)))
+    complete, numbers = len(numbers) == len(files), sorted(set(map(int, numbers)))
+    if complete and 1 < len(numbers) < len(files):
+        found = f"{name}: {len(files)} slices with {len(numbers)} InstanceNumbers"
+        warnings.warn(f"{found}: is it one scan? Compare with the source", stacklevel=4)
     if len(numbers) == len(files) and (numbers[0] > 1 or numbers[-1] - numbers[0] >= len(files)):
         warnings.warn(
             f"{name}: {len(files)} slices with InstanceNumber {numbers[0]} to {numbers[-1]}: are"

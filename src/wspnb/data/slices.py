@@ -20,15 +20,8 @@ from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.dicom_files import printable
 from wspnb.data.headers import open_header
-from wspnb.data.masks import (
-    LIVER_ML,
-    check_drawn,
-    check_labels,
-    check_size,
-    keep_largest,
-    measure,
-    read_given,
-)
+from wspnb.data.masks import check_drawn, check_labels, read_given, value_of
+from wspnb.data.organs import LIVER_ML, check_size, is_liver, keep_largest, measure
 from wspnb.data.quality import PICTURE, coronal
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
 from wspnb.files import alone, package_version, relative, whole
@@ -118,7 +111,7 @@ def prepare_volume(
     row["flat_slices"] = sum(bool(np.ptp(scan.voxels[:, :, z]) == 0) for z in kept)
     if mask:
         _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
-        if _is_liver(organ_ml):
+        if is_liver(organ_ml):
             beyond = np.flatnonzero(inside.any((0, 1)))[[0, -1]] + (-1, 1)
             row["mask_cut"] = " and ".join(  # also where slices were added in one value
                 end
@@ -190,6 +183,7 @@ def write_slices(
         raise ValueError(f"image_size {image_size}: choose a number of pixels")
     cohort = read_cohort(cohort_csv)
     check_labels(cohort_csv, cohort)
+    mask_value = value_of(cohort, mask_value, cohort_csv)
     cohort = _name_volumes(cohort, Path(cohort_csv))
     codings = cohort.get("coding", pd.Series("", cohort.index)).tolist()
     settings = {
@@ -216,6 +210,7 @@ def write_slices(
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "slices.npy").exists():
         try:
+            store.accept_tables(folder)
             there = verify_store(folder)
             part.check_same(folder, there.settings, settings | {"inputs": store.digest(stamps)})
         except ValueError:
@@ -271,11 +266,6 @@ def _body(row: dict[str, Any]) -> float:
         return row["window_low"]
     lowest = float(inventory.decode(np.float32(row["minimum"]), row["coding"]))
     return min(max(volumes.BODY_HU, lowest + CUT_HU), ORGAN_HU[0])
-
-
-def _is_liver(organ_ml) -> bool:
-    """Whether limits of the size are those of a liver, also of a child's."""
-    return organ_ml[0] <= 1500 <= organ_ml[1]
 
 
 def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
@@ -343,7 +333,7 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         "n_volumes": len(done) - len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
         "not_hu": _warn(  # decoded by evidence
-            folder, listed[listed.n_kept > 0], _is_liver(settings["organ_ml"])
+            folder, listed[listed.n_kept > 0], is_liver(settings["organ_ml"])
         ),
         "versions": {name: package_version(name) for name in PACKAGES},
     }

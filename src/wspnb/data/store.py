@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FORMAT = 2  # of the store: raise it with every change that alters a stored byte
 TABLES = ("slices.csv", "failed.csv", "inventory.csv")
 PART = "slices.part"  # folder of what is done of an unfinished store
+JOINING = "labels.part"  # there while tables are put in the place of others
 # Of slices.csv, what the images are; all other columns, such as labels, may be corrected.
 IMAGE_COLUMNS = ("patient", "position", "z", "height_mm", "spacing_x", "spacing_y", "spacing_z")
 IMAGE_COLUMNS += ("selection", "n_kept")
@@ -154,8 +155,30 @@ def describe_store(folder: Path, images: Path, settings: dict[str, Any], *tables
         write_csv(file, content)
     sums = {file.name: digest_file(file) for file in files}
     store = settings | {"sha256": _identity(images, files[0]), "tables": sums}
+    _write_note(folder, store)
+
+
+def _write_note(folder: Path, store: dict[str, Any]) -> None:
+    """``store.json``, sealed."""
     store["seal"] = _seal(store)
     write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
+
+
+def replace_tables(folder: Path, settings: dict[str, Any], *tables) -> None:
+    """Other tables beside the same images, see :func:`describe_store`; killed between two of them,
+    :func:`accept_tables` goes before the next call."""
+    (folder / JOINING).touch()
+    describe_store(folder, folder / "slices.npy", settings, *tables)
+    (folder / JOINING).unlink()
+
+
+def accept_tables(folder: Path) -> None:
+    """Where :func:`replace_tables` was killed: each table is whole, of before or of now, and taken
+    as it is; the images' checksum, which is over its columns of them too, stays."""
+    if (folder / JOINING).exists():
+        found = read_json(folder / "store.json")
+        sums = {name: digest_file(folder / name) for name in found["tables"]}
+        _write_note(folder, found | {"tables": sums})
 
 
 def write_store(

@@ -6,6 +6,7 @@ head (RAS+), so that depth always runs from the feet to the head, however the fi
 
 import gzip
 import math
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +116,8 @@ def load_mask(
         labels = numbers
     if labels.dtype.kind != "u" and labels.min() < 0:
         raise ValueError(f"{path}: mask values from {labels.min()}: write 0 outside, 1 inside")
+    if os.path.basename(path).lower() == "liver.nii.gz" and labels.max() == 1:
+        value = None  # TotalSegmentator's file of one organ, whatever the label in its maps
     if value is None and re.search(r"_part_551\.nii(\.gz)?$", str(path), re.I):  # of CADS
         value = 5
     if value is None:

@@ -1,0 +1,104 @@
+"""What one number would hide about the mask of an organ: its size, its parts, where it ends."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from wspnb.data.headers import Header
+
+LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
+
+
+def measure(mask: np.ndarray, header: Header) -> dict:
+    """What one number would hide about a mask: its size, its parts, and whether it is cut off.
+
+    Args:
+        mask: ``(x, y, z)`` bool, canonical, not empty.
+        header: of its volume.
+
+    Returns:
+        ``mask_ml``; ``mask_mm`` from end to end; ``mask_cut`` ("bottom", "top", "bottom and top" or
+        ""): the mask reaches the first
+        or last slice of the scan, so that the organ may go on outside; ``mask_gaps``, slices
+        without mask between its ends; ``mask_parts`` that hang together by faces, edges or corners,
+        ``mask_share`` of the voxels in the largest, and ``mask_reach``, by how many slices the
+        other parts go beyond the ends of the largest; ``mask_tail_mm`` of slices at an end with
+        less than 1 % of the largest section.
+    """
+    box, parts, sizes = _parts(mask, np.ones((3, 3, 3)))
+    z, n_voxels = box[2], int(sizes.sum())
+    ends = {"bottom": z.start == 0, "top": z.stop == mask.shape[2]}
+    areas = np.count_nonzero(parts, axis=(0, 1))  # of the sections, voxels
+    thick = np.flatnonzero(areas >= 0.01 * areas.max())
+    tail = max(thick[0], len(areas) - 1 - thick[-1])
+    own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
+    return {
+        "mask_ml": round(n_voxels * header.voxel_ml, 1),
+        "mask_mm": round(float((z.stop - z.start) * header.spacing[2]), 1),
+        "mask_cut": " and ".join(end for end, cut in ends.items() if cut),
+        "mask_gaps": int((~mask[box].any((0, 1))).sum()),
+        "mask_parts": len(sizes),
+        "mask_share": round(int(sizes.max()) / n_voxels, 4),
+        "mask_reach": int(own[0] + z.stop - z.start - 1 - own[-1]),
+        "mask_tail_mm": round(float(tail * header.spacing[2]), 1),
+    }
+
+
+def _parts(mask: np.ndarray, touching: np.ndarray | None):
+    """The box around a mask that is not empty, its parts numbered from 1, and their voxels; only
+    the box, as labelling a whole scan takes as long as reading it."""
+    mask = mask.astype(bool, copy=False)
+    plane = mask.any(2)  # quicker than scipy's find_objects by a hundred times
+    lines = plane.any(1), plane.any(0), mask.any((0, 1))
+    ends = [np.flatnonzero(line)[[0, -1]] for line in lines]
+    box = tuple(slice(first, last + 1) for first, last in ends)
+    parts, n = ndimage.label(mask[box], touching)
+    sizes, flat = np.zeros(n + 1, np.int64), parts.ravel()
+    for first in range(0, len(flat), 1 << 22):  # all at once is 8 bytes a voxel
+        sizes += np.bincount(flat[first : first + (1 << 22)], minlength=n + 1)
+    return box, parts, sizes[1:]
+
+
+def keep_largest(mask: np.ndarray, row: dict, header: Header) -> np.ndarray:
+    """The largest part of a mask in several pieces that touch nowhere; ``row`` of :func:`measure`
+    then says what is left, and ``mask_left_out_ml`` how much is not."""
+    if row["mask_parts"] < 2:
+        return mask
+    found, parts = largest_component(mask, np.ones((3, 3, 3))), row["mask_parts"]
+    row |= {**measure(found, header), "mask_parts": parts, "mask_share": row["mask_share"]}
+    left = int(np.count_nonzero(mask)) - int(np.count_nonzero(found))
+    row["mask_left_out_ml"] = round(left * header.voxel_ml, 1)
+    return found
+
+
+def is_liver(organ_ml: tuple[float, float]) -> bool:
+    """Whether limits of the size, ml, are those of a liver, also of a child's."""
+    return organ_ml[0] <= 1500 <= organ_ml[1]
+
+
+def check_size(mask: str | Path, row: dict, limits: tuple[float, float] = LIVER_ML) -> None:
+    """Raise ValueError for a mask that no liver can have.
+
+    Args:
+        mask, row: its name, and what :func:`measure` says of it.
+        limits: least and most, ml. One that the scan cuts off may have a tenth of the least (paper
+            silent), unless it is another part that reaches the end, such as a stray voxel.
+    """
+    ml, cut = row["mask_ml"], row["mask_cut"] and not row["mask_reach"]
+    if not limits[0] / (10 if cut else 1) <= ml <= limits[1]:
+        raise ValueError(
+            f"{mask}: {ml:g} ml, and a liver has {limits[0]:g} to {limits[1]:g} ml: a mask of"
+            " something else, or wrong units in the header? Look at it, and if it is right, as a"
+            " child's may be, give write_slices other limits (organ_ml)"
+        )
+
+
+def largest_component(mask: np.ndarray, touching: np.ndarray | None = None) -> np.ndarray:
+    """The largest part of a mask that hangs together by faces (or as SciPy's ``structure`` says),
+    ``(x, y, z)`` bool; empty if it is."""
+    found = np.zeros(mask.shape, bool)
+    if mask.any():
+        box, parts, sizes = _parts(mask, touching)
+        np.equal(parts, sizes.argmax() + 1, out=found[box])
+    return found
