@@ -51,14 +51,26 @@ def whole(path: str | Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-        with temporary.open("rb+") as file:
+        with temporary.open("rb+") as file, suppress_unable():
             os.fsync(file.fileno())
         mask = os.umask(0)  # some libraries write for the owner alone
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        with suppress_unable():
+            temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def suppress_unable() -> Iterator[None]:
+    """Pass over what a drive cannot do: rights (exFAT, network), or flushing."""
+    try:
+        yield
+    except OSError as error:
+        unable = errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP
+        if error.errno not in unable:
+            raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Where a batch is too large for the whole matrix, ``rows`` asks for some of its r
 from collections.abc import Callable, Sequence
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -294,6 +295,8 @@ def _one_per_slice(values: Tensor, name: str) -> Tensor:
     try:
         if hasattr(values, "to_numpy"):  # a column of a table; its index says nothing
             values = values.to_numpy()
+        if isinstance(values, np.ndarray):  # also turned round, or of numbers as objects
+            values = np.array(values.tolist() if values.dtype == object else values)
         values = torch.as_tensor(values)  # a loader's list or array, too
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} are no numbers ({error}): number the classes 0, 1, ...") from None

@@ -141,10 +141,16 @@ def two_layers(first: int, hidden: int, last: int, norm: bool = False) -> nn.Seq
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let weights made here depend on the seed alone; global generators stay untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(index(seed))  # numpy's whole numbers, too
-        yield
+    """Let weights made here depend on the seed alone; global generators stay untouched, and so does
+    the default type, which is float32 here."""
+    was = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(index(seed))  # numpy's whole numbers, too
+            yield
+    finally:
+        torch.set_default_dtype(was)
 
 
 def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.Module:

@@ -127,20 +127,21 @@ def slice_positions(table: pd.DataFrame, stored: str, wanted: str) -> Tensor:
         wanted: convention to give.
 
     Raises:
-        ValueError: if a position is missing, no number or not finite; names patient and slice.
+        ValueError: if a position is missing, or no number from 0 to 1; names patient and slice.
     """
     given = table[["position", "n_kept"]].apply(pd.to_numeric, errors="coerce")
     position, n = given.to_numpy(float, na_value=np.nan).T
     steps = {"k/(n-1)": np.maximum(n - 1, 1), "k/n": n}
     if other := {stored, wanted} - set(steps):
         raise ValueError(f"convention {other}: choose k/(n-1) or k/n")
+    position[(position < -1e-6) | (position > 1 + 1e-6)] = np.nan  # mm, percent: of no height
     if stored != wanted:
         position = np.round(position * steps[stored]) / steps[wanted]
         if wanted == "k/(n-1)":  # one slice alone lies in the middle
             position = np.where(n == 1, 0.5, position)
     positions = torch.tensor(position, dtype=torch.float32)
     kept = [name for name in ("patient", "z", "position", "n_kept") if name in table]
-    check_finite(positions, lambda i: f"slice {i} {table[kept].iloc[i].to_dict()}")
+    check_finite(positions, lambda i: f"slice {i} {table[kept].iloc[i].to_dict()}, from 0 to 1,")
     return positions
 
 

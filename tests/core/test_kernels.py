@@ -270,3 +270,15 @@ def test_rows_are_numbers_of_slices():
         for rows in (torch.tensor([False, False, True, False]), torch.tensor([-2]), [4], [1.0]):
             with pytest.raises(ValueError, match="rows"):
                 call(rows)
+
+
+def test_columns_that_are_turned_round_or_of_objects_are_numbers():
+    labels, positions = np.array([0, 1, 1, 2]), np.array([0.0, 0.2, 0.5, 1.0])
+    expected = pair_kernel("wsp", torch.tensor(labels), torch.tensor(positions), 0.3).flip(0, 1)
+    for a, b in (
+        (labels[::-1], positions[::-1]),
+        (pd.Series(labels)[::-1], pd.Series(positions)[::-1]),
+        (labels[::-1].astype(object), positions[::-1].astype(object)),
+        (pd.Series(labels[::-1], dtype="Int64"), pd.Series(positions[::-1], dtype="Float64")),
+    ):
+        assert torch.allclose(pair_kernel("wsp", a, b, 0.3).double(), expected.double())

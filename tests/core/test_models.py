@@ -212,3 +212,22 @@ def test_a_seed_is_a_whole_number_of_any_type():
     assert all(map(torch.equal, one.parameters(), two.parameters()))
     with pytest.raises(TypeError):
         build_encoder("tiny_padded", seed=1.5)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_weights_do_not_depend_on_the_default_type(kind):
+    expected = [
+        *build_encoder("tiny", "batch", 1).parameters(),
+        *build_head("tiny", 1).parameters(),
+    ]
+    torch.set_default_dtype(kind)
+    try:
+        found = [
+            *build_encoder("tiny", "batch", 1).parameters(),
+            *build_head("tiny", 1).parameters(),
+        ]
+        assert torch.get_default_dtype() == kind
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, two in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, two)

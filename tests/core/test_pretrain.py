@@ -562,3 +562,10 @@ def test_codes_below_minus_one_are_unknown_and_other_rows_may_have_no_cohort():
 def test_numbers_of_numpy_are_looked_at_too(state, loss):
     with pytest.raises(ValueError, match="is not finite"):
         pretrain.check_sound("x", state, [loss])
+
+
+@pytest.mark.parametrize("position", [[0, 60, 120], [-1, 0, 1], [0, 0.5, 1.5]])
+def test_positions_are_shares_of_the_height(position):
+    table = pd.DataFrame({"patient": "p1", "z": [4, 5, 6], "position": position, "n_kept": 3})
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        pretrain.slice_positions(table, "k/(n-1)", "k/(n-1)")

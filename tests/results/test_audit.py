@@ -243,3 +243,20 @@ def test_joined_cohorts_whose_parts_are_not_known_are_left_out():
     assert not len(audit.origins(scores, home))
     home[20:] = "b"
     assert audit.origins(scores, home).cohort.tolist() == ["a+b"]
+
+
+def test_a_claim_on_one_common_seed_says_so_beside_others_of_three():
+    people = pd.DataFrame({"patient": [f"p{k}" for k in range(40)], "label": np.arange(40) % 2})
+    people["fold"] = np.arange(40) // 8
+
+    def scored(seed, noise):
+        draw = np.random.default_rng(seed).normal(size=40)
+        return people.assign(score=people.label + noise * draw)
+
+    found = {("wsp", seed): scored(seed, 0.3) for seed in range(3)}
+    found |= {("depth_aware", seed): scored(seed + 5, 4) for seed in range(3)}
+    scores = {"d1": found | {("supcon", 0): scored(9, 4)}}
+    claims = audit.verdicts(scores, "wsp", ROOT / "figures" / "paper", "tiny")
+    claims = claims[claims.cohort == "d1"].set_index("claim").run
+    assert claims["position adds to the label"] == "supported (1 seed)"
+    assert claims["the label adds to the position"] == "supported"

@@ -139,3 +139,23 @@ def test_means_and_difference_are_of_the_same_seeds():
     runs = [run("wsp", 0, 4), run("wsp", 1, 8), run("supcon", 1, 7)]
     said = report.main_result(runs)
     assert "mean AUC of 0.80 and SupCon" in said and "0.70: a difference of +0.10" in said
+
+
+def test_the_papers_value_stands_beside_its_method_whatever_the_index():
+    printed = pd.DataFrame({"backbone": "TinyNet", "method": ["SupCon", "WSP"]})
+    printed = printed.assign(auc_d1=[0.7, 0.9], sd_d1=[0.1, 0.2])
+    table = tables.auc_table([run("random", 0, 2), run("supcon", 0, 5), run("wsp", 0, 6)])
+    for other in (table, table.iloc[1:], table[::-1], table.set_index("method", drop=False)):
+        words = report.auc_words(other, printed, cohorts=["d1"]).set_index("Method")
+        assert (
+            words["D1, paper"]["WSP"] == "0.90 (0.20)"
+            and words["D1, paper"]["SupCon"][:4] == "0.70"
+        )
+
+
+def test_runs_judged_on_several_cohorts_are_named_by_the_first_table():
+    runs = [run("wsp", 0, 4), run("supcon", 0, 4)]
+    runs[1]["results"] = runs[1]["results"] | {"d2": runs[1]["results"]["d1"]}
+    for table in (tables.auc_table, report.main_result):
+        with pytest.raises(ValueError, match=r"supcon-tiny-seed0 was judged on \['d1', 'd2'\]"):
+            table(runs)

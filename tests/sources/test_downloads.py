@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +24,7 @@ from urllib3.util import retry
 from zenodo_server import Zenodo
 
 from wspnb.sources import archives, downloads
-from wspnb.sources.archives import unpack
+from wspnb.sources.archives import gather, unpack
 from wspnb.sources.downloads import BLOCK, TRIES, fetch_file, fetch_imagenet, fetch_record
 
 RECORD = "8199165"
@@ -385,8 +387,44 @@ def test_damaged_archives(tmp_path):
 
 
 def test_interrupted_unpacking_begins_anew(tmp_path):
-    left = tmp_path / "out.part" / "old"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f"out.part-{gone.pid}-abc" / "old"
     left.parent.mkdir()
     left.write_text("of a call that was killed")
+    other = tmp_path / f"out.part-{os.getpid()}-abc"  # of a call that is under way
+    other.mkdir()
     out = unpack(tar(tmp_path / "a.tar", ("new", b"1"), mode="w"), tmp_path / "out")
-    assert os.listdir(out) == ["new"] and not left.exists()
+    assert os.listdir(out) == ["new"] and not left.exists() and other.exists()
+
+
+def test_a_quicker_caller_is_no_trouble(tmp_path, monkeypatch):
+    archive, real = tar(tmp_path / "a.tar", ("new", b"1"), mode="w"), os.replace
+
+    def slower(part, target):
+        if not Path(target).exists():
+            shutil.copytree(part, target)  # another one has just ended
+        real(part, target)
+
+    monkeypatch.setattr(os, "replace", slower)
+    assert os.listdir(unpack(archive, tmp_path / "out")) == ["new"]
+    assert sorted(os.listdir(tmp_path)) == ["a.tar", "out"]
+
+
+def test_a_zip_of_windows_and_one_whose_entries_would_be_one_file(tmp_path):
+    file = zipped(tmp_path / "a.zip", ("masks\\a.nii", b"1"), ("volumes\\a.nii", b"2"))
+    out = unpack(file, tmp_path / "out")
+    assert (out / "masks" / "a.nii").read_bytes() == b"1"
+    assert (out / "volumes" / "a.nii").read_bytes() == b"2"
+    for first in ("../a", "/a", "./a"):
+        with pytest.raises(ValueError, match="would be one file"):
+            unpack(zipped(tmp_path / "b.zip", (first, b"1"), ("a", b"2")), tmp_path / "b")
+
+
+def test_archives_within_archives_and_a_copy_around_the_folder(tmp_path):
+    (tmp_path / "copy").mkdir()
+    inner = zipped(tmp_path / "inner.zip", ("a.nii", b"1")).read_bytes()
+    zipped(tmp_path / "copy" / "outer.zip", ("inner.zip", inner))
+    for _ in range(2):  # what is unpacked lies below the copy, and is not gathered twice
+        found = gather(tmp_path / "copy" / "mine", tmp_path / "copy", list)
+        assert [path.name for path in found] == ["outer.zip", "inner.zip", "a.nii"]

@@ -293,3 +293,20 @@ def test_hostile_archive_in_the_record(tmp_path, record):
     with pytest.raises(ValueError, match="'LIHC' is a link"):
         make(tmp_path / "source", None, labels)
     assert not (tmp_path / "evil").exists() and not (tmp_path / "source" / "cohort.csv").exists()
+
+
+def test_masks_beside_volumes_phases_of_a_day_and_words_of_tcga(tmp_path):
+    labels = tmp_path / "labels.csv"
+    rows = [f"TCGA-AA-000{k},{word}" for k, word in enumerate(["0 - No Fibrosis"] * 2 + ["6"] * 2)]
+    rows += [
+        f"TCGA-AA-001{k},{w}" for k, w in enumerate(("[Not Available]", "'--", "Not Reported"))
+    ]
+    labels.write_text("patient,score\n" + "\n".join(rows) + "\n")
+    names = [f"lihc__TCGA-AA-000{k}__2001-02-03__{p}" for k in range(4) for p in ("ART", "VEN")]
+    masks = [f"{name}_liver" for name in names] + ["lihc__TCGA-AA-0000__2001-02-03__VEN-1seg.x"]
+    lay(tmp_path / "copy", *(f"{name}.nii.gz" for name in names + masks[:-1]))
+    (tmp_path / "copy" / "rest.7z").write_bytes(b"7z")
+    table, _, said = make(tmp_path / "out", tmp_path / "copy", labels)
+    assert "an archive that is not unpacked (rest.7z): 1" in said[0]
+    assert table.volume.str.endswith("VEN.nii.gz").all() and len(table) == 4
+    assert table["mask"].str.endswith("VEN_liver.nii.gz").all()

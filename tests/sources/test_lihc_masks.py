@@ -27,7 +27,16 @@ def liver(seed: int = 0) -> np.ndarray:
     return mask
 
 
-def draw(path, mask, patient, date="20010203", origin=ORIGIN, organ=codes.SCT.Liver, about=""):
+def draw(
+    path,
+    mask,
+    patient,
+    date="20010203",
+    origin=ORIGIN,
+    organ=codes.SCT.Liver,
+    about="",
+    first=codes.SCT.Spleen,
+):
     """A DICOM SEG by highdicom, empty frames left out as usual; the organ is its second segment."""
     images, uid, study, frame = [], *(highdicom.UID() for _ in range(3))
     for k in range(mask.shape[2]):
@@ -55,7 +64,7 @@ def draw(path, mask, patient, date="20010203", origin=ORIGIN, organ=codes.SCT.Li
         for name, value in (dict.fromkeys(empty, "") | values).items():
             setattr(image, name, value)
         images.append(image)
-    kinds = (codes.SCT.Spleen, organ)
+    kinds = (first, organ)
     described = [
         highdicom.seg.SegmentDescription(
             number, word.meaning, codes.SCT.Organ, word, "AUTOMATIC",
@@ -179,3 +188,11 @@ def test_errors_are_one_line(tmp_path, capsys):
     (tmp_path / "s.dcm").write_bytes(content[: len(content) - 200])
     with pytest.raises(ValueError, match=r"s\.dcm: "):
         read_liver(tmp_path / "s.dcm")
+
+
+def test_lobes_are_one_liver(tmp_path):
+    draw(tmp_path / "one.dcm", liver(), "TCGA-AA-0001")
+    draw(tmp_path / "two.dcm", liver(), "TCGA-AA-0001", first=codes.SCT.Liver)
+    one, two = (read_liver(tmp_path / f"{name}.dcm")[0].sum() for name in ("one", "two"))
+    other = np.roll(~liver(), 1, axis=0) & ~liver() & (np.arange(liver().shape[2]) < 3)
+    assert one == liver().sum() and two == one + other.sum()

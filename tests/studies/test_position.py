@@ -313,3 +313,17 @@ def test_a_row_is_recommended_only_above_wsp_and_supcon():
     same = table_of_rows(seeds, 0.0).assign(auc_population=1.0)
     told = position_runs.recommend(same, position_runs.compare_rows(same, []))
     assert told[0] == "WSP: not told from SupCon (+0.000); R2 of depth 0.97."
+
+
+def test_a_study_that_was_stopped_leaves_out_what_is_not_there(tmp_path):
+    settings = position.Settings(n_steps=2, warmup_steps=1, batch_size=16)
+    points = {"base": {}, "sigma=0.3": {"sigma": 0.3}}
+    jobs = position_runs.plan(points, [0, 1], ["random", "supcon", "depth_aware", "wsp"])
+    table = position_runs.run_missing(tmp_path / "a.csv", jobs, settings)
+    pd.testing.assert_frame_equal(
+        table, position_runs.run_missing(tmp_path / "a.csv", jobs, settings)
+    )
+    for k in range(len(jobs) + 1):
+        for order in (table, table[::-1]):
+            position_runs.differences(order[:k].reset_index(drop=True))
+            position_runs.findings(order[:k].reset_index(drop=True))

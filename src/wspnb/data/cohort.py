@@ -20,6 +20,8 @@ COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
 # How tables write what is unknown.
 EMPTY = {"", "nan", "na", "<na>", "none", "null", "n/a", "#n/a", "#na", "nat", "-", "?", "unknown"}
 EMPTY |= {".", "--", "\u2013", "\u2014", "n.a.", "n.a", "missing", "not available", "unk", "???"}
+EMPTY |= {f"[{word}]" for word in ("not available", "unknown", "not evaluated", "not applicable")}
+EMPTY |= {"not reported", "not evaluated", "not applicable", "[discrepancy]", "'--"}  # TCGA, GDC
 EMPTY |= {"unbekannt", "k.a.", "k. a.", "inconnu", "desconocido", "#nv", "#n/d"}  # spreadsheets too
 UNKNOWN = EMPTY - {""}
 # #REF!, #¡VALOR!, Err:502, ####: what spreadsheets leave.

@@ -247,6 +247,11 @@ def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
             names = ", ".join(own.patient.unique()[:5])
             words = f"the folders {names} have one PatientID, {who}: where they are one patient"
             print(f"{folder}: {words}, write one name in the cohort's table", file=sys.stderr)
+    for uid, own in used.groupby("series", sort=False):
+        if own.id.nunique() > 1:
+            names = ", ".join(own.patient[:5])
+            words = f"series {uid} is in the folders {names}, under several PatientID"
+            print(f"{folder}: {words}: is it one scan in parts?", file=sys.stderr)
     for (uid, _), own in (
         rows[rows.slices != ""].reset_index(drop=True).groupby(["series", "id"], sort=False)
     ):

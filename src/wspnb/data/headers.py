@@ -170,8 +170,7 @@ def _read(image: nib.spatialimages.SpatialImage, raw: bool) -> np.ndarray:
 
 def _misnamed(path: Path) -> str:
     """What a file is that its name does not say, and what to do; empty where that does not show."""
-    begin = b""
-    with suppress(OSError), path.open("rb") as file:  # a bad disk: the reader's words say it
+    with path.open("rb") as file:  # no right, a bad disk: this error says it
         begin = file.read(300)
     gz, packed = begin[:2] == b"\x1f\x8b", path.suffix.lower() in (".gz", ".mgz")
     stem, half = path.with_suffix("") if packed else path, {".img": ".hdr", ".hdr": ".img"}

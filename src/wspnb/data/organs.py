@@ -1,13 +1,19 @@
 """What one number would hide about the mask of an organ: its size, its parts, where it ends."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from wspnb.data.headers import Header
+from wspnb.data.inventory import decode
+from wspnb.data.volumes import BODY_HU
 
 LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
+# The median under a mask of the liver is well inside, in any phase. Air of a CT that is cut below,
+# such as bytes of the window, is its lowest value, and no organ's: paper silent.
+ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
 
 
 def measure(mask: np.ndarray, header: Header) -> dict:
@@ -102,3 +108,29 @@ def largest_component(mask: np.ndarray, touching: np.ndarray | None = None) -> n
         box, parts, sizes = _parts(mask, touching)
         np.equal(parts, sizes.argmax() + 1, out=found[box])
     return found
+
+
+def body_above(row: dict[str, Any]) -> float:
+    """What is brighter is body, HU; of an MRI in its own unit."""
+    if row["coding"] == "MR":
+        return row["window_low"]
+    lowest = float(decode(np.float32(row["minimum"]), row["coding"]))
+    return min(max(BODY_HU, lowest + CUT_HU), ORGAN_HU[0])
+
+
+def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
+    """Refuse a mask that lies on air or bone: of another scan, or turned over."""
+    name, unit, (low, high) = "mask_hu", "HU", ORGAN_HU
+    if row["coding"] == "MR":  # in units of its own, dark where there is no body
+        name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
+        steps = np.array([np.median(v) for v in values if len(v)]).clip(low)
+        row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
+    values = np.concatenate(values)
+    row[name] = round(float(np.median(values)), 1)
+    outside = (values < body_above(row)) | (values > high)  # fat at the rim is no fault
+    row["mask_outside"] = round(float(outside.mean()), 3)
+    if not low <= row[name] <= high:
+        raise ValueError(
+            f"{mask}: a median of {row[name]:g} {unit} under it in {volume}, no organ's: the mask"
+            " of another scan, or turned over? Look at both"
+        )

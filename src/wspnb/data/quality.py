@@ -196,7 +196,7 @@ def people(table: pd.DataFrame) -> pd.DataFrame:
         Index cohort; ``patients``, ``volumes``, ``slices``, patients ``with_weak_label``,
         ``with_label``, and of them ``class_1``.
     """
-    one = table.drop_duplicates("patient")
+    one = table.groupby("patient", as_index=False, sort=False).first()  # a label may stand once
     known = one.assign(
         with_weak_label=one.weak_label.notna(),
         with_label=one.label.notna(),

@@ -4,6 +4,7 @@ The paper says no more than that: a U-Net, trained on a set with manual masks. N
 and training are *paper silent*.
 """
 
+import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from wspnb.data.masks import (
     read_given,
     write_mask,
 )
+from wspnb.data.organs import check_place
 from wspnb.data.volumes import padding, resize, to_image
 from wspnb.files import need, whole
 from wspnb.pretrain import check_sound
@@ -108,6 +110,8 @@ def training_pairs(
     hu = open_hu(volume, coding)
     try:
         liver = read_given(mask, volume, value)
+        inside = [z for z in np.flatnonzero(liver.any((0, 1)))[:: max(1, liver.shape[2] // 40)]]
+        check_place(mask, volume, {**hu.row}, [hu[:, :, z][liver[:, :, z]] for z in inside])
         # Smaller than a whole liver: a crop, or a child's, may be learnt from (paper silent).
         check_size(mask, measure(liver, open_header(volume)), (20.0, LIVER_ML[1]))
     except (ValueError, OSError) as error:
@@ -263,5 +267,10 @@ def predict_to(path, volume, segment, min_ml=200.0, **settings) -> str:
         return f"no liver mask: {found}"
     if ml > LIVER_ML[1]:
         return f"no liver mask: {ml:.0f} ml predicted, over {LIVER_ML[1]:g} ml"
-    write_mask(path, mask, volume)
+    try:
+        write_mask(path, mask, volume)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # a full disk concerns all
+            raise
+        return f"{volume}: a name too long for its mask: give the file a shorter one"
     return ""

@@ -21,7 +21,15 @@ from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
 from wspnb.data.dicom_files import printable
 from wspnb.data.headers import open_header
 from wspnb.data.masks import check_drawn, check_labels, read_given, value_of
-from wspnb.data.organs import LIVER_ML, check_size, is_liver, keep_largest, measure
+from wspnb.data.organs import (
+    LIVER_ML,
+    body_above,
+    check_place,
+    check_size,
+    is_liver,
+    keep_largest,
+    measure,
+)
 from wspnb.data.quality import PICTURE, coronal
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
 from wspnb.files import alone, package_version, relative, whole
@@ -34,9 +42,6 @@ WITHOUT_MASK = "all body slices (no mask)"
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 OBLIQUE = 20  # degrees; paper silent
 LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
-# The median under a mask of the liver is well inside, in any phase. Air of a CT that is cut below,
-# such as bytes of the window, is its lowest value, and no organ's: paper silent.
-ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
 
 
 def prepare_volume(
@@ -101,7 +106,7 @@ def prepare_volume(
     if row["coding"] in inventory.CODINGS:
         if not mask:
             try:
-                kept = volumes.body_slices(hu, _body(row))
+                kept = volumes.body_slices(hu, body_above(row))
             except ValueError as error:
                 problem = error
         row["picture"] = coronal(hu, inside, kept, *ends)  # also of a volume that is set aside
@@ -110,7 +115,7 @@ def prepare_volume(
     inventory.refuse(volume, row)
     row["flat_slices"] = sum(bool(np.ptp(scan.voxels[:, :, z]) == 0) for z in kept)
     if mask:
-        _check_mask(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
+        check_place(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
         if is_liver(organ_ml):
             beyond = np.flatnonzero(inside.any((0, 1)))[[0, -1]] + (-1, 1)
             row["mask_cut"] = " and ".join(  # also where slices were added in one value
@@ -118,7 +123,7 @@ def prepare_volume(
                 for end, z in zip(("bottom", "top"), beyond, strict=True)
                 if end in row["mask_cut"] or np.ptp(scan.voxels[:, :, z]) == 0
             )
-            body = hu[:, :, kept[len(kept) // 2]] > _body(row)
+            body = hu[:, :, kept[len(kept) // 2]] > body_above(row)
             counts = inside[:, :, kept].sum((1, 2)), body.sum(1)
             middles = [own @ np.arange(len(own)) / own.sum() for own in counts]
             row["mask_right_mm"] = round(float((middles[0] - middles[1]) * scan.spacing[0]), 1)
@@ -258,32 +263,6 @@ def _prepare(
         entry["reason"] = reason
     picture = row.pop("picture", np.zeros((PICTURE, PICTURE, 3), np.uint8))
     part.write_part(file, images, picture, entry | {"stamp": stamp, "inventory": row})
-
-
-def _body(row: dict[str, Any]) -> float:
-    """What is brighter is body, HU; of an MRI in its own unit."""
-    if row["coding"] == "MR":
-        return row["window_low"]
-    lowest = float(inventory.decode(np.float32(row["minimum"]), row["coding"]))
-    return min(max(volumes.BODY_HU, lowest + CUT_HU), ORGAN_HU[0])
-
-
-def _check_mask(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:
-    """Refuse a mask that lies on air or bone: of another scan, or turned over."""
-    name, unit, (low, high) = "mask_hu", "HU", ORGAN_HU
-    if row["coding"] == "MR":  # in units of its own, dark where there is no body
-        name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
-        steps = np.array([np.median(v) for v in values if len(v)]).clip(low)
-        row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
-    values = np.concatenate(values)
-    row[name] = round(float(np.median(values)), 1)
-    outside = (values < _body(row)) | (values > high)  # fat at the rim is no fault
-    row["mask_outside"] = round(float(outside.mean()), 3)
-    if not low <= row[name] <= high:
-        raise ValueError(
-            f"{mask}: a median of {row[name]:g} {unit} under it in {volume}, no organ's: the mask"
-            " of another scan, or turned over? Look at both"
-        )
 
 
 def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:

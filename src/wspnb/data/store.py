@@ -290,7 +290,10 @@ def reader(
     size, pinned = images[0].nbytes, device.type == "cuda"
 
     def read(rows: np.ndarray) -> "torch.Tensor":
-        rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
+        rows = np.asarray(rows)
+        if rows.dtype == bool and len(rows) != len(images):
+            raise IndexError(f"{len(rows)} bools for {len(images)} slices: give one for each")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         if rows.dtype.kind not in "iu":
             raise IndexError(f"rows of {rows.dtype}: give whole numbers, or a bool for each slice")
         batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)

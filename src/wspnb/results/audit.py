@@ -155,8 +155,11 @@ def verdicts(scores: dict, reference: str, printed: Path, backbone: str) -> pd.D
     ends = {end: gaps[f"{end}_both"].fillna(gaps[end]) for end in ("low", "high")}
     sources = {"paper": printed_differences(rows, COUNTS), "run": gaps.assign(**ends)}
     claims = judge(needs, sources, dict.fromkeys([*COUNTS, *scores]), tables.ROWS)
-    if gaps.seeds.max() == 1:
-        claims["run"] = claims.run.replace("supported", "supported (1 seed)")
+    for row in claims[claims.run == "supported"].itertuples():
+        better, worse = needs[row.claim]
+        own = gaps[(gaps.cohort == row.cohort) & gaps.better.isin(better) & gaps.worse.isin(worse)]
+        if own.seeds.min() == 1:
+            claims.loc[row.Index, "run"] = "supported (1 seed)"
     return claims
 
 

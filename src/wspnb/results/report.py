@@ -137,7 +137,7 @@ def auc_words(
     tags = [name for name in words if f"auc_{name}" in table]
     glue = {" \\(": "\u00a0(", ", ": ",\u00a0"}  # a line breaks before the interval, not within
     words[tags] = words[tags].replace(glue, regex=True)
-    rows = table[list(key)]
+    rows = table[list(key)].reset_index(drop=True)
     if "backbone" in rows:
         rows = rows.assign(backbone=rows.backbone.map(tables.printed_backbone))
     for tag in reversed(tags):
@@ -147,7 +147,7 @@ def auc_words(
             text[f"paper {tag}"] = [f"{a:.2f} ({s:.2f})" for a, s in cells]
             beside = rows.merge(text, how="left", on=list(key))[f"paper {tag}"]
             place = words.columns.get_loc(tag) + 1
-            words.insert(place, f"{names.get(tag, tag)}, paper", beside.fillna("–"))
+            words.insert(place, f"{names.get(tag, tag)}, paper", beside.fillna("–").to_numpy())
     if "effective_positives" in table:
         words.insert(len(key), "Positives of an anchor", table.effective_positives.round(1))
     if "backbone" in words and words.backbone.nunique() == 1:

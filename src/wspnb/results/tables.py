@@ -98,9 +98,16 @@ def _finished(run_dir: Path):
 
 
 def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Runs of one row of a table, the seeds of a (backbone, name), in the order given."""
+    """Runs of one row of a table, the seeds of a (backbone, name), in the order given.
+
+    Raises:
+        ValueError: if they were judged on several cohorts; names a run.
+    """
     rows = {}
     for run in runs:
+        if (own := list(run["results"])) != (other := list(runs[0]["results"])):
+            found = f"{run['folder'].name} was judged on {own}, {runs[0]['folder'].name} on {other}"
+            raise ValueError(f"{found}{OLD}")
         rows.setdefault((run["backbone"], run["name"]), []).append(run)
     return rows
 
@@ -255,6 +262,7 @@ def check_alike(runs: list[dict], data: str) -> None:
     plain = [run for run in runs if run["name"] in ROWS]
     trained = next((run for run in plain + runs if run.get("training")), None)
     supervised = next((run for run in runs if run.get("supervised")), None)
+    grouped(runs)
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
@@ -264,8 +272,6 @@ def check_alike(runs: list[dict], data: str) -> None:
             if run[key] != first[key]:
                 other = f"{first['folder'].name}: {first[key]}"
                 raise ValueError(f"{name}: {key}={run[key]}, {other}{OLD}")
-        if (own := list(run["results"])) != list(first["results"]):
-            raise ValueError(f"{name} was judged on {own}, not as the others{OLD}")
         for kind, other in (("training", trained), ("supervised", supervised)):
             if run.get(kind) and _but_changed(run, run[kind]) != _but_changed(run, other[kind]):
                 raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")

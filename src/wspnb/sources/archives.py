@@ -1,10 +1,12 @@
 """Files from elsewhere; archives (zip, tar, tar.gz) are unpacked without trusting them."""
 
+import glob
 import gzip
 import lzma
 import os
 import shutil
 import tarfile
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import pandas as pd
 import pooch
+import psutil
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+OTHERS = (".7z", ".rar", ".zip.001", ".7z.001", ".tar.zst", ".part1.rar")  # not unpacked, named
 MAX_BYTES, MAX_MEMBERS = 256 << 30, 100_000  # far above a cohort of CT, far below a bomb
 DAMAGED = (zipfile.BadZipFile, tarfile.ReadError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 DAMAGED += (EOFError, RuntimeError, FileExistsError, NotADirectoryError)  # a name that comes twice
@@ -35,10 +39,13 @@ def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path
     """
     if local and not Path(local).is_dir():
         raise FileNotFoundError(f"{local}: no such folder; give the one that holds the data")
+    ours = folder.absolute() / "unpacked"  # perhaps below the copy
     files = _files_below(Path(local)) if local else list(fetch())
-    for archive in [path for path in files if is_archive(path)]:
-        name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
-        files += _files_below(unpack(archive, folder / "unpacked" / name))
+    files = [path for path in files if not path.absolute().is_relative_to(ours)]
+    for archive in files:  # the list grows: archives may hold archives
+        if is_archive(archive):
+            name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
+            files += _files_below(unpack(archive, ours / name))
     return files
 
 
@@ -54,7 +61,8 @@ def warn_left(used: str, status: pd.Series, inventory: Path) -> None:
 
 
 def unpack(archive: str | Path, target: str | Path) -> Path:
-    """Content of an archive in a folder that appears whole or not at all; kept if it is there.
+    """Content of an archive in a folder that appears whole or not at all; kept if it is there. Two
+    callers at once do not disturb each other.
 
     Nothing is written outside the folder: tar entries pass Python's ``data`` filter, which refuses
     devices and names that lead out, and links are refused; zip entries lose what would lead out of
@@ -62,8 +70,8 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
     :data:`MAX_BYTES` are taken.
 
     Args:
-        archive: .zip, .tar, .tar.gz or .tgz.
-        target: folder to make, which is returned; ``TARGET.part`` meanwhile.
+        archive: .zip or .tar, also packed, see :data:`SUFFIXES`.
+        target: folder to make, which is returned; ``TARGET.part-...`` meanwhile.
 
     Raises:
         ValueError: if the archive is damaged, or holds something refused; names it.
@@ -72,9 +80,13 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
     archive, target = Path(archive), Path(target)
     if target.is_dir():
         return target
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a call that was interrupted
-    part.mkdir(parents=True)
+    for left in target.parent.glob(f"{glob.escape(target.name)}.part-*"):
+        pid = left.name.rpartition(".part-")[2].split("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):  # of a call that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    own = {"prefix": f"{target.name}.part-{os.getpid()}-", "dir": target.parent}
+    part = Path(tempfile.mkdtemp(**own))
     free, total, number = shutil.disk_usage(part).free, 0, 0
 
     def count(size: int) -> None:
@@ -99,13 +111,24 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
     try:
         if archive.name.lower().endswith(".zip"):
             with zipfile.ZipFile(archive) as file:
+                names: dict[str, str] = {}
                 for entry in file.infolist():
                     count(entry.file_size)
-                file.extractall(part)
+                    said = entry.filename = entry.filename.replace("\\", "/")  # made by Windows
+                    bare = "/".join(p for p in said.split("/") if p not in ("", ".", ".."))
+                    if names.setdefault(bare, said) != said:
+                        both = f"{names[bare]!r} and {said!r} would be one file"
+                        raise ValueError(f"{archive}: {both}: not unpacked, is it the right file?")
+                    file.extract(entry, part)
         else:
             with tarfile.open(archive) as file:
                 file.extractall(part, filter=keep)
-        os.replace(part, target)
+        part.chmod(0o755)
+        try:
+            os.replace(part, target)
+        except OSError:  # another caller was quicker
+            if not target.is_dir():
+                raise
     except tarfile.FilterError as error:
         raise ValueError(f"{archive}: {error}: not unpacked, is it the right file?") from error
     except DAMAGED as error:

@@ -86,7 +86,7 @@ def make_cirrmri(
     used["modality"] = "mr"
     columns = ["volume", "mask", "patient", "weak_label", "label", "cohort", "modality"]
     table = used[[*columns, "stage", "split", "sequence", "age", "gender"]]
-    table = table.astype(dict.fromkeys(("stage", "age", "gender"), "Int64"))
+    table["stage"] = table.stage.astype("Int64")  # age and gender as the table says them
     write_csv(folder / "cohort.csv", table)
     rest = inventory.status[inventory.status != ""]
     warn_left(f"{len(used)} scans", rest, folder / "inventory.csv")
@@ -166,7 +166,8 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
 
 
 def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
-    """Stage (1 mild, 2 moderate, 3 severe), age and gender of each patient, from the tables.
+    """Stage (1 mild, 2 moderate, 3 severe) of each patient, and age and gender as text, from the
+    tables.
 
     Raises:
         ValueError: if a table is missing, damaged, or contradicts another one.
@@ -188,7 +189,7 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
     both = pd.concat(parts).drop_duplicates()
     if twice := both.patient[both.patient.duplicated()].tolist():
         raise ValueError(f"patients {twice[:5]} have two stages, ages or genders: correct a table")
-    return both.set_index("patient").apply(pd.to_numeric)
+    return both.set_index("patient").assign(stage=pd.to_numeric(both.stage).to_numpy())
 
 
 def divide(used: pd.DataFrame, fold: str = "") -> np.ndarray:

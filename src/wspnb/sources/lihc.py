@@ -15,7 +15,7 @@ import pandas as pd
 
 from wspnb.data.cohort import EMPTY
 from wspnb.files import own_files, read_csv, separator, write_csv
-from wspnb.sources.archives import SUFFIXES, gather, warn_left
+from wspnb.sources.archives import OTHERS, SUFFIXES, gather, warn_left
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
 RECORD = "8199165"
@@ -29,6 +29,8 @@ ISHAK = {"0": 0, "1": 1, "2": 1, "1,2": 1, "3": 2, "4": 2, "3,4": 2, "5": 3, "6"
 FIRST_POSITIVE = 3  # Ishak 5 and 6 are label 1 (paper)
 NIFTI = (".nii.gz", ".nii")
 BARCODE, DATE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}"), re.compile(r"\d{4}-\d{2}-\d{2}")
+# A mask beside its volume, by its name.
+SEGMENTATION = re.compile(r"[-_.](liver|\d*seg|segmentation|mask|label)$", re.IGNORECASE)
 
 
 def make_lihc(
@@ -153,15 +155,20 @@ def read_labels(path: str | Path) -> pd.DataFrame:
 def list_files(paths) -> pd.DataFrame:
     """Each file with what its name says: ``file``, ``name`` (without ending), ``patient``, ``date``
     (empty where there is none) and ``status``: "mask", "archive", "no CT" (other), or empty."""
-    rows = []
-    for path in sorted(map(Path, paths)):
+    rows, paths = [], sorted(map(Path, paths))
+    stems = {re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.I) for path in paths}
+    for path in paths:
         small = path.name.lower()  # a Windows share writes .NII.GZ
         name = next((path.name[: -len(end)] for end in NIFTI if small.endswith(end)), "")
         barcode, date = BARCODE.search(name), DATE.search(name)
         kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
         name = name.removesuffix("_part_551") if kind == "mask" else name  # of CADS
         kind = "no CT" if not name or name.startswith(".") else kind
-        kind = "archive" if path.name.lower().endswith(SUFFIXES) else kind
+        beside = SEGMENTATION.search(name)  # a mask beside its volume
+        if kind == "" and beside and f"{name[: beside.start()]}" in stems:
+            kind, name = "mask", name[: beside.start()]
+        kind = "archive" if small.endswith(SUFFIXES) else kind
+        kind = f"an archive that is not unpacked ({path.name})" if small.endswith(OTHERS) else kind
         row = {"file": str(path.absolute()), "name": name, "status": kind}
         row |= {"patient": barcode[0] if barcode else "", "date": date[0] if date else ""}
         rows.append(row)
@@ -190,7 +197,9 @@ def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     files = files.join(known, on=by)
     labelled = files[(files.status == "") & files.label.notna()]
     # A scan without a date comes last.
-    oldest = labelled.assign(when=labelled.date.replace("", "9999")).sort_values(["when", "name"])
+    portal = labelled.name.str.contains("VEN|PORTAL|PV", case=False)  # as D2 is
+    oldest = labelled.assign(when=labelled.date.replace("", "9999"), other=~portal)
+    oldest = oldest.sort_values(["when", "other", "name"])
     used = oldest.drop_duplicates("patient")
     rest = (files.status == "") & ~files.index.isin(used.index)
     files.loc[rest, "status"] = "no label"

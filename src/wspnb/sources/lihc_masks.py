@@ -47,8 +47,8 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
 
 
 def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The segment that is called liver (SCT 10200004): mask ``(i, j, k)`` bool, and its affine
-    ``(4, 4)``, RAS, mm.
+    """The segments that are called liver (SCT 10200004), such as its lobes, as one mask ``(i, j,
+    k)`` bool, and its affine ``(4, 4)``, RAS, mm.
 
     Raises:
         ImportError: if the extra ``dicom`` is not installed.
@@ -60,7 +60,7 @@ def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
         numbers = found.get_segment_numbers(segmented_property_type=sr.codes.SCT.Liver)
         if not numbers:
             raise ValueError(f"segments {found.segment_numbers}, none of them a liver")
-        one = {"segment_numbers": numbers[:1], "combine_segments": True, "relabel": True}
+        one = {"segment_numbers": numbers, "combine_segments": True, "relabel": True}
         volume = found.get_volume(**one)
     except Exception as error:  # of a damaged file, whatever it is
         raise ValueError(f"{file}: {error}") from error

@@ -60,6 +60,8 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     parts = raw[column].str.extract(form)
     _refuse(csv, raw[column], parts[0].isna(), "is no folder/visit/side/file")
     _refuse(csv, raw[column], raw[column].duplicated(), "a second time")
+    beyond = parts[3].astype(int) >= N_SCANS
+    _refuse(csv, raw[column], beyond, f"is no scan of 0 to {N_SCANS - 1}, as this protocol has")
     numbers = {}
     for name in [name for name in ("BCVA", "CST", *WHO) if name in raw]:
         found = numbers[name] = pd.to_numeric(raw[name], errors="coerce")
@@ -159,6 +161,8 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
             content = (images / row.image).read_bytes()
             with Image.open(io.BytesIO(content)) as picture:
                 picture.load()
+            if (pages := getattr(picture, "n_frames", 1)) > 1:
+                raise ValueError(f"{pages} pages, not one: write each as a file")
             if picture.mode not in GREY:
                 raise ValueError(f"mode {picture.mode}, not 8 bits of grey")
             hashes[row.Index] = hashlib.sha256(content).hexdigest()
@@ -236,6 +240,9 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
             continue  # somebody else's
         found = {"rows": len(raw), "headers BCVA and Snellen swapped": headers_swapped(raw)}
         if "File_Path" in raw and raw.File_Path.str.endswith(".npy").all():
+            for column in WHO:
+                wrong = pd.to_numeric(raw[column], errors="coerce").isna()
+                _refuse(csv, raw[column], wrong, "is no number", f"{column} ")
             eyes = raw.assign(patient=raw.Patient_ID.astype(int).astype(str))
             found |= {"eyes": eyes.Eye_ID.nunique(), "patients": eyes.patient.nunique()}
             found["correlation of BCVA and CST"] = f"{raw.BCVA.corr(raw.CST):.2f}"

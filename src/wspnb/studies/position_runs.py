@@ -113,8 +113,8 @@ def read_table(path: Path) -> pd.DataFrame:
 def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
     """The table with a finished run's rows, written whole under a temporary name, then renamed."""
     parts = [part for part in (table, pd.DataFrame(rows)) if len(part)]
-    table = pd.concat(parts, ignore_index=True)
-    write_csv(path, table.round(6))
+    table = pd.concat(parts, ignore_index=True).round(6)
+    write_csv(path, table)
     return table
 
 
@@ -156,12 +156,14 @@ def differences(
             continue  # a study that was stopped
         for other in others:
             alone = point.startswith("sigma=") and other not in WITH_SIGMA
-            own, theirs = runs.loc[point, first], runs.loc["base" if alone else point, other]
+            if (where := "base" if alone else point, other) not in have:
+                continue
+            own, theirs = runs.loc[point, first], runs.loc[where, other]
             pairs = own.merge(theirs, left_index=True, right_index=True, suffixes=("", "_other"))
             bad = pairs[["collapsed", "collapsed_other"]].astype(bool).any(axis=1).sum()
             found = paired_difference(own.auc_population, theirs.auc_population)
             rows.append({"point": point, "other": other, **found, "collapsed": int(bad)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["point", "other", "mean", "low", "high", "n", "collapsed"])
 
 
 def findings(table: pd.DataFrame) -> list[str]:
@@ -172,7 +174,9 @@ def findings(table: pd.DataFrame) -> list[str]:
     """
     gaps, ends, lines = differences(table), last_rows(table), []
     for other, rows in gaps.groupby("other", sort=False):
-        base = rows[rows.point == "base"].iloc[0]
+        if not len(base := rows[rows.point == "base"]):
+            continue
+        base = base.iloc[0]
         ends_of = interval(base.low, base.high, "+.2f")
         text = f"WSP minus {ROWS[other]}: {base['mean']:+.2f}{ends_of}"
         text, named = text + " at the base", 0
