@@ -18,6 +18,8 @@ from nibabel.brikhead import AFNIImage
 from nibabel.openers import Opener
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
+from wspnb.files import naming
+
 # Formats whose files say where front, right and head are. Analyze and its kin do not.
 FORMATS = (nib.Nifti1Pair, nib.MGHImage, AFNIImage, nib.Minc1Image)
 UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's xyzt_units in mm; 0, unknown: taken as mm
@@ -170,7 +172,7 @@ def _read(image: nib.spatialimages.SpatialImage, raw: bool) -> np.ndarray:
 
 def _misnamed(path: Path) -> str:
     """What a file is that its name does not say, and what to do; empty where that does not show."""
-    with path.open("rb") as file:  # no right, a bad disk: this error says it
+    with naming(path), path.open("rb") as file:  # no right, a bad disk: this error says it
         begin = file.read(300)
     gz, packed = begin[:2] == b"\x1f\x8b", path.suffix.lower() in (".gz", ".mgz")
     stem, half = path.with_suffix("") if packed else path, {".img": ".hdr", ".hdr": ".img"}
