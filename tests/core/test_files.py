@@ -1,6 +1,7 @@
 """A file is there whole or not at all, whatever happens while it is written."""
 
 import ast
+import contextlib
 import errno
 import json
 import os
@@ -215,3 +216,24 @@ def test_codes_that_look_like_numbers_stay_text(tmp_path):
     (tmp_path / "t.csv").write_text("site,n\n1e5,1e-05\n100000,2e+16\n")
     found = read_csv(tmp_path / "t.csv")
     assert found.site.tolist() == ["1e5", "100000"] and found.n.tolist() == [1e-5, 2e16]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "taken"),
+    [
+        (Path, "chmod", errno.EPERM, True),
+        (os, "fsync", errno.EINVAL, True),
+        (os, "fsync", errno.EIO, False),
+        (os, "fsync", errno.ENOSPC, False),
+    ],
+)
+def test_drives_without_rights_or_flushing_are_written_to(
+    tmp_path, monkeypatch, owner, name, number, taken
+):
+    def unable(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(owner, name, unable)
+    with contextlib.nullcontext() if taken else pytest.raises(OSError):
+        write_text(tmp_path / "a.txt", "x")
+    assert os.listdir(tmp_path) == ["a.txt"] * taken

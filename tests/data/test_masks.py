@@ -751,3 +751,23 @@ def test_a_copy_of_a_scan_is_that_scan(tmp_path):
         for folder, names in (("own", "ab"), ("more", "ac"))
     )
     assert masks.same_scans(more, own).tolist() == [True, False]
+
+
+def test_a_mask_on_air_is_not_learnt_from(tmp_path):
+    scan, air = ct(blob()), np.roll(blob(), 25, 0)
+    assert (air & blob()).sum() < 0.1 * blob().sum()
+    rows = []
+    for name, mask in (("right", blob()), ("air", air)):
+        store(tmp_path / f"{name}.nii", mask.astype(np.uint8))
+        rows.append({"volume": store(tmp_path / "ct.nii", scan), "mask": tmp_path / f"{name}.nii"})
+    pool = pd.DataFrame(rows).map(str).assign(patient=["A", "B"])
+    *_, owners, failed = segment.read_pairs(pool, 4, size=64)
+    assert set(owners) == {0} and [row["patient"] for row in failed] == ["B"]
+    assert "no liver mask" in failed[0]["reason"] and "no organ's" in failed[0]["reason"]
+
+
+def test_a_name_too_long_for_its_mask_is_a_failure_of_one(tmp_path):
+    volume = store(tmp_path / f"{'X' * 230}.nii", ct(blob()))
+    out = tmp_path / f"00000-{'X' * 235}.nii.gz"
+    said = segment.predict_to(out, volume, bright, 0, size=64)
+    assert "too long for its mask" in said and str(volume) in said

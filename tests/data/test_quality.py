@@ -100,7 +100,7 @@ def test_what_became_of_each_volume(tmp_path):
     assert other.mask_changed.tolist() == [False, False, False, True]  # of drawn ones 01 says it
     other.to_csv(tmp_path / "quality.csv", index=False)
     words = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))[1]
-    assert "of which 1 have changed since, or their volumes (d): draw" in words
+    assert "of which, or of whose volumes, 1 have changed since (d): draw anew" in words
     found.to_csv(tmp_path / "quality.csv", index=False)
     drawn, cut = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))
     assert drawn.startswith("1 liver masks are drawn") and cut.startswith("1 livers of 3 reach")
@@ -125,3 +125,11 @@ def test_a_store_without_sound_pictures_is_read_all_the_same(tmp_path):
         with pytest.warns(UserWarning, match="no pictures of volumes"):
             assert len(quality.read_pictures(tmp_path)) == 0
         (tmp_path / "pictures.npy").unlink(missing_ok=True)
+
+
+def test_a_label_may_stand_in_the_second_row_of_a_patient():
+    table = pd.DataFrame({"patient": ["a", "a", "b"], "volume": ["1", "2", "3"], "cohort": "d1"})
+    table["label"] = pd.array([pd.NA, 1, 0], dtype="Int64")
+    found = quality.people(table.assign(weak_label=pd.array([pd.NA] * 3, dtype="Int64")))
+    row = found.loc["d1"]
+    assert (row.patients, row.volumes, row.with_label, row.class_1) == (2, 3, 2, 1)

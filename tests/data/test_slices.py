@@ -731,3 +731,20 @@ def test_air_of_a_ct_that_is_cut_below_is_air(tmp_path, low):
     assert 30 < row["mask_right_mm"] < 45  # middles 12.5 and some 20.7, 5 mm each
     with pytest.raises(ValueError, match="no organ's"):
         prepare_volume(volume, tmp_path / "air.nii", coding="HU", organ_ml=(50, 2500))
+
+
+def test_reasons_name_files_as_they_are_called_now(tmp_path):
+    csv = make_cohort(tmp_path / "source")
+    (csv.parent / "v3.nii.gz").write_bytes(b"x" * 50)
+    for kind in "vm":
+        shutil.copy(csv.parent / f"{kind}0.nii.gz", csv.parent / f"{kind}1.nii.gz")
+    csv.write_text(csv.read_text().replace(",001,", ",000,").replace("radio,41.5", "d1,41.5"))
+    write(csv, tmp_path / "store")
+    for number in range(6):
+        (csv.parent / f"v{number}.nii.gz").rename(csv.parent / f"scan{number}.nii.gz")
+    csv.write_text(
+        re.sub(r"^v", "scan", csv.read_text(), flags=re.M).replace("scanolume", "volume")
+    )
+    failed = open_slices(write(csv, tmp_path / "store")).failed.set_index("volume").reason
+    assert "scan3.nii.gz" in failed["scan3.nii.gz"] and "scan0.nii.gz" in failed["scan1.nii.gz"]
+    assert not failed.str.contains(r"\bv\d\.nii").any()

@@ -286,3 +286,24 @@ def test_a_store_that_does_not_fit_is_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="no column \\['cst'\\]"):
         write_bscans(tmp_path, [], table.drop(columns="cst"), 8)
+
+
+def test_scans_beyond_the_protocol_gaps_and_pages_are_named(folder):
+    name = "/Prime_FULL/02-003/W52/OS/{}.tif"
+    table = pd.read_csv(folder / "test.csv")
+    for scan in (49, 96):
+        more = table.iloc[[-1]].assign(**{"Path (Trial/Arm)": name.format(scan)})
+        pd.concat([table, more]).to_csv(folder / "bad.csv", index=False)
+        with pytest.raises(ValueError, match=r"bad\.csv, line 14: .* is no scan of 0 to 48"):
+            olives.read_labels(folder / "bad.csv")
+    (folder / "bad.csv").unlink()
+    eyes = {"File_Path": ["/a/W0/OD.npy", "/b/W0/OD.npy"], "BCVA": 80, "CST": 300}
+    eyes = pd.DataFrame(eyes | {"Patient_ID": [1, None], "Eye_ID": [1, 2]})
+    eyes.to_csv(folder / "eyes.csv", index=False)
+    with pytest.raises(ValueError, match=r"eyes\.csv, line 3: Patient_ID .* is no number"):
+        olives.audit_tables(folder)
+    first = olives.read_labels(folder / "train.csv").iloc[:2]
+    pages = [Image.open(folder / image) for image in first.image]
+    pages[0].save(folder / first.image.iloc[1], save_all=True, append_images=[pages[0].copy()])
+    kept, failed = olives.drop_copies(folder, first)
+    assert len(kept) == 1 and "2 pages, not one: write each as a file" in failed.reason.iloc[0]

@@ -99,11 +99,10 @@ def choose(rows: pd.DataFrame) -> str:
         if len(found) == 1:
             rest = rows[rows.get("slices_of_ct", pd.Series(False, rows.index)).astype(bool)]
             for r in rest.drop(found.index, errors="ignore").itertuples() if found is able else ():
-                words = (
-                    f"series {r.series} ({r.images} images, {r.description or 'no description'})"
-                )
-                words += f" is not taken but {found.series.iloc[0]}: if it is meant, write x under"
-                print(f"{r.patient}: {words} take in series.csv", file=sys.stderr)
+                what = f"{r.images} images, {r.description or 'no description'}"
+                words = f"series {r.series} ({what}) is not taken but {found.series.iloc[0]}"
+                words += ": if it is meant, write x under take in series.csv"
+                print(f"{r.patient}: {words}", file=sys.stderr)
             return found.series.iloc[0]
     listed = [
         f"\n  {r.series}  {r.images} images, {r.modality or 'unknown'}, {r.plane or 'no plane'},"
@@ -147,7 +146,7 @@ def convert_patient(
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := rows.index.intersection(series).tolist():
         rows["take"] = np.where(rows.index.isin(named), "x", "")
-    problem, uid = "", ""
+    problem, uid, stays = "", "", ""
     try:
         if len(away) and not named:
             raise ValueError(
@@ -161,11 +160,12 @@ def convert_patient(
         drop = "" if drop.strip().lower() in EMPTY else drop
         kept = _without(files, patient, drop, uid)
         had = known[(known.series == uid) & (known.converted != "")].images
-        if len(had) and had.iloc[0].isdecimal() and int(had.iloc[0]) > rows.loc[uid, "images"]:
+        had = int(had.iloc[0]) if len(had) and had.iloc[0].isdecimal() else 0
+        if had > (now := rows.loc[uid, "images"]):
+            stays, rows.loc[uid, "images"] = f" ({file} stays as it was)", had
             raise ValueError(
-                f"series {uid} has {rows.loc[uid, 'images']} images now, and had {had.iloc[0]} when"
-                " it was converted: bring the others back, or delete its row in series.csv if it is"
-                " right so"
+                f"series {uid} has {now} images now, and had {had} when it was converted: bring the"
+                " others back, or delete its row in series.csv if it is right so"
             )
         own = [digest_file(e.path) for e in kept if e.tags.get("SeriesInstanceUID") == uid]
         own += [[printable(file.path), file.reason] for file in lost_slices(kept)]
@@ -191,7 +191,9 @@ def convert_patient(
         known_kind = isinstance(error, (ValueError, OSError, RuntimeError))
         problem, uid = str(error) if known_kind else repr(error), ""
         problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
-        if (rows.converted != "").any():  # of another choice, or of files that have changed since
+        if stays:
+            problem += stays
+        elif (rows.converted != "").any():  # of another choice, or of files that have changed since
             problem += f" (its volume of before is taken away: {file})" * file.exists()
             file.unlink(missing_ok=True)
             rows[["converted", "content"]] = ""

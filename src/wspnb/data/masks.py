@@ -23,12 +23,8 @@ __all__ += ["named_again", "read_given", "same_scans", "stem", "summarise", "val
 __all__ += ["write_cohort", "write_mask"]
 
 OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
-OURS += [
-    "source.csv",
-    "unet-loss.csv",
-    *(f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv")),
-]
-OURS += ["fold-[0-9]*.safetensors"]
+OURS += ["source.csv", "unet-loss.csv", "fold-[0-9]*.safetensors"]
+OURS += [f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv")]
 OURS += [f"{folder}/{5 * '[0-9]'}-*.nii.gz" for folder in ("predicted", "given")]
 
 
@@ -291,10 +287,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     if note.exists():
         then, words = read_json(note), {}
         for k in ("source", "train"):
-            own = (
-                " (their order)" if isinstance(then.get(k), list) else ""
-            )  # else an earlier version's
-            who = _whose(then.get(k), settings.get(k)) or own
+            rows = isinstance(then.get(k), list)  # else an earlier version's
+            who = _whose(then.get(k), settings.get(k)) or " (their order)" * rows
             words[k] = f"volumes, masks or patients of {k}_dir{who}"
         if other := store.changes(then, settings, words):
             raise ValueError(

@@ -165,11 +165,9 @@ def cautions(table: pd.DataFrame) -> list[str]:
             words += f" the liver were {ends:.0f} mm off"
         said += [f"{words}: its pictures are in notebooks/01b_liver_masks.ipynb of this run."]
         if len(other := kept[kept.get("mask_changed", pd.Series("", kept.index)) == "True"]):
-            words = (
-                f"The drawn masks were learnt from given ones of which {len(other)} have changed"
-            )
-            words += f" since, or their volumes ({', '.join(other.patient.unique()[:10])}): draw"
-            said += [f"{words} anew, as docs/data.md says."]
+            words = "The drawn masks were learnt from given ones, of which, or of whose volumes,"
+            words += f" {len(other)} have changed since ({', '.join(other.patient.unique()[:10])})"
+            said += [f"{words}: draw anew, as docs/data.md says."]
     if cut := int((kept.mask_cut != "").sum()):
         words = f"{cut} livers of {len(kept)} reach the first or last slice of their scan: the"
         said += [f"{words} positions of a liver that is cut off are not those of a whole one."]

@@ -84,7 +84,8 @@ def convert_series(
     if lost := [file for file in own if file.damaged] + lost:
         raise ValueError(
             f"{name}: {len(lost)} files below cannot be read and may be slices of it: copy them"
-            f" again, or delete those that are no slices of it{_listed(lost)}"
+            " again, delete those that are no slices of it, or write the name of an odd one under"
+            f" drop in series.csv{_listed(lost)}"
         )
     own = _without_copies(own, name)
     if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
