@@ -437,7 +437,7 @@ def test_a_label_that_the_table_of_drawn_masks_has_not_puts_the_report_aside(tmp
     config, run = ("profile=own_160", "methods=random"), masks.parent
     project.run(*config)
     (own / "cohort.csv").write_text(lines.replace(",,1,d1", ",,0,d1"))
-    assert "no report of own_160 yet: " in project.run(*config, target=["plan"])
+    assert "no report of own_160 as things are: " in project.run(*config, target=["plan"])
     said = project.run(*config, ok=False)
     assert "says something else than when" in said
     (own / "cohort.csv").write_text(lines)

@@ -168,9 +168,7 @@ def test_who_judges_nobody_is_told_what_to_ask_for(tmp_path):
     write_cohort(tmp_path / "masks", drawn, None, tmp_path / "cohort.csv")
     assert "pretrain" in dry_run("report", *config, folder=tmp_path)
     (tmp_path / "cohort.csv").write_text(lines.replace("1,,r", "2,,r"), encoding="utf-8")
-    with pytest.raises(
-        AssertionError, match=r"cohort\.csv: says something else than when"
-    ):
+    with pytest.raises(AssertionError, match=r"cohort\.csv: says something else than when"):
         dry_run("report", *config, folder=tmp_path)
 
 

@@ -161,7 +161,7 @@ def convert_patient(
         kept = _without(files, patient, drop, uid)
         had = known[(known.series == uid) & (known.converted != "")].images
         had = int(had.iloc[0]) if len(had) and had.iloc[0].isdecimal() else 0
-        if had > (now := rows.loc[uid, "images"]):
+        if had > (now := rows.loc[uid, "images"]) and not lost_slices(files):  # these are named
             stays, rows.loc[uid, "images"] = f" ({file} stays as it was)", had
             raise ValueError(
                 f"series {uid} has {now} images now, and had {had} when it was converted: bring the"
@@ -235,7 +235,8 @@ def _without(files: list[File], patient: Path, drop: str, series: str) -> list[F
     if gone:
         some = ", ".join(Path(printable(file.path)).name for file in files[:3])
         found = f"no file {', '.join(sorted(gone))} to drop, there are {some}, ..."
-        raise ValueError(f"{printable(patient)}: {found}: write the whole name")
+        advice = "write the whole name, and several parted by semicolons"
+        raise ValueError(f"{printable(patient)}: {found}: {advice}")
     return kept
 
 
