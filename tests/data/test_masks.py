@@ -771,3 +771,17 @@ def test_a_name_too_long_for_its_mask_is_a_failure_of_one(tmp_path):
     out = tmp_path / f"00000-{'X' * 235}.nii.gz"
     said = segment.predict_to(out, volume, bright, 0, size=64)
     assert "too long for its mask" in said and str(volume) in said
+
+
+def test_drawn_masks_are_not_learnt_from_by_a_second_study(tmp_path, capfd):
+    for name in ("a", "b"):
+        store(tmp_path / f"{name}.nii", ct(blob()))
+    store(tmp_path / "m.nii", blob().astype(np.uint8))
+    own_table(
+        tmp_path,
+        ["a.nii,m.nii,A,0,,r,given", "b.nii,m.nii,B,1,,r,predicted"],
+        "volume,mask,patient,weak_label,label,cohort,mask_source",
+    )
+    assert run(tmp_path, f"source_dir={tmp_path}", f"masks_dir={tmp_path / 'masks'}") == 1
+    assert "masks there are drawn, and not to be learnt from" in capfd.readouterr().err
+    assert not (tmp_path / "masks").exists()
