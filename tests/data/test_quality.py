@@ -100,7 +100,7 @@ def test_what_became_of_each_volume(tmp_path):
     assert other.mask_changed.tolist() == [False, False, False, True]  # of drawn ones 01 says it
     other.to_csv(tmp_path / "quality.csv", index=False)
     words = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))[1]
-    assert "of which, or of whose volumes, 1 have changed since (d): draw anew" in words
+    assert "learnt from them: 1 given masks or their volumes (d). Draw anew" in words
     found.to_csv(tmp_path / "quality.csv", index=False)
     drawn, cut = quality.cautions(read_csv(tmp_path / "quality.csv", text=True))
     assert drawn.startswith("1 liver masks are drawn") and cut.startswith("1 livers of 3 reach")

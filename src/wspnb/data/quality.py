@@ -165,9 +165,12 @@ def cautions(table: pd.DataFrame) -> list[str]:
             words += f" the liver were {ends:.0f} mm off"
         said += [f"{words}: its pictures are in notebooks/01b_liver_masks.ipynb of this run."]
         if len(other := kept[kept.get("mask_changed", pd.Series("", kept.index)) == "True"]):
-            words = "The drawn masks were learnt from given ones, of which, or of whose volumes,"
-            words += f" {len(other)} have changed since ({', '.join(other.patient.unique()[:10])})"
-            said += [f"{words}: draw anew, as docs/data.md says."]
+            words = f"Changed since the drawn masks were learnt from them: {len(other)} given masks"
+            words += (
+                f" or their volumes ({', '.join(other.patient.unique()[:10])}). Draw anew: give"
+            )
+            words += " step 4's command of docs/data.md, with -p source_dir FOLDER_OF_YOUR_TABLE"
+            said += [f"{words} -p resume false at its end."]
     if cut := int((kept.mask_cut != "").sum()):
         words = f"{cut} livers of {len(kept)} reach the first or last slice of their scan: the"
         said += [f"{words} positions of a liver that is cut off are not those of a whole one."]
