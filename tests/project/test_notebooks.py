@@ -83,7 +83,7 @@ def test_supervised_keeps_finished_folds_when_interrupted(small_store, capfd):
     (probe / "scores.csv").mkdir(parents=True)  # in the way of the last cell
     assert run("03b_supervised", small_store, *small) == 1
     parts = sorted(probe.glob("fit-*.csv"))
-    assert [part.stem.split("-")[2:] for part in parts] == [["d1", "0"], ["d1", "1"]]
+    assert [part.stem.split("-")[3] for part in parts] == ["0", "1"]
     kept = pd.read_csv(parts[0], dtype={"patient": str})
     kept.assign(score=0.123).to_csv(parts[0], index=False)
     (probe / "scores.csv").rmdir()
