@@ -168,6 +168,15 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
     then, now = read_csv(was, text=True), _as_text(read_cohort(source), folder)
     columns = [*dict.fromkeys([*now, *then])]
     then, now = (table.reindex(columns=columns, fill_value="") for table in (then, now))
+    files, own = ["volume", "mask", "coding"], _as_text(made, folder)
+    shared = [name for name in now if name in own and name not in files[1:]]
+    both = {*map(tuple, own[shared].to_numpy())}  # corrected by hand in both tables, files the same
+    same = {*map(tuple, then.reindex(columns=files).fillna("").to_numpy())}
+    rows = zip(
+        now[shared].to_numpy(), now.reindex(columns=files).fillna("").to_numpy(), strict=True
+    )
+    right = {file[0] for row, file in rows if tuple(row) in both and tuple(file) in same}
+    then, now = (table[~table.volume.isin(right)] for table in (then, now))
     if who := _whose(then.to_numpy().tolist(), now.to_numpy().tolist(), columns.index("patient")):
         images = [name for name in ("volume", "mask", "patient", "coding") if name in columns]
         same = {*map(tuple, then[images].to_numpy())} == {*map(tuple, now[images].to_numpy())}
