@@ -198,7 +198,7 @@ def saved_features(folder: Path, key: str) -> np.ndarray | None:
     if found.get("features") != key or not (folder / "features.npy").exists():
         return None
     content = (folder / "features.npy").read_bytes()
-    same = hashlib.sha256(content).hexdigest() == found.get("features_sha256")
+    same = found.get("features_sha256") == hashlib.sha256(content).hexdigest()
     return np.load(io.BytesIO(content)) if same else None
 
 

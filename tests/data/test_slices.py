@@ -690,6 +690,7 @@ def test_labels_put_in_place_and_killed_between_two_tables(tmp_path, monkeypatch
     store = open_slices(write(csv, tmp_path / "store"))
     assert set(store.table.cohort) == {"d1", "radiology"}
     assert (tmp_path / "store" / "slices.npy").stat().st_mtime_ns == before
+    contents(tmp_path / "store")  # nothing is left that would let an edited table pass
 
 
 def test_a_store_of_other_settings_is_never_beside_the_images_of_before(tmp_path, monkeypatch):

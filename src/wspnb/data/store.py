@@ -159,9 +159,10 @@ def describe_store(folder: Path, images: Path, settings: dict[str, Any], *tables
 
 
 def _write_note(folder: Path, store: dict[str, Any]) -> None:
-    """``store.json``, sealed."""
+    """``store.json``, sealed, which ends what :func:`replace_tables` began."""
     store["seal"] = _seal(store)
     write_text(folder / "store.json", json.dumps(store, indent=1, ensure_ascii=False) + "\n")
+    (folder / JOINING).unlink(missing_ok=True)
 
 
 def replace_tables(folder: Path, settings: dict[str, Any], *tables) -> None:
@@ -169,7 +170,6 @@ def replace_tables(folder: Path, settings: dict[str, Any], *tables) -> None:
     :func:`accept_tables` goes before the next call."""
     (folder / JOINING).touch()
     describe_store(folder, folder / "slices.npy", settings, *tables)
-    (folder / JOINING).unlink()
 
 
 def accept_tables(folder: Path) -> None:

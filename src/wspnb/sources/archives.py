@@ -17,6 +17,8 @@ import pandas as pd
 import pooch
 import psutil
 
+from wspnb.files import suppress_unable
+
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 OTHERS = (".7z", ".rar", ".zip.001", ".7z.001", ".tar.zst", ".part1.rar")  # not unpacked, named
 MAX_BYTES, MAX_MEMBERS = 256 << 30, 100_000  # far above a cohort of CT, far below a bomb
@@ -123,7 +125,8 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(part, filter=keep)
-        part.chmod(0o755)
+        with suppress_unable():
+            part.chmod(0o755)
         try:
             os.replace(part, target)
         except OSError:  # another caller was quicker

@@ -165,7 +165,7 @@ def list_files(paths) -> pd.DataFrame:
         name = name.removesuffix("_part_551") if kind == "mask" else name  # of CADS
         kind = "no CT" if not name or name.startswith(".") else kind
         beside = SEGMENTATION.search(name)  # a mask beside its volume
-        if kind == "" and beside and f"{name[: beside.start()]}" in stems:
+        if kind == "" and beside and name[: beside.start()] in stems:
             kind, name = "mask", name[: beside.start()]
         kind = "archive" if small.endswith(SUFFIXES) else kind
         kind = f"an archive that is not unpacked ({path.name})" if small.endswith(OTHERS) else kind
@@ -197,7 +197,8 @@ def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     files = files.join(known, on=by)
     labelled = files[(files.status == "") & files.label.notna()]
     # A scan without a date comes last.
-    portal = labelled.name.str.contains("VEN|PORTAL|PV", case=False)  # as D2 is
+    phase = labelled.name.str.replace(BARCODE, "", regex=True)
+    portal = phase.str.contains("VEN|PORTAL|PV", case=False)  # as D2 is
     oldest = labelled.assign(when=labelled.date.replace("", "9999"), other=~portal)
     oldest = oldest.sort_values(["when", "other", "name"])
     used = oldest.drop_duplicates("patient")
