@@ -21,6 +21,9 @@ def start(precision: str) -> Accelerator:
         ValueError: another precision, or fp16 without a GPU, where accelerate would compute in
             float32 and say fp16.
     """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():  # set by hand, or by another tool
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            os.environ.pop(name, None)
     for name in [*os.environ]:  # settings of another project's `accelerate launch`
         if name.startswith("ACCELERATE_") and not name.endswith(("_DEVICE", "_CPU")):
             del os.environ[name]

@@ -143,7 +143,7 @@ def relative(path: str, folder: str | Path) -> str:
 def own_files(folder: str | Path, pattern: str) -> list[Path]:
     """Files of a folder, sorted, without what others leave there: folders, dead links, and whatever
     is hidden or below something hidden, as macOS, JupyterLab and editors write it."""
-    found = [path for path in sorted(Path(folder).glob(pattern)) if path.is_file()]
+    found = [path for path in sorted(Path(folder).glob(pattern)) if os.path.isfile(path)]
     return [path for path in found if "/." not in f"/{path.relative_to(folder).as_posix()}"]
 
 
@@ -212,6 +212,13 @@ def separator(path: str | Path) -> str:
         return max(",;\t", key=file.readline().count)
 
 
+def plain_json(content) -> str:
+    """JSON as every language reads it: NaN is null, an infinite number the text inf."""
+    odd = {"Infinity": "inf", "-Infinity": "-inf"}
+    content = json.loads(json.dumps(content), parse_constant=odd.get)
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 def read_json(path: str | Path) -> dict:
     """An object that was written as JSON.
 
@@ -248,6 +255,11 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_str(self, node):
+        """Text; JSON writes some letters as two escapes, each of half a letter."""
+        value = super().construct_yaml_str(node)
+        return value.encode("utf-16", "surrogatepass").decode("utf-16")
+
     def number(self, node):
         value = getattr(yaml.SafeLoader, f"construct_yaml_{node.tag.split(':')[-1]}")(self, node)
         if not re.fullmatch(NUMBER, node.value.lower()):
@@ -258,6 +270,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 for _kind in ("int", "float"):
     _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlainLoader.number)
+_PlainLoader.add_constructor("tag:yaml.org,2002:str", _PlainLoader.construct_yaml_str)
 
 
 def read_yaml(text: str, source: str):

@@ -199,9 +199,18 @@ def check_judged(people: pd.DataFrame, *columns: str) -> None:
         raise ValueError(f"patient {who}: no {what}: judge those without, or run 03 again")
 
 
+def check_classes(people: pd.DataFrame) -> None:
+    """Refuse a fold of one class, and what :func:`check_judged` refuses."""
+    check_judged(people)
+    for fold, labels in people.groupby("fold").label:
+        if labels.nunique() < 2:
+            raise ValueError(f"fold {fold} holds one class: no AUC; take fewer folds (n_folds)")
+
+
 def check_whole(name: str, value, least: int) -> None:
     """Refuse what is no whole number, or below the least."""
     if not isinstance(value, Real) or isinstance(value, bool) or not value >= least or value % 1:
+        value = value.item() if hasattr(value, "item") else value
         raise ValueError(f"{name}={value!r}: takes a whole number from {least} on")
 
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from wspnb.files import read_json, whole, write_csv, write_text
+from wspnb.files import plain_json, read_json, whole, write_csv, write_text
 from wspnb.kernels import check_finite
 from wspnb.methods import has_line, loss_of
 from wspnb.models import HEADS, on_sphere
@@ -292,8 +292,9 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
     }
     losses, when = [row["loss"] for row in log], f" after {step} steps"
     check_sound(f"{path}, not written", state, losses, when=when)
+    log = json.loads(json.dumps(log, default=lambda v: v.item()))  # no numbers of numpy
     content = io.BytesIO()  # a full disk is then an error that says so
-    torch.save({"step": step, "log": log, "config": asdict(config), **state}, content)
+    torch.save({"step": int(step), "log": log, "config": asdict(config), **state}, content)
     with whole(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
@@ -374,8 +375,9 @@ def check_existing(existing: str, folder: Path, config: Config) -> None:
 
 
 def _differences(then: dict, config: Config) -> str:
-    now = asdict(config).items()
-    return ", ".join(f"{k}: {then.get(k)} there, {v} now" for k, v in now if then.get(k) != v)
+    then, now = (json.loads(plain_json(settings)) for settings in (then, asdict(config)))
+    odd = (k for k in now if then.get(k) != now[k])
+    return ", ".join(f"{k}: {then.get(k)} there, {now[k]} now" for k in odd)
 
 
 def save_run(
@@ -387,11 +389,12 @@ def save_run(
     Weights are stored in float32 on the CPU. ``facts``, anything measured about the run (seconds,
     collapsed, versions), are kept in ``config.json``.
     """
-    encoder = getattr(encoder, "_orig_mod", encoder)  # of torch.compile, which renames all weights
+    while wrapped := {"_orig_mod", "module"} & encoder._modules.keys():  # of torch.compile, DDP
+        encoder = encoder._modules[wrapped.pop()]  # without the names that these add
     state = {k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}
     content = save({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     settings = {**asdict(config), **facts, "encoder_sha256": hashlib.sha256(content).hexdigest()}
     write_csv(folder / "log.csv", pd.DataFrame(log))
-    write_text(folder / "config.json", json.dumps(settings, indent=1))
+    write_text(folder / "config.json", plain_json(settings))
     with whole(folder / "encoder.safetensors") as file:
         file.write_bytes(content)

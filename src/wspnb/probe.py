@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,8 +14,8 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wspnb.files import read_csv, read_json, whole, write_csv, write_text
-from wspnb.folds import check_judged, checked, cohorts_of, deal, patient_folds
+from wspnb.files import plain_json, read_csv, read_json, whole, write_csv, write_text
+from wspnb.folds import check_classes, check_judged, checked, cohorts_of, deal, patient_folds
 
 if TYPE_CHECKING:  # scores of features need no torch, which takes seconds
     from torch import nn
@@ -108,8 +107,7 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
 
     Args:
         trained: config of the pretraining, empty when untrained; ImageNet's is let pass.
-        store: settings of the preprocessed cohort to judge on.
-        cohorts: names of the cohorts to judge on.
+        store, cohorts: settings of the slices to judge on, and names of the cohorts.
 
     Raises:
         ValueError: if the pretraining saw one of the cohorts, or the image sizes differ.
@@ -136,7 +134,7 @@ def extract_features(
 
     Args:
         encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on its device, weights channels last
-            (twice as fast on a CPU), in evaluation mode whatever its own.
+            (twice as fast on a CPU), in evaluation mode; it is given back as it was.
         images: the store, ``(n_slices, h, w)`` uint8, may be memory-mapped.
         rows: slice numbers to read, ``(n,)``, or which, ``(n_slices,)`` bool.
         batch_size: slices at a time. With 32 of 160 px a layer exceeds what glibc keeps (32 MB):
@@ -147,20 +145,22 @@ def extract_features(
         ``(n, d)`` float32.
 
     Raises:
-        ValueError: if there is no slice to read, or the encoder gives something else.
+        ValueError: no slice to read, or an encoder of half precision or of other results.
     """
     import torch
 
     from wspnb.augment import to_unit
 
-    rows, encoder = np.asarray(rows), encoder.to(memory_format=torch.channels_last)
+    rows, plain = np.asarray(rows), all(w.is_contiguous() for w in encoder.parameters())
     rows = np.flatnonzero(rows) if rows.dtype == bool and len(rows) == len(images) else rows
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or images.ndim != 3:
         found = f"rows {rows.dtype} {rows.shape}, images {images.shape}"
         raise ValueError(f"no slice to take features of: {found}, give numbers, or a bool for each")
-    training = {module: module.training for module in encoder.modules()}
-    encoder.eval()
     weight, features = next(encoder.parameters(), torch.empty(0)), []
+    if weight.dtype.itemsize < 4:
+        raise ValueError(f"the encoder is in {weight.dtype}: features are float32, take .float()")
+    training = {module: module.training for module in encoder.modules()}
+    encoder.eval().to(memory_format=torch.channels_last)
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     try:
         with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
@@ -172,8 +172,10 @@ def extract_features(
                     raise ValueError(f"the encoder gave {kind}, expected features (b, d)")
                 features.append(found.float().cpu().numpy())
     finally:
-        for module, was in training.items():
+        for module, was in training.items():  # it is left as it was
             module.training = was
+        if plain:
+            encoder.to(memory_format=torch.contiguous_format)
     return np.concatenate(features)
 
 
@@ -215,11 +217,9 @@ def classifier(C: float):
 def cross_validate(
     features, labels, patients, C: float = 0.01, n_folds: int = 5, seed: int = 0
 ) -> Probe:
-    """Linear probe by stratified folds over patients (paper, section 3: five folds, mean slice
-    probability).
+    """Linear probe by stratified folds of patients (paper, section 3: five, mean over slices).
 
-    Scaler and regression are fitted inside each training part; all slices of a patient are on one
-    side.
+    Scaler and regression see the training part alone; all slices of a patient are on one side.
 
     Args:
         features: ``(n_slices, d)``.
@@ -240,8 +240,7 @@ def judge(
     """Linear probe of an entry of ``evaluate``: by folds, or fitted on one cohort, judged on one.
 
     Args:
-        features: ``(n_slices, d)``.
-        slices: cohort, patient and label of each, row by row.
+        features, slices: ``(n_slices, d)``; cohort, patient and label of each, row by row.
         group: "d1", "d1+d2", or "d1>d2"; see :func:`wspnb.folds.sides`.
         C, n_folds, seed: as :func:`cross_validate`; with ">" the folds are those of the threshold.
 
@@ -313,7 +312,7 @@ def youden(labels, scores) -> float:
     """Threshold of the largest sensitivity + specificity (Youden 1950), halfway to the next lower
     score; who is at or above it is called positive."""
     if len(set(labels)) != 2:
-        raise ValueError(f"labels {sorted(set(labels))}: a threshold is between two classes")
+        raise ValueError(f"labels {np.unique(labels).tolist()}: a threshold is between two classes")
     false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     thresholds[0] = thresholds[1]  # scikit-learn's first is infinite: nobody positive
     best = int(np.argmax(true_positive - false_positive))
@@ -377,7 +376,7 @@ def plane_quality(
 
 def fold_auc(people: pd.DataFrame) -> np.ndarray:
     """AUC of the patients of each fold, ``(n_folds,)``."""
-    check_judged(people)
+    check_classes(people)
     folds = people.groupby("fold")
     return folds[["label", "score"]].apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy()
 
@@ -392,7 +391,7 @@ def save_probe(folder: Path, scores: pd.DataFrame, run: dict, features=None, sli
             run = run | {"features_sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         write_csv(folder / "slices.csv", slices)
     write_csv(folder / "scores.csv", scores)
-    write_text(folder / "results.json", json.dumps(run, indent=1))
+    write_text(folder / "results.json", plain_json(run))
 
 
 def read_slices(folder: Path) -> pd.DataFrame:

@@ -9,13 +9,13 @@ import argparse
 import ast
 import contextlib
 import errno
+import importlib.util
 import json
 import logging
 import os
 import re
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -156,6 +156,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     """Execute a notebook in its own folder, print its warnings, and say the seconds taken; ``out``
     appears only on success. On failure the notebook so far is kept beside it as
     ``NAME.failed.ipynb``."""
+    import tempfile
+
     import nbclient.client
     import papermill
     from traitlets.config import Config
@@ -168,10 +170,12 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     failed = out.with_name(f"{out.stem}.failed.ipynb")
     log = out.with_suffix(".log")
     log.unlink(missing_ok=True)
-    begin = f"__import__('wspnb.run').run.log_progress({str(log)!r})"
+    # IPython's own quit() ends no notebook: the cells below it would run.
+    begin = "globals().update(dict.fromkeys(('quit', 'exit'), __import__('sys').exit)); "
+    begin += f"__import__('wspnb.run').run.log_progress({str(log)!r})"
     # The same matches; its own form takes a minute for a printed line of 300,000 letters.
     nbclient.client._RGX_CARRIAGERETURN = re.compile(r"(?m)^.*\r(?=[^\n])")
-    start = time.monotonic()
+    start, environment = time.monotonic(), dict(os.environ)
     try:
         with tempfile.TemporaryDirectory(prefix="wspnb-") as folder:
             # Kernels that start at the same moment may be given the same TCP port; sockets in a
@@ -179,13 +183,18 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             short = os.name == "posix" and len(os.fsencode(folder)) < 90
             sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if short else {}
             _own_kernel(Path(folder))
+            # Papermill fills braces of paths in: doubled, they stay as they are.
+            places = (str(path) for path in (notebook, temporary))
+            source, target = (re.sub("[{}]", r"\g<0>\g<0>", path) for path in places)
             done = papermill.execute_notebook(
-                str(notebook),
-                str(temporary),
+                source,
+                target,
                 parameters,
                 cwd=str(notebook.parent),
                 progress_bar=False,
                 kernel_name="python3",
+                language="python",
+                start_timeout=600,  # a network drive may be slow
                 coalesce_streams=True,
                 config=Config(KernelManager=sockets | {"shutdown_wait_time": 20.0}),
                 extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={begin}"],
@@ -193,20 +202,39 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
         code = [cell for cell in done.cells if cell.cell_type == "code"]
         if not all(cell.metadata["papermill"].get("start_time") for cell in code):
             raise RuntimeError("sys.exit ended the notebook: the cells below did not run")
+        _finish(temporary, out)
     except BaseException:
         if temporary.exists():
             try:  # a full disk leaves half a notebook
-                json.loads(temporary.read_text(encoding="utf-8"))
+                _finish(temporary, failed)
                 temporary.replace(failed)
             except ValueError:
                 temporary.unlink()
         raise
+    finally:  # for who calls this from Python
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
     temporary.replace(out)
     failed.unlink(missing_ok=True)
     texts = [output.get("text", "") for cell in code for output in cell.outputs]
     for text in dict.fromkeys(re.findall("UserWarning: (.*)", "\n".join(texts))):
         _say(f"  warning: {text}")
     return time.monotonic() - start
+
+
+def _finish(notebook: Path, out: Path) -> None:
+    """The executed notebook under the name it will have, and without Infinity and NaN, which
+    papermill writes for such a parameter and no browser reads.
+
+    Raises:
+        ValueError: half a file.
+    """
+    from wspnb.files import plain_json
+
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    content["metadata"]["papermill"]["output_path"] = str(out)
+    notebook.write_text(plain_json(content) + "\n", encoding="utf-8")
 
 
 def _own_kernel(folder: Path) -> None:
@@ -241,13 +269,14 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
             if one.cell_type == "code" and one.metadata.get("papermill", {}).get("start_time"):
                 cell = number  # the last that began
     where = f"FAILED: {out}" if cell is None else f"FAILED in cell {cell}"
-    if type(error).__name__ == "DeadKernelError":
+    kind = getattr(error, "ename", type(error).__name__)
+    said = _line(getattr(error, "evalue", getattr(error, "strerror", None) or error))
+    begun = "Kernel died before replying" not in said or importlib.util.find_spec("ipykernel")
+    if kind == "DeadKernelError" or ("Kernel died" in said and begun):
         return (
             f"{where}: the kernel was killed or crashed, most often for want of memory: free some, "
             "or take smaller batches (batch_size), images or fewer workers"
         )
-    kind = getattr(error, "ename", type(error).__name__)
-    said = _line(getattr(error, "evalue", getattr(error, "strerror", None) or error))
     if getattr(error, "filename", None):
         said += f": {error.filename}"
     advice = ""
@@ -319,7 +348,8 @@ def main(arguments: list[str] | None = None) -> int:
     if same:
         parser.error(f"{options.out} is the notebook itself: give the executed one another name")
     rank = os.environ.get("RANK", "")
-    if rank.isdecimal() and int(rank):  # one of torchrun's further processes
+    others = os.environ.get("WORLD_SIZE", "")  # without it RANK is of another tool
+    if rank.isdecimal() and others.isdecimal() and int(others) > int(rank) > 0:  # of torchrun
         options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:
         parameters = gather(options.notebook, options.file, options.parameter)
@@ -353,6 +383,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    here = os.getcwd()  # a file there called as a module, such as yaml.py, is not the module
+    sys.path = [p for p in sys.path if p not in ("", here) or __file__.startswith(f"{p or here}/")]
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
     if sys.getfilesystemencoding() != "utf-8":  # LC_ALL=C: names would be lost

@@ -24,7 +24,7 @@ class OneSlicePerPatient(Sampler[list[int]]):
 
     Batch number b depends on ``generator`` at construction, b and the epoch alone: set ``start`` to
     resume there. In a loop over epochs call ``set_epoch(epoch)`` before each, as for PyTorch's
-    ``DistributedSampler`` (accelerate does it by itself); without it all epochs are the first.
+    ``DistributedSampler`` (accelerate and Lightning do it); without it all epochs are the first.
 
     Args:
         patients: patient of each slice, ``(n_slices,)``, any type.
@@ -45,8 +45,8 @@ class OneSlicePerPatient(Sampler[list[int]]):
         names = np.asarray(patients)
         patient, _ = pd.factorize(names)  # (n_slices,) numbers from 0, in order of appearance
         labels = np.zeros(len(names)) if labels is None else np.asarray(labels)
-        labels = pd.Series(labels)
-        label, _ = pd.factorize(labels.mask(labels == -1), sort=True)  # missing: -1
+        label, names_of = pd.factorize(labels, sort=True)  # as they are: 2**60 + 1 is no float
+        label = np.where(np.isin(label, np.flatnonzero(names_of == -1)), -1, label)  # missing
         self._check(names, patient, label, batch_size, n_batches)
         self.batch_size, self.n_batches = int(batch_size), int(n_batches)
         self.start, self.epoch, self._begun = 0, 0, False
@@ -83,6 +83,11 @@ class OneSlicePerPatient(Sampler[list[int]]):
         self._begun = True
         for number in range(self.start, self.n_batches):
             yield self.batch(number)
+
+    @property
+    def sampler(self) -> "OneSlicePerPatient":
+        """Where Lightning, and accelerate on several devices, look for ``set_epoch``."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Other batches from now on, the same ones for the same epoch (0, 1, ...). ``start`` counts

@@ -1,14 +1,16 @@
 """One pool of processes for all: results in order, nobody works on for a parent that is gone."""
 
 import os
+import re
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ def in_order(
         RuntimeError: if a worker died, for instance for want of memory.
     """
     workers = max(1, min(workers or count_cores(), len(jobs)))
+    if workers > 1 and (script := _bare_script()):
+        advice = 'what starts the work under `if __name__ == "__main__":`, and all cores work'
+        warnings.warn(f"{script}: works in one process; put {advice}", stacklevel=2)
+        workers = 1
     if workers == 1:
         yield from (function(*job) for job in jobs)
         return
@@ -51,6 +57,18 @@ def in_order(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _bare_script() -> str:
+    """The script that is running, if each worker would run the whole of it again."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if not file or getattr(main, "__spec__", None) or parent_process():
+        return ""
+    with suppress(OSError):  # -c, a notebook, a frozen program
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        return "" if re.search(r"__name__\s*[!=]=", text) else file
+    return ""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import platform
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
-from wspnb import distributed, pretrain
+from wspnb import distributed, pretrain, probe
 from wspnb.data.slices import reader
 from wspnb.keeper import Keeper
 from wspnb.models import build_encoder, build_head
@@ -569,3 +570,41 @@ def test_positions_are_shares_of_the_height(position):
     table = pd.DataFrame({"patient": "p1", "z": [4, 5, 6], "position": position, "n_kept": 3})
     with pytest.raises(ValueError, match="from 0 to 1"):
         pretrain.slice_positions(table, "k/(n-1)", "k/(n-1)")
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.DataParallel, lambda e: torch.nn.DataParallel(torch.compile(e))]
+)
+def test_a_wrapped_encoder_is_saved_under_its_own_names(tmp_path, wrap):
+    encoder = build_encoder("tiny_padded", "batch", 0)
+    pretrain.save_run(
+        tmp_path,
+        wrap(encoder),
+        pretrain.Config(**SETTINGS | dict(backbone="tiny_padded", sigma=float("inf"))),
+        [{"step": 0, "loss": 1.0}],
+    )
+    again, found = probe.load_encoder(tmp_path, "tiny_padded", "batch", 0)
+    assert again.state_dict().keys() == encoder.state_dict().keys()
+    assert json.loads((tmp_path / "config.json").read_text(), parse_constant=pytest.fail)
+    assert found["sigma"] == "inf"
+    pretrain.check_existing(
+        "resume",
+        tmp_path,
+        pretrain.Config(**SETTINGS | dict(backbone="tiny_padded", sigma=float("inf"))),
+    )
+
+
+def test_a_log_of_numpy_numbers_is_read_back(tmp_path):
+    log = [{"step": np.int64(2), "loss": np.float32(0.5), "spread": np.float64(0.1)}]
+    file, part = tmp_path / "c.pt", torch.nn.Linear(1, 1)
+    pretrain.save_checkpoint(file, np.int64(3), log, pretrain.Config(**SETTINGS), encoder=part)
+    found = pretrain.load_checkpoint(file, pretrain.Config(**SETTINGS), encoder=part)
+    assert found == (3, [{"step": 2, "loss": 0.5, "spread": 0.1}])
+
+
+def test_a_rank_of_another_tool_starts_no_group():
+    code = "from wspnb import distributed; print(distributed.start('no').num_processes)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    environment |= {"LOCAL_RANK": "0"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert found.stdout.split() == [b"1"], found.stderr

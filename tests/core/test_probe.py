@@ -13,7 +13,7 @@ from test_pretrain import SETTINGS
 from wspnb import folds, pretrain, probe
 from wspnb.files import read_csv
 from wspnb.models import build_encoder
-from wspnb.results import statistics
+from wspnb.results import statistics, tables
 from wspnb.studies.judge import fitted_scores
 
 
@@ -680,3 +680,41 @@ def test_an_entry_of_evaluate_twice_is_refused():
     table = pd.DataFrame({"patient": [*"abcd"], "cohort": "d1", "label": [0, 1, 0, 1]})
     with pytest.raises(ValueError, match="twice"):
         folds.judged_cohorts(table, ["d1", "d1"], 2)
+
+
+def test_an_encoder_is_given_back_as_it_was():
+    """Its layout too: safetensors does not save weights that lie channels last."""
+    encoder = build_encoder("tiny_padded", "batch", 0)
+    images = np.zeros((3, 32, 32), np.uint8)
+    probe.extract_features(encoder, images, range(3))
+    assert all(w.is_contiguous() for w in encoder.parameters()) and encoder.training
+    encoder.to(memory_format=torch.channels_last)
+    probe.extract_features(encoder, images, range(3))
+    assert not all(w.is_contiguous() for w in encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_an_encoder_of_half_precision_is_refused(kind):
+    encoder = build_encoder("tiny_padded", "batch", 0).to(kind)
+    with pytest.raises(ValueError, match=r"is in torch\..*float16: features are float32"):
+        probe.extract_features(encoder, np.zeros((2, 32, 32), np.uint8), range(2))
+    assert encoder.training
+
+
+def test_a_fold_of_one_class_has_no_auc():
+    people = pd.DataFrame({"patient": list("abcdef"), "label": [0, 1, 0, 1, 1, 1]})
+    people = people.assign(fold=[0, 0, 1, 1, 2, 2], score=np.linspace(0, 1, 6))
+    with pytest.raises(ValueError, match=r"fold 2 holds one class"):
+        probe.fold_auc(people)
+
+
+def test_results_are_json_and_what_it_cannot_say_comes_back(tmp_path):
+    scores = pd.DataFrame({"cohort": "d1>d2", "patient": ["a"], "score": [0.5]})
+    row = {"cohort": "d1>d2", "auc": 0.5, "sd": float("nan")}
+    run = {"name": "wsp", "backbone": "tiny", "seed": 0, "results": [row]}
+    folder = tmp_path / "probe" / "wsp-tiny-seed0"
+    folder.mkdir(parents=True)
+    probe.save_probe(folder, scores, run)
+    text = (folder / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["results"][0]["sd"] is None
+    assert np.isnan(tables.read_runs(tmp_path)[0]["results"]["d1>d2"]["sd"])

@@ -396,7 +396,7 @@ def test_the_source_is_not_overwritten(notebook, capfd, monkeypatch):
     assert "is the notebook itself" in capfd.readouterr().err and notebook.read_bytes() == before
 
 
-def test_other_failures_are_one_line_as_well(tmp_path):
+def test_other_failures_are_one_line_as_well(monkeypatch):
     full = OSError(28, "No space left on device")
     assert run.explain(full, Path("o.ipynb"), None) == (
         "FAILED: o.ipynb: OSError: No space left on device: the disk is full, free some space and"
@@ -405,6 +405,8 @@ def test_other_failures_are_one_line_as_well(tmp_path):
     error = RuntimeError("two\n  lines")
     assert run.explain(error, Path("o"), None) == "FAILED: o: RuntimeError: two lines"
     error = RuntimeError("Kernel died before replying to kernel_info")
+    assert "most often for want of memory" in run.explain(error, Path("o"), None)
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
     assert run.explain(error, Path("o"), None).endswith(": install ipykernel into this environment")
     there = FileExistsError(17, "File exists", "/a/b")
     told = "FAILED: b/o.ipynb: FileExistsError: File exists: /a/b: name another place for the"
@@ -539,3 +541,70 @@ def test_names_survive_a_locale_without_letters(tmp_path):
     command = [sys.executable, "-m", "wspnb.run", "größe.ipynb", "o.ipynb"]
     done = subprocess.run(command, env=environment, capture_output=True, cwd=tmp_path)
     assert done.returncode == 2 and "größe.ipynb" in done.stderr.decode("utf-8")
+
+
+def test_the_executed_notebook_is_json_under_its_own_name(notebook, tmp_path):
+    """Papermill writes Infinity for such a parameter, and the name that the file had meanwhile."""
+    for value, out in (("inf", "out.ipynb"), ("nan", "out.ipynb")):
+        run.run(notebook, tmp_path / out, {"rate": float(value)})
+        text = (tmp_path / out).read_text(encoding="utf-8")
+        about = json.loads(text, parse_constant=pytest.fail)["metadata"]["papermill"]
+        assert about["parameters"]["rate"] == (value if value == "inf" else None)
+        assert about["output_path"] == str(tmp_path / out)
+        nbformat.validate(nbformat.reads(text, 4))
+
+
+def test_a_path_with_braces_is_a_path(notebook, tmp_path):
+    folder = tmp_path / "study {steps} a}b"
+    notebook.parent.rename(folder)
+    assert run.main([str(folder / notebook.name), str(folder / "{rate}.ipynb")]) == 0
+    assert (folder / "{rate}.ipynb").exists() and not list(folder.glob(".*.ipynb"))
+
+
+@pytest.mark.parametrize("about", [{}, {"kernelspec": {"name": "python3", "display_name": "x"}}])
+def test_a_notebook_that_names_no_language_is_python(notebook, tmp_path, about):
+    content = nbformat.read(notebook, 4)
+    content.metadata = about  # as Colab saves it
+    nbformat.write(content, notebook)
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb")]) == 0
+
+
+@pytest.mark.parametrize("call", ["quit()", "exit(1)"])
+def test_quit_ends_a_notebook_as_sys_exit_does(tmp_path, call):
+    found = start(simple(tmp_path, call, "2 + 2"))
+    assert found.returncode == 1 and "FAILED in cell 1" in found.stderr
+
+
+def test_files_called_as_modules_beside_the_caller_are_not_taken(tmp_path):
+    notebook = simple(tmp_path, "1 + 1")
+    for name in ("yaml", "papermill", "copy", "random"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    found = start(notebook)
+    assert found.returncode == 0 and found.stderr == "", found.stderr
+
+
+@pytest.mark.parametrize(
+    ("rank", "out"),
+    [({"RANK": "1"}, "o.ipynb"), ({"RANK": "1", "WORLD_SIZE": "1"}, "o.ipynb"),
+     ({"RANK": "1", "WORLD_SIZE": "2"}, "o-rank1.ipynb")],
+)  # fmt: skip
+def test_a_rank_counts_among_several(tmp_path, rank, out):
+    found = start(simple(tmp_path, "1 + 1"), **{"WORLD_SIZE": ""} | rank)
+    assert found.returncode == 0 and (tmp_path / out).exists()
+
+
+def test_a_call_from_python_leaves_the_environment_as_it_was(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "svg")
+    before = dict(os.environ)
+    run.run(notebook, tmp_path / "out.ipynb", {})
+    with pytest.raises(Exception, match="ZeroDivision"):
+        run.run(notebook, tmp_path / "out.ipynb", {"steps": 0})
+    assert dict(os.environ) == before
+
+
+def test_a_letter_that_json_writes_as_two_halves(notebook):
+    assert run.gather(notebook, [], [["many", '["d1 \\ud83d\\ude00"]']]) == {
+        "many": ["d1 \U0001f600"]
+    }
+    with pytest.raises(ValueError, match="parameter many"):
+        run.gather(notebook, [], [["many", '["d1 \\ud83d"]']])

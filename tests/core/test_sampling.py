@@ -246,3 +246,18 @@ def test_the_epochs_after_a_resumed_one_are_whole(first):
         resumed.set_epoch(epoch)
         whole.set_epoch(epoch)
         assert list(resumed) == list(whole) and len(resumed) == 5
+
+
+def test_whoever_looks_for_a_sampler_in_the_batch_sampler_finds_it():
+    """Lightning, and accelerate on several devices, call set_epoch on ``batch_sampler.sampler``."""
+    patients, labels = cohort([20, 20])
+    ours = sampler(patients, labels, 8, 3)
+    first = list(ours)
+    ours.sampler.set_epoch(1)
+    assert list(ours) != first and ours.epoch == 1
+
+
+def test_large_codes_are_classes_of_their_own_beside_missing_ones():
+    labels = np.repeat([2**60, 2**60 + 1, 2**60 + 2, -1], 8)
+    ours = sampler(np.arange(32), labels, 8, 5)
+    assert all((np.unique(labels[batch], return_counts=True)[1] == 2).all() for batch in ours)

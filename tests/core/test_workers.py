@@ -56,3 +56,14 @@ def test_workers_leave_when_the_parent_is_killed(tmp_path):
     while time.time() < deadline and any(map(running, children)):
         time.sleep(0.05)
     assert not any(map(running, children))
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':"])
+def test_a_script_that_each_worker_would_run_again_works_alone(tmp_path, guard):
+    """Each worker imports the script that started it: without the line all of it begins anew."""
+    lines = ["from wspnb.workers import in_order", guard or "if True:"]
+    lines += ["    print(*in_order(abs, [(-1,), (2,)], 2))"]
+    (tmp_path / "script.py").write_text("\n".join(lines))
+    found = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "1 2\n"), found.stderr
+    assert ("script.py: works in one process" in found.stderr) == (not guard)

@@ -1112,3 +1112,77 @@ def test_copies_are_called_so_and_numbers_that_come_twice_are_warned_of(tmp_path
     write_series(tmp_path / "p", volume(), change=lambda k: {"InstanceNumber": k % 3 + 1})
     with pytest.warns(UserWarning, match="6 slices with 3 InstanceNumbers: is it one scan"):
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize("value", ["abc", "1.5", "0"])
+def test_a_number_of_frames_that_is_none_is_one_patients_business(tmp_path, value, capsys):
+    for name in ("a", "z"):
+        write_series(tmp_path / "in" / name, volume(), PatientID=name)
+    for path in (tmp_path / "in" / "a").iterdir():
+        image = pydicom.dcmread(path)
+        image.compress(pydicom.uid.RLELossless)
+        image.NumberOfFrames = 7  # its bytes are replaced below
+        image.save_as(path)
+        old = b"\x28\0\x08\0IS\x02\x007 "
+        new = (
+            b"\x28\0\x08\0IS" + len(value.ljust(4)).to_bytes(2, "little") + value.ljust(4).encode()
+        )
+        assert path.read_bytes().count(old) == 1
+        path.write_bytes(path.read_bytes().replace(old, new))
+    code = main([str(tmp_path / "in"), str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert (tmp_path / "out" / "z.nii.gz").exists() and "Traceback" not in said
+    assert (code == 1 and str(tmp_path / "in" / "a") in said) or value == "0"
+
+
+@pytest.mark.parametrize("syntax", ["raw", "deflated"])
+@pytest.mark.parametrize("size", [{"Columns": 19}, {"Rows": 15}, {"Rows": 7}])
+def test_pixels_of_a_larger_image_than_the_headers_are_named(tmp_path, syntax, size):
+    """Taken as they come, every row would begin a little later than the one before."""
+    write_series(tmp_path / "p", volume())
+    for path in (tmp_path / "p").iterdir():
+        image = pydicom.dcmread(path)
+        for name, value in size.items():
+            setattr(image, name, value)
+        if syntax == "deflated":
+            image.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        image.save_as(path)
+    with pytest.raises(ValueError, match="bytes of pixels, but the header's image needs"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize("at", [*range(133, 400, 9)])
+def test_a_slice_that_ends_anywhere_in_its_header_is_missed(tmp_path, at):
+    write_series(tmp_path / "p", volume())
+    file = next((tmp_path / "p").glob("*-5.dcm"))  # the highest
+    whole = file.read_bytes()
+    for content in (whole[:at], whole[:at] + bytes(len(whole) - at)):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=file.name):
+            convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+def test_columns_of_ones_own_may_have_any_name(tmp_path, capsys):
+    write_series(tmp_path / "in" / "a", volume(), PatientID="a")
+    for _ in range(2):
+        assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+        table = pd.read_csv(tmp_path / "out" / "series.csv", dtype=str)
+        if "id" not in table:
+            table = table.assign(id="H-7", slices="6 good", frames="x")
+            table.to_csv(tmp_path / "out" / "series.csv", index=False)
+    assert table.loc[0, ["id", "slices", "frames"]].tolist() == ["H-7", "6 good", "x"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a name that is too long stands for a dead drive")
+def test_an_entry_that_cannot_be_looked_at_is_named_and_the_others_converted(tmp_path, capsys):
+    write_series(tmp_path / "in" / "z", volume(), PatientID="z")
+    (tmp_path / "in" / "a").symlink_to("x" * 300)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert (tmp_path / "out" / "z.nii.gz").exists() and "in/a" in capsys.readouterr().err
+
+
+def test_a_date_that_is_none_says_nothing(tmp_path):
+    days = ["20200101"] * 5 + ["00000000"]
+    write_series(tmp_path / "p", volume(), change=lambda k: {"StudyDate": days[k]})
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    assert nib.load(tmp_path / "p.nii.gz").shape[2] == 6

@@ -75,3 +75,12 @@ def test_copies_are_no_results_and_another_projects_git_is_not_asked(tmp_path, m
     }  # fmt: skip
     monkeypatch.setenv("GIT_DIR", str(Path(__file__).resolve().parents[2] / ".git"))
     assert commit_of(tmp_path) == "no checkout"
+
+
+def test_a_checkout_of_somebody_else_is_unknown(tmp_path, monkeypatch):
+    """On shared drives and in containers git does not tell what it is."""
+    script = tmp_path / "git"
+    script.write_text("#!/bin/sh\necho fatal: detected dubious ownership >&2; exit 128\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert commit_of(tmp_path) == "unknown"

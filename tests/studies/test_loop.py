@@ -7,12 +7,14 @@ a whole step. So another number of threads is another training, and the workflow
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from wspnb.models import build_encoder, build_head
 from wspnb.studies import loop, position
 
 TRAIN = """
@@ -75,3 +77,19 @@ def test_a_training_that_diverges_is_no_result():
             draw,
             draw,
         )
+
+
+def test_an_encoder_that_was_read_from_a_file_learns_as_any_other():
+    """It comes in evaluation mode, where batch norms would stand still."""
+    images, losses = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(0)), []
+    slices = [f"p{i}" for i in range(24)], torch.arange(24) % 2, torch.arange(24) / 23
+    given = {"sigma": 0.1, "temperature": 0.1, "batch_size": 8, "n_steps": 3, "warmup_steps": 0}
+    settings = SimpleNamespace(**given, learning_rate=1e-3, weight_decay=0.0)
+    for mode in (True, False):
+        encoder = build_encoder("tiny_padded", "batch", 0).train(mode)
+        head = build_head("tiny_padded", 0).train(mode)
+        draws = [torch.Generator().manual_seed(0) for _ in range(2)]
+        views = lambda rows, _: images[rows].repeat(2, 1, 1, 1)  # noqa: E731
+        log = loop.train("supcon", slices, views, encoder, head, settings, *draws)
+        losses.append([row["loss"] for row in log])
+    assert losses[0] == losses[1]

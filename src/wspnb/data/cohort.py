@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -234,9 +235,8 @@ def file_stamp(path: str) -> list:
     """What changes with a file's content and with nothing else; dates do not count.
 
     Of a pair of header and voxels (.hdr and .img, .HEAD and .BRIK) both. Of gzip beyond 1 MB its
-    own checksum, which the last 8 bytes hold, so that nothing else is read; of a file of several
-    gzip members, and of any other, the checksum (CRC-32) of all bytes.
-    Empty for an empty path.
+    own checksum, which the last 8 bytes hold, so that nothing else is read; of several gzip
+    members, and of any other file, the checksum of all bytes. Empty for an empty path.
     """
     if not path:
         return []
@@ -252,22 +252,34 @@ def _stamp(path: str) -> list:
     """Size and checksum of one file."""
     try:
         with open(path, "rb") as file:
-            begin = file.read(4)
-            extra = len(begin) > 3 and begin[3] & 4  # as bgzip marks its many members
-            gzipped = begin[:2] == b"\x1f\x8b" and not extra
+            begin = file.read(1 << 16)
+            gzipped = begin[:2] == b"\x1f\x8b" and not int.from_bytes(begin[3:4]) & 4  # bgzip's
+            several, stored = _first_member(begin) if gzipped else (False, False)
             size = file.seek(0, os.SEEK_END)
-            if gzipped and size > 1 << 20:  # a small one may be of members that are larger
+            if (
+                gzipped and not several and size > 1 << 20
+            ):  # a small one may be of members that are larger
                 file.seek(-8, os.SEEK_END)
                 end = file.read()
                 if int.from_bytes(end[4:], "little") > size:  # else members, or nothing was packed
                     return [size, end.hex()]
             file.seek(0)
-            crc = 0
+            crc, adler = 0, 1
             while block := file.read(1 << 20):
                 crc = zlib.crc32(block, crc)
-            return [size, f"{crc:08x}"]
+                adler = zlib.adler32(block, adler) if several or stored else 0  # CRC-32 is blind
+            return [size, f"{crc:08x}" + f"{adler:08x}" * (several or stored)]
     except OSError:  # is set aside with its reason when its turn comes
         return ["not readable"]
+
+
+def _first_member(begin: bytes) -> tuple[bool, bool]:
+    """Of gzip: whether its first member is a header alone, and whether packing gained nothing."""
+    first = zlib.decompressobj(31)
+    with suppress(zlib.error):
+        plain = first.decompress(begin, 1 << 20)
+        return bool(first.unused_data), len(plain) < len(begin)
+    return False, False
 
 
 def _visible(text: str) -> str:
@@ -297,8 +309,7 @@ def _look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int
 
 
 def _resolve(folder: str, name: str) -> str:
-    """The path that a table in a folder names, or the one on the disk that differs from it in the
-    form of its accents only."""
+    """The path that a table names, or the one there that differs in the form of accents only."""
     named = os.path.join(folder, os.path.expanduser(name))
     path = os.path.normpath(named)
     if os.path.exists(named) and not (os.path.exists(path) and os.path.samefile(named, path)):
@@ -309,15 +320,21 @@ def _resolve(folder: str, name: str) -> str:
     if parent == path or not os.path.isdir(parent := _resolve(parent, "")):
         return path
     wanted = unicodedata.normalize("NFC", name)
-    there = (n for n in os.listdir(parent) if unicodedata.normalize("NFC", n) == wanted)
+    there = (n for n in _names_in(parent) if unicodedata.normalize("NFC", n) == wanted)
     return os.path.join(parent, next(there, name))
+
+
+def _names_in(folder: str) -> list[str]:
+    """What is in a folder; nothing where it is none, or may not be listed."""
+    with suppress(OSError):
+        return os.listdir(folder)
+    return []
 
 
 def _other_case(path: str) -> str:
     """Name of a file there that differs in case only, as where a table comes from Windows."""
     folder, name = os.path.split(path)
-    there = os.listdir(folder) if os.path.isdir(folder) else []
-    return next((other for other in there if other.casefold() == name.casefold()), "")
+    return next((other for other in _names_in(folder) if other.casefold() == name.casefold()), "")
 
 
 def _label_problem(column: str, value: str) -> str:

@@ -32,6 +32,7 @@ SAID |= {"description": "SeriesDescription", "modality": "Modality"}
 COLUMNS = ["take", "drop", "patient", "folder", "images", "plane", "extent_mm", *SAID]
 COLUMNS += ["series", "converted", "content"]
 INNER = ["id", "slices", "scout", "frames", "slices_of_ct"]  # of rows, and not of the table
+OWN = " (own)"  # behind the name of such a column where the table's owner has one
 NEEDED = ("take", "drop", "patient", "series", "converted", "content")
 # Under take, in small letters.
 NO = {*EMPTY, "0", "0.0", "n", "no", "nein", "non", "false", "falsch", "faux", "falso", "f"}
@@ -292,11 +293,15 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"{error}: name a folder for the volumes that can be written to")
     ours = [asked.out.resolve(), asked.out.resolve() / "files"]  # where it lies among the patients
-    inside = sorted(path for path in asked.folder.iterdir() if path.name[0] != ".")
-    patients = [path for path in inside if path.is_dir() and path.name not in SYSTEM]
+    try:
+        inside = sorted(path for path in asked.folder.iterdir() if path.name[0] != ".")
+    except OSError as error:
+        parser.error(f"{error}: give yourself the right to list it")
+    # os.path: of an entry that cannot be looked at, pathlib raises.
+    patients = [path for path in inside if os.path.isdir(path) and path.name not in SYSTEM]
     patients = [path for path in patients if path.resolve() not in ours]
     problems = [] if patients else [f"{asked.folder}: no folder of a patient in it"]
-    loose = [path for path in inside if not path.is_dir()]
+    loose = [path for path in inside if not os.path.isdir(path)]
     loose = [index_file(str(path)) for path in loose if not path.name.endswith(".nii.gz")]
     if loose := [file for file in loose if file.tags or file.damaged]:
         problems.append(
@@ -333,6 +338,7 @@ def _choices(table: Path, patients: list[str]) -> pd.DataFrame:
         look: name for look, name in zip(looks, patients, strict=True) if looks.count(look) < 2
     }
     named = known.patient.map(lambda name: means.get(_look(name), name))
+    known = known.rename(columns={name: name + OWN for name in INNER})
     return known.assign(patient=known.patient.where(known.patient.isin(patients), named))
 
 
@@ -368,7 +374,8 @@ def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
         rest = known.patient.isin(names) | ~known.series.isin(done.series)
         rest = known[~known.patient.isin(done.patient) & rest]
         own = [name for name in known if name not in COLUMNS]
-        write_csv(table, pd.concat([done, rest])[[*COLUMNS, *own]].fillna(""))
+        whole = pd.concat([done, rest])[[*COLUMNS, *own]].fillna("")
+        write_csv(table, whole.rename(columns=lambda name: name.removesuffix(OWN)))
         written = table.read_bytes()
     gone = before[~before.patient.isin(names) & (before.converted != "")]
     for row in gone[gone.series.isin(done.series)].itertuples() if found else ():

@@ -165,9 +165,16 @@ def index_file(path: str) -> File:
                 tags = {name: _value(header, name) for name in TAGS}
             if not (tags["Rows"] and tags["Columns"]):
                 kind = tags["SOPClassUID"] or header.file_meta.get("MediaStorageSOPClassUID", "")
-                if pydicom.uid.UID(kind).name.endswith("Image Storage"):
+                named = (said := pydicom.uid.UID(kind).name) != kind  # DICOM's own list has it
+                own = kind.startswith("1.2.840.10008.") or "1.2.840.10008.".startswith(kind)
+                whole = named or not own or os.path.basename(path).upper() == "DICOMDIR"
+                if said.endswith("Image Storage") or not whole:
                     return File(path, {}, "cut off within its header", True)
                 return File(path, {}, f"DICOM without an image ({pydicom.uid.UID(kind).name})")
+            counts = ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel", "NumberOfFrames")
+            for name in counts:
+                if not str(tags[name] or 1).isdecimal():
+                    return File(path, {}, f"{name} is no whole number but {tags[name]}", True)
             problem, start = _pixels_missing(stream, header, tags, size)
     except Exception as error:  # a file cut within its header, unreadable, or no DICOM after all
         return File(path, {}, f"cannot be read ({str(error).splitlines()[0][:100]})", True)
@@ -195,8 +202,15 @@ def _pixels_missing(stream, header, tags, size: int) -> tuple[str, int]:
     """Whether the file ends before its pixels do, and where they begin if they are not packed; the
     stream stands at their tag."""
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if header.file_meta else ""
-    if syntax == DEFLATED:  # whether all is there shows when it is unpacked
-        return "", 0
+    frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
+    image = int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8)
+    if syntax == DEFLATED:  # unpacked at once; one that is cut off cannot be
+        stream.seek(0)
+        (pydicom,) = need("dicom", "pydicom")
+        content = pydicom.dcmread(stream, force=True, specific_tags=["PixelData"]).PixelData
+        length, rest = len(content), content[image:]
+        right = image <= length < max(2 * image, 3) and not rest.strip(b"\0")
+        return "" if right else f"{length} bytes of pixels, but the header's image needs {image}", 0
     start = stream.tell()
     little, implicit = header.original_encoding[1], header.original_encoding[0]
     begin = stream.read(8 if implicit else 12)
@@ -205,13 +219,12 @@ def _pixels_missing(stream, header, tags, size: int) -> tuple[str, int]:
     length = int.from_bytes(begin[-4:], "little" if little else "big")
     if length == 0xFFFFFFFF:
         return "" if END in stream.read() else "cut off within its pixels", 0
-    frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
-    image = int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8)
-    need = max(length, image)
+    needed = max(length, image)
     start += len(begin)
     there = size - start
-    if min(there, length) < need:
-        return f"cut off, {there} of {need} bytes of its pixels", 0
-    if length >= 2 * image > 2:
+    if min(there, length) < needed:
+        return f"cut off, {there} of {needed} bytes of its pixels", 0
+    stream.seek(start + image)  # zeros fill up; other bytes are of an image of another size
+    if length >= 2 * image > 2 or stream.read(length - image).strip(b"\0"):
         return f"{length} bytes of pixels, but the header's image needs {image}", 0
     return "", start if little else 0

@@ -257,7 +257,7 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
             warnings.warn(f"{found}: is it one scan? Compare with the source", stacklevel=4)
     for tag in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
         days = {file.tags[tag] for file in files if re.fullmatch(r"\d{8}", str(file.tags[tag]))}
-        days = pd.to_datetime(pd.Series(sorted(days)), format="%Y%m%d", errors="coerce")
+        days = pd.to_datetime(pd.Series(sorted(days)), format="%Y%m%d", errors="coerce").dropna()
         if len(days) > 1 and not (days.iloc[-1] - days.iloc[0]).days <= 1:  # midnight passes once
             found = f"{tag} {days.iloc[0]:%Y-%m-%d} to {days.iloc[-1]:%Y-%m-%d}"
             raise ValueError(

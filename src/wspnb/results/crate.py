@@ -27,16 +27,19 @@ KEPT += ("pretrain/*/encoder.safetensors", "probe/*/scores.csv", "cohort/store.j
 
 def commit_of(folder: Path) -> str:
     """Short commit of a checkout, with "(changed)" if a tracked file that is no settings of params/
-    differs; "no checkout", or "unknown" where there is no git."""
+    differs; "no checkout", or "unknown" where there is no git, or one that does not tell."""
     status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!params"]
     asked = (["git", "rev-parse", "--short", "HEAD"], status)
     env = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    env |= {"LC_ALL": "C"}
     options = {"capture_output": True, "text": True, "cwd": folder, "env": env}
     try:
-        commit, changed = (subprocess.run(git, **options).stdout.strip() for git in asked)
+        commit, changed = (subprocess.run(git, **options) for git in asked)
     except OSError:
         return "unknown"
-    return f"{commit or 'no checkout'}{' (changed)' if changed else ''}"
+    if commit.returncode:
+        return "no checkout" if "not a git repository" in commit.stderr else "unknown"
+    return commit.stdout.strip() + " (changed)" * bool(changed.stdout)
 
 
 def describe(run_dir: Path) -> Path:

@@ -51,9 +51,11 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
         raise ValueError(f"patient {patients[lost][0]}: stage {stage[lost][0]}, not 1, 2 or 3")
     each = pd.DataFrame({"patient": patients, "stage": stage}).drop_duplicates().patient
     if len(mixed := each[each.duplicated()]):
-        raise ValueError(f"patients of two stages: {[*mixed[:5]]}; one stage per patient")
+        raise ValueError(
+            f"patients of two stages: {', '.join(map(str, mixed[:5]))}; one stage per patient"
+        )
     if both := sorted(set(patients[train]) & set(patients[~train])):
-        raise ValueError(f"patients on both sides: {both[:5]}")
+        raise ValueError(f"patients on both sides: {', '.join(map(str, both[:5]))}")
     if set(stage[train]) != {1, 2, 3}:
         raise ValueError(f"stages {sorted(set(stage[train]))} to fit on: all of 1, 2, 3 are needed")
     found = {"patient": patients[~train], "stage": stage[~train]}

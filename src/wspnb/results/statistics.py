@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from wspnb.folds import check_judged, check_whole
+from wspnb.folds import check_classes, check_whole
 from wspnb.probe import cross_validate, fold_auc, fold_balanced_accuracy
 
 
@@ -56,10 +56,7 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
             raise ValueError(
                 "the runs were probed on other patients or folds: probe them with one fold_seed"
             )
-    check_judged(runs[0])
-    for fold, labels in runs[0].groupby("fold").label:
-        if labels.nunique() < 2:
-            raise ValueError(f"fold {fold} holds one class: no AUC; take fewer folds (n_folds)")
+    check_classes(runs[0])
     parts = [[run[run.fold == fold] for run in runs] for fold in runs[0].fold.unique()]
     return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]
 

@@ -51,8 +51,7 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
         ValueError: if a seed asked for was not probed, or a file cannot be read; names it.
     """
     runs = [
-        run
-        | {"folder": folder, "scores": scores, "results": {r["cohort"]: r for r in run["results"]}}
+        run | {"folder": folder, "scores": scores, "results": _by_cohort(run["results"])}
         for folder, run, scores in _finished(run_dir)
         if not backbones or run["backbone"] in backbones
     ]
@@ -71,6 +70,12 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
 def place(name: str) -> tuple[int, str]:
     """Where a run of this name stands in a table: the paper's order, then variants by name."""
     return list(ROWS).index(name) if name in ROWS else len(ROWS), name
+
+
+def _by_cohort(results: list[dict]) -> dict[str, dict]:
+    """Rows of results.json by their cohort; what JSON cannot say is NaN again."""
+    rows = ({k: np.nan if v is None else v for k, v in row.items()} for row in results)
+    return {row["cohort"]: row for row in rows}
 
 
 def _finished(run_dir: Path):

@@ -52,7 +52,7 @@ def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path
 
 
 def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if os.path.isfile(path))
 
 
 def warn_left(used: str, status: pd.Series, inventory: Path) -> None:

@@ -8,6 +8,7 @@ only; every patient's fate is in ``masks.csv``.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
         ValueError: if there is none.
     """
     (pydicom,), rows = need("dicom", "pydicom"), []
-    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+    for path in sorted(path for path in Path(folder).rglob("*") if os.path.isfile(path)):
         try:
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
         except pydicom.errors.InvalidDicomError:
