@@ -32,6 +32,12 @@ def colour(name: str) -> str:
     return PALETTE[max(found, key=len)] if found else "#000000"
 
 
+def as_text(name: str) -> str:
+    """A name of the user's for a title or legend: dollars are no formula, and matplotlib leaves out
+    what begins with an underscore."""
+    return "\u200a" * name.startswith("_") + name.replace("$", r"\$")
+
+
 def save_figure(fig: Figure, folder: str | Path, name: str) -> Path:
     """Write ``name.png`` and ``name.pdf`` into a folder, without dates, so that equal figures are
     equal files; the path of the PNG. The figure is laid out tightly and left open for the notebook

@@ -1162,6 +1162,14 @@ def test_a_slice_that_ends_anywhere_in_its_header_is_missed(tmp_path, at):
             convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
 
 
+def test_copies_that_are_taken_away_are_no_lost_images(tmp_path):
+    write_series(tmp_path / "in" / "a", volume(), PatientID="a")
+    shutil.copytree(tmp_path / "in" / "a", tmp_path / "in" / "a" / "copy")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    shutil.rmtree(tmp_path / "in" / "a" / "copy")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+
+
 def test_columns_of_ones_own_may_have_any_name(tmp_path, capsys):
     write_series(tmp_path / "in" / "a", volume(), PatientID="a")
     for _ in range(2):

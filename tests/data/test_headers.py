@@ -308,5 +308,8 @@ def test_what_is_no_nifti_is_called_what_it_is(tmp_path):
         (tmp_path / name).write_bytes(written)
         with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: {words}")):
             open_header(tmp_path / name)
+    (tmp_path / "cut.nii.gz").write_bytes(gzip.compress(content)[:60])
+    with pytest.raises(ValueError, match=r"cut\.nii\.gz: (?!.*twice)"):  # it is damaged
+        open_header(tmp_path / "cut.nii.gz")
     with pytest.raises(ValueError, match="a folder, not a volume: convert its DICOM series"):
         open_header(tmp_path)

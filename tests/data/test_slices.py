@@ -755,3 +755,8 @@ def test_reasons_name_files_as_they_are_called_now(tmp_path):
     failed = open_slices(write(csv, tmp_path / "store")).failed.set_index("volume").reason
     assert "scan3.nii.gz" in failed["scan3.nii.gz"] and "scan0.nii.gz" in failed["scan1.nii.gz"]
     assert not failed.str.contains(r"\bv\d\.nii").any()
+    for number in (5, 4, 3, 2, 1, 0):  # each gets the name of the next
+        (csv.parent / f"scan{number}.nii.gz").rename(csv.parent / f"scan{number + 1}.nii.gz")
+    csv.write_text(re.sub(r"scan(\d)", lambda m: f"scan{int(m[1]) + 1}", csv.read_text()))
+    failed = open_slices(write(csv, tmp_path / "store")).failed.set_index("volume").reason
+    assert "scan4.nii.gz" in failed["scan4.nii.gz"] and "scan1.nii.gz" in failed["scan2.nii.gz"]

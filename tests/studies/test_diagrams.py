@@ -138,7 +138,11 @@ def test_names_of_patients_are_no_formulas(tmp_path):
     names, grey = ["$1_$x", r"$\q$"], np.zeros((2, 8, 8), np.uint8)
     plots.save_figure(plots.contact_sheet(grey, names), tmp_path, "sheet")
     coloured = np.zeros((2, 96, 96, 3), np.uint8)
-    plots.save_figure(plots.mosaic(coloured, names, title="$\\a$"), tmp_path, "mosaic")
+    fig = plots.mosaic(coloured, names, title="$\\a$")
+    fig.axes[0].plot(0, 0, label=plots.as_text("_P$$1"))  # as a name of a patient
+    fig.legend()
+    assert [text.get_text().strip("\u200a") for text in fig.legends[0].get_texts()] == [r"_P\$\$1"]
+    plots.save_figure(fig, tmp_path, "mosaic")
 
 
 def test_sheets_and_points_of_other_forms_are_refused():

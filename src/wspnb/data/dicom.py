@@ -60,7 +60,8 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
         plane = ("sagittal", "coronal", "axial")[int(np.abs(normal).argmax())]
         extent = round(float(np.ptp(places @ normal)), 1)
     place = os.path.commonpath([os.path.dirname(file.path) for file in files])
-    row = {"patient": printable(patient.name), "series": uid, "images": len(files)}
+    apart = {(f.tags["SOPInstanceUID"] or f.path, f.tags["ImagePositionPatient"]) for f in files}
+    row = {"patient": printable(patient.name), "series": uid, "images": len(apart)}  # no copies
     row |= {"folder": printable(os.path.relpath(place, patient))}
     # These stay out of the table.
     images = sorted(str(file.tags["SOPInstanceUID"] or file.path) for file in files)

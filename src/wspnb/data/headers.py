@@ -185,6 +185,7 @@ def _misnamed(path: Path) -> str:
     if packed and int.from_bytes(begin[:4], "little") in NIFTI:
         return f"not compressed, though its name ends in {path.suffix}: rename it to {path.stem}"
     if gz:
+        begin = b""  # of what is damaged, this stays
         with suppress(OSError, EOFError, zlib.error), gzip.open(path) as file:
             begin = file.read(300)
     if begin[257:262] == b"ustar":

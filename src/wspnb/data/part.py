@@ -96,10 +96,11 @@ def _labelled(images: pd.DataFrame, cohort: pd.DataFrame, counts) -> pd.DataFram
 def join_labels(folder: Path, store: Slices, cohort: pd.DataFrame) -> None:
     """Tables of a finished store with what the cohort table says now; images are not touched."""
     inventory = read_csv(folder / "inventory.csv", text=True)
-    for old, new in zip(inventory.volume, cohort.volume, strict=True):
-        if old != new:  # in reasons too
-            old = rf"(?<![\w./-]){re.escape(old)}(?![\w-])"
-            inventory["reason"] = inventory.reason.str.replace(old, lambda _, n=new: n, regex=True)
+    named = dict(zip(inventory.volume, cohort.volume, strict=True))
+    if inventory.volume.tolist() != cohort.volume.tolist():  # in reasons too, all at once
+        old = "|".join(map(re.escape, sorted(named, key=len, reverse=True)))
+        old = rf"(?<![\w./-])({old})(?![\w-])"
+        inventory["reason"] = inventory.reason.str.replace(old, lambda m: named[m[0]], regex=True)
     inventory["volume"] = cohort.volume.to_numpy()
     failed = inventory[inventory.reason != ""][["volume", "patient", "reason"]]
     images = read_csv(folder / "slices.csv", text=True)

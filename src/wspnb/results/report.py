@@ -117,8 +117,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
         axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), yticks=range(len(main)))
         below = "AUC" if "_on_" in tag else "mean AUC of the folds"
-        axis.set_title(names.get(tag, tag), parse_math=False)
-        axis.set(xlabel=below)
+        axis.set(title=plots.as_text(names.get(tag, tag)), xlabel=below)
         beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
         axis.set(yticklabels=main.method + beside)
     if printed is not None and any(f"auc_{tag}" in printed for tag in tags):
