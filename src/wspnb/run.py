@@ -383,6 +383,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for number in range(3):  # closed, as where a daemon starts it: the kernel wants them
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     here = os.getcwd()  # a file there called as a module, such as yaml.py, is not the module
     sys.path = [p for p in sys.path if p not in ("", here) or __file__.startswith(f"{p or here}/")]
     signal.signal(signal.SIGTERM, interrupt)

@@ -608,3 +608,12 @@ def test_a_letter_that_json_writes_as_two_halves(notebook):
     }
     with pytest.raises(ValueError, match="parameter many"):
         run.gather(notebook, [], [["many", '["d1 \\ud83d"]']])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes them")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_a_daemon_may_have_closed_what_is_standard(tmp_path, closed):
+    notebook = simple(tmp_path, "print('here')")
+    command = f"exec '{sys.executable}' -m wspnb.run {notebook.name} o.ipynb {closed}"
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
+    assert "here" in (tmp_path / "o.ipynb").read_text()

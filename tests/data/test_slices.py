@@ -618,6 +618,8 @@ def test_reader_gives_the_rows_asked_for(tmp_path, hold, mapped):
     batch = read(rows)
     assert batch.dtype == torch.uint8 and batch.shape == (5, 1, SIZE, SIZE)
     np.testing.assert_array_equal(batch[:, 0], store.images[rows])
+    few = np.resize(rows, len(images)).astype(np.uint8)  # as many as bools would be
+    np.testing.assert_array_equal(read(few)[:, 0], store.images[few.astype(int)])
     if mapped and hold is None:
         os.truncate(store.images.filename, 1000)  # cut off behind our back
         with pytest.raises(OSError, match="slice 5 cannot be read"):

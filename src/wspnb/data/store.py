@@ -273,6 +273,15 @@ def reader(
     """
     import torch
 
+    def numbers(rows) -> np.ndarray:
+        rows = np.asarray(rows)
+        if rows.dtype == bool and len(rows) != len(images):
+            raise IndexError(f"{len(rows)} bools for {len(images)} slices: give one for each")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if rows.dtype.kind not in "iu":
+            raise IndexError(f"rows of {rows.dtype}: give whole numbers, or a bool for each slice")
+        return rows.astype(np.int64)  # torch takes uint8 for a mask
+
     if hold is None:
         hold = device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2
     if hold:
@@ -281,7 +290,7 @@ def reader(
             held[first : first + 1024] = torch.from_numpy(np.array(images[first : first + 1024]))
 
         def take(rows: np.ndarray) -> "torch.Tensor":
-            return held[torch.from_numpy(np.asarray(rows)).to(device, non_blocking=True)][:, None]
+            return held[torch.from_numpy(numbers(rows)).to(device, non_blocking=True)][:, None]
 
         return take
 
@@ -290,12 +299,7 @@ def reader(
     size, pinned = images[0].nbytes, device.type == "cuda"
 
     def read(rows: np.ndarray) -> "torch.Tensor":
-        rows = np.asarray(rows)
-        if rows.dtype == bool and len(rows) != len(images):
-            raise IndexError(f"{len(rows)} bools for {len(images)} slices: give one for each")
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
-        if rows.dtype.kind not in "iu":
-            raise IndexError(f"rows of {rows.dtype}: give whole numbers, or a bool for each slice")
+        rows = numbers(rows)
         batch = np.empty((len(rows), 1, *images.shape[1:]), dtype=np.uint8)
         for image, row in zip(batch, rows, strict=True):
             row = range(len(images))[int(row)]  # -1 is the last
