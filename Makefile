@@ -19,7 +19,7 @@ FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/pro
 .DEFAULT_GOAL := help
 .PHONY: moved help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-export ADRENAL LIHC CIRRMRI LABELS IMAGENET ENCODERS  # the shell reads paths from here, whatever characters they have
+export ADRENAL LIHC CIRRMRI LABELS IMAGENET ENCODERS RUN  # the shell reads paths from here, whatever characters they have
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -60,13 +60,13 @@ smoke: $(STAMP)  ## every notebook, tiny
 	$(FLOW) report --config profile=smoke methods=supervised,random,simclr,byol,supcon,depth_aware,wsp,as_released sigmas=0.3
 
 book: $(STAMP)  ## site from the executed notebooks of RUN=runs/laptop, docs and docstrings -> runs/laptop/book/index.html
-	$(BIN)/python docs/book.py $(RUN) $(RUN)/book
+	$(BIN)/python docs/book.py "$$RUN" "$$RUN/book"
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
 verify: $(STAMP)  ## every committed table again from the committed patients' scores, without training; RUN=runs/laptop: that run against itself
-	$(BIN)/python -m wspnb.results.committed $(if $(filter command line,$(origin RUN)),--run $(RUN))
+	$(BIN)/python -m wspnb.results.committed $(if $(filter command line,$(origin RUN)),--run "$$RUN")
 
 docs: $(STAMP)  ## README and docs: tables and sentences anew from figures/
 	$(BIN)/python docs/fill.py

@@ -21,6 +21,10 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 sys.path.insert(0, str(Path(__file__).parent))
 ROOT = Path(__file__).parents[1]
 
+from ours import at_least_one, machine  # noqa: E402  the environment above first
+
+from wspnb.workers import count_cores  # noqa: E402
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -29,14 +33,21 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--plans", default="reference")
     parser.add_argument("--steps", type=int, default=6240)
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 3))
+    parser.add_argument("--workers", type=at_least_one, default=max(1, count_cores() - 3))
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--skip", default="")
     parser.add_argument("--publish", type=Path, help="folder that gets tables and scores")
     asked = parser.parse_args()
+    from wspnb.studies.reference import plan, publish, run_all
+
+    try:
+        runs = [run for which in asked.plans.split(",") for run in plan(which.strip())]
+    except (KeyError, ValueError) as error:
+        parser.error(f"--plans: {error}")
+    if not 0 < asked.share <= 1:
+        parser.error(f"--share {asked.share}: above 0, 1 at most")
     end = time.monotonic() + 60 * asked.minutes
     asked.out.mkdir(parents=True, exist_ok=True)
-    from ours import machine  # sets nothing up before the environment above
 
     def say(*words) -> None:
         print(*words, flush=True)
@@ -68,9 +79,6 @@ def main() -> None:
                 "--table",
                 str(asked.out / "card.csv"),
             )
-    from wspnb.studies.reference import plan, publish, run_all
-
-    runs = [run for which in asked.plans.split(",") for run in plan(which)]
     run_all(
         runs,
         asked.out,

@@ -10,7 +10,6 @@ grows with the cohort.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+from wspnb.workers import count_cores
 
 
 def draw(folder: Path, volumes: int, side: int, depth: int) -> float:
@@ -101,7 +102,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.folder:
         return measure(asked.folder, asked.workers[0], asked.image_size)
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     counts = asked.workers or [n for n in (1, 2, 4, 8, 16, 32, 64) if n < cores] + [cores]
     with tempfile.TemporaryDirectory() as folder:
         size = draw(Path(folder), asked.volumes, asked.side, asked.depth)

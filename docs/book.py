@@ -53,7 +53,7 @@ def lay_out(notebooks: dict[str, Path], source: Path) -> None:
     """Fill the folder that Sphinx reads."""
     skipped = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "_static", "page")
     for name in ["docs", "figures", "params", "src", "workflow", "benchmarks", "tests", "binder"]:
-        shutil.copytree(ROOT / name, source / name, ignore=skipped)
+        shutil.copytree(ROOT / name, source / name, ignore=skipped, ignore_dangling_symlinks=True)
     (source / "data").mkdir()
     shutil.copy(ROOT / "data" / "README.md", source / "data")  # not the volumes beside it
     for path in ROOT.glob("[A-Za-z]*.*"):
@@ -96,6 +96,13 @@ def lost_pages(source: Path, pages: Path) -> list[str]:
     return sorted(str(p) for p in given if not (pages / p.with_suffix(".html")).exists())
 
 
+def _clear(out: Path) -> None:
+    """Remove an earlier site, and nothing else."""
+    if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").exists():
+        raise ValueError(f"{out} holds something else than a site: name another folder")
+    shutil.rmtree(out, ignore_errors=True)
+
+
 def main(run: Path, out: Path) -> int:
     """Build the site into a temporary folder, then put it under its name; returns Sphinx's code, 1
     if a page is missing."""
@@ -109,7 +116,7 @@ def main(run: Path, out: Path) -> int:
             print("no page was written of", *lost)
             return 1
         if code == 0:
-            shutil.rmtree(out, ignore_errors=True)
+            _clear(out)
             shutil.copytree(pages, out, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
             shutil.copy(out / "README.html", out / "index.html")
             print(f"site: {out / 'index.html'}")
@@ -117,4 +124,9 @@ def main(run: Path, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    if len(sys.argv) != 3:
+        sys.exit("python docs/book.py RUN OUT: the folder of a run, and that of the site")
+    try:
+        sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))

@@ -100,6 +100,8 @@ def page(source: Path, links: list[tuple[str, str]], report: bool = False) -> st
 
 def write_pages(out: Path, notebooks: list[Path]) -> None:
     """One page per notebook, linked to its neighbours; the folder appears when all are written."""
+    if out.exists() and any(path.suffix != ".html" for path in out.iterdir()):
+        raise ValueError(f"{out} holds something else than pages: name another folder")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -124,4 +126,9 @@ def main(kind: str, out: Path, *notebooks: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *map(Path, sys.argv[2:]))
+    if len(sys.argv) < 4:
+        sys.exit("python docs/pages.py html FOLDER NOTEBOOKS, or: report FILE NOTEBOOK")
+    try:
+        main(sys.argv[1], *map(Path, sys.argv[2:]))
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from wspnb.augment import to_unit
 from wspnb.files import own_files, read_json
 from wspnb.models import IMAGENET_MEAN, IMAGENET_SD
 
@@ -64,8 +65,8 @@ class Frozen(nn.Module):
         return str(asdict(self.row))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Input ``(b, channels, size, size)`` of slices ``(b, 1, h, w)`` in [0, 1]."""
-        size = (self.row.size,) * 2
+        """Input ``(b, channels, size, size)`` of slices ``(b, 1, h, w)``, uint8 or in [0, 1]."""
+        size, images = (self.row.size,) * 2, to_unit(images)
         images = interpolate(images, size, mode=self.row.resize, antialias=True).clamp(0, 1)
         if self.row.mean is None:
             sd, mean = torch.std_mean(images, (2, 3), keepdim=True)
@@ -101,7 +102,7 @@ def check_folder(name: str, folder: str | Path) -> None:
     Raises:
         FileNotFoundError: if not; says where to get them, and the licence.
     """
-    row, folder = ENCODERS[name], Path(folder)
+    row, folder = ENCODERS[name], Path(folder).expanduser()
     if not (folder / "config.json").is_file() or not own_files(folder, "model*.safetensors"):
         raise FileNotFoundError(
             f"{name}: {folder} does not hold config.json and model.safetensors: get them from "
@@ -133,7 +134,9 @@ def load_frozen(name: str, folder: str | Path) -> Frozen:
     with contextlib.suppress(FileNotFoundError):
         about = read_json(folder / "preprocessor_config.json")
         for key, own in (("image_mean", row.mean), ("image_std", row.sd)):
-            if own and about.get(key) and tuple(about[key]) != tuple(own):
+            said = about.get(key)  # one number stands for all channels
+            said = tuple(said) if isinstance(said, list) else (said,) * row.channels
+            if own and about.get(key) and said != tuple(own):
                 raise ValueError(f"{folder}: {key} is {about[key]}, {name}'s {own}: which is it?")
     try:
         from transformers import AutoModel

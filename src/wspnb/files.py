@@ -147,6 +147,26 @@ def own_files(folder: str | Path, pattern: str) -> list[Path]:
     return [path for path in found if "/." not in f"/{path.relative_to(folder).as_posix()}"]
 
 
+def files_below(folder: str | Path) -> list[Path]:
+    """All files below a folder, sorted; folders that are links are entered, each place once."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to a folder above, or a second one
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [path for name in names if os.path.isfile(path := os.path.join(place, name))]
+    return sorted(map(Path, found))
+
+
+def printable(path: str | Path) -> str:
+    """A path as text; names that are not UTF-8 (old archives) are taken as Latin-1."""
+    try:
+        return os.fsencode(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return os.fsencode(path).decode("latin-1")
+
+
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8 text with its line ends as they are."""
     with whole(path) as temporary:
@@ -185,7 +205,7 @@ def read_csv(
     kept = {"keep_default_na": False, "encoding": "utf-8-sig", "index_col": False}
     some = {name: value for name, value in options.items() if name != "dtype"}
     try:
-        with warnings.catch_warnings():
+        with naming(path), warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # more fields than names
             written = pd.read_csv(path, dtype=str, **kept, **some)
     except (ValueError, pd.errors.ParserWarning) as error:
@@ -208,7 +228,7 @@ def read_csv(
 def separator(path: str | Path) -> str:
     """What separates the columns of somebody's table, by its header: a comma, or the semicolon or
     tab that spreadsheets write where the comma is a decimal sign."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with naming(path), open(path, encoding="utf-8", errors="replace") as file:
         return max(",;\t", key=file.readline().count)
 
 

@@ -208,7 +208,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             try:  # a full disk leaves half a notebook
                 _finish(temporary, failed)
                 temporary.replace(failed)
-            except ValueError:
+            except (ValueError, OSError):
                 temporary.unlink()
         raise
     finally:  # for who calls this from Python
@@ -233,7 +233,7 @@ def _finish(notebook: Path, out: Path) -> None:
     from wspnb.files import plain_json
 
     content = json.loads(notebook.read_text(encoding="utf-8"))
-    content["metadata"]["papermill"]["output_path"] = str(out)
+    content["metadata"].get("papermill", {})["output_path"] = str(out)
     notebook.write_text(plain_json(content) + "\n", encoding="utf-8")
 
 

@@ -90,6 +90,15 @@ def test_features_are_kept_under_the_input_as_well_as_the_weights(tmp_path):
     assert keys[0] == probe.features_key(load_frozen("dinov2", tmp_path), "d", [0])
 
 
+def test_bytes_are_scaled_and_other_ranges_refused():
+    prepare = Frozen(torch.nn.Identity(), ENCODERS["curia2"]).prepare
+    grey = torch.randint(0, 256, (1, 1, 9, 9), dtype=torch.uint8)
+    assert torch.equal(prepare(grey), prepare(grey / 255))
+    for odd in (grey.float(), grey.short()):
+        with pytest.raises(ValueError, match="images of"):
+            prepare(odd)
+
+
 def test_an_even_slice_has_finite_input():
     row = ENCODERS["curia2"]
     assert (

@@ -16,8 +16,10 @@ import pytest
 
 from wspnb.files import (
     check_writable,
+    files_below,
     own_files,
     package_version,
+    plain_json,
     read_csv,
     whole,
     write_csv,
@@ -237,3 +239,21 @@ def test_drives_without_rights_or_flushing_are_written_to(
     with contextlib.nullcontext() if taken else pytest.raises(OSError):
         write_text(tmp_path / "a.txt", "x")
     assert os.listdir(tmp_path) == ["a.txt"] * taken
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_linked_folders_are_entered_once(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "a").touch()
+    (tmp_path / "copy" / "x").mkdir(parents=True)
+    (tmp_path / "copy" / "b").touch()
+    (tmp_path / "copy" / "masks").symlink_to(tmp_path / "disk")
+    (tmp_path / "copy" / "x" / "up").symlink_to(tmp_path / "copy")
+    (tmp_path / "copy" / "gone").symlink_to("nowhere")
+    found = [p.relative_to(tmp_path / "copy").as_posix() for p in files_below(tmp_path / "copy")]
+    assert found == ["b", "masks/a"]
+
+
+def test_json_for_every_language():
+    odd = {"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5], "c": "größe"}
+    assert json.loads(plain_json(odd)) == {"a": None, "b": ["inf", "-inf", 1.5], "c": "größe"}

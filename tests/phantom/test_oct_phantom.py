@@ -120,3 +120,9 @@ def test_wrong_parameters_are_named():
         OctPhantom(patients=2)
     with pytest.raises(ValueError, match=r"OctPhantom\.bcva_cst"):
         OctPhantom(bcva_cst=0.5)
+
+
+@pytest.mark.parametrize("change", [{"test_share": 0.05}, {"test_share": 0.95}, {"seed": -1}])
+def test_both_parts_have_a_patient(change):
+    with pytest.raises(ValueError, match=r"both parts need a patient|seed"):
+        OctPhantom(**{"patients": 4} | change)

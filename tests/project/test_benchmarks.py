@@ -91,3 +91,17 @@ def test_the_script_for_a_card_runs_in_a_tiny_form_without_one_and_goes_on(tmp_p
     assert torch.cuda.is_available() or "10 skipped" in said
     assert said.count("wsp seed 0: population 0.") == 2  # done, then found done
     assert (tmp_path / "gpu" / "32px" / "probe" / "wsp-tiny_padded-seed0" / "studies.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--plans", "nonsense"], "--plans"),
+        (["--workers", "0"], "at least 1"),
+        (["--share", "0"], "--share 0"),
+    ],
+)
+def test_words_that_are_wrong_are_told_before_the_work(tmp_path, words, said):
+    command = [sys.executable, BENCH.parent / "gpu.py", "--out", tmp_path / "out", *words]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 2 and said in found.stderr and not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import book
@@ -98,3 +100,21 @@ def test_every_picture_of_a_notebook_says_what_it_shows():
                 assert len(alt) > 30, f"{path.name}, cell {cell['id']}: mystnb.image.alt is {alt!r}"
                 n_found += 1
     assert n_found > 30
+
+
+@pytest.mark.parametrize("script", ["book.py", "pages.py"])
+def test_scripts_of_the_pages_end_in_one_line(tmp_path, script):
+    command = [sys.executable, Path(__file__).parents[2] / "docs" / script]
+    given = ["report", tmp_path / "o.html"] if script == "pages.py" else [tmp_path / "run"]
+    for words in ([], [*given, tmp_path / "gone"]):
+        found = subprocess.run([*command, *words], capture_output=True, text=True)
+        assert found.returncode == 1 and found.stderr.count("\n") == 1, found.stderr
+
+
+def test_a_run_is_no_place_for_its_pages(tmp_path):
+    (tmp_path / "scores.csv").touch()
+    with pytest.raises(ValueError, match="holds something else"):
+        pages.write_pages(tmp_path, [])
+    with pytest.raises(ValueError, match="holds something else"):
+        book._clear(tmp_path)
+    assert (tmp_path / "scores.csv").exists()

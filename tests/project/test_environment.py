@@ -117,3 +117,12 @@ def test_an_environment_of_another_place_is_made_again(tmp_path):
     (tmp_path / ".venv").rename(tmp_path / "shared")
     (tmp_path / ".venv").symlink_to("shared")  # one environment of several checkouts stays
     assert "rm -rf" not in told("/elsewhere")
+
+
+@pytest.mark.parametrize(("target", "run"), [("book", "runs/my cohort"), ("verify", "runs/it's")])
+def test_a_runs_folder_may_have_any_name(tmp_path, target, run):
+    (tmp_path / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/said\n')
+    (tmp_path / "python").chmod(0o755)
+    given = [f"RUN={run}", f"BIN={tmp_path}", "STAMP=Makefile", "MOVED="]
+    subprocess.run(["make", "-s", target, *given], cwd=ROOT, check=True)
+    assert run in (tmp_path / "said").read_text().splitlines()

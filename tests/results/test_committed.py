@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -166,3 +168,20 @@ def test_what_others_leave_in_a_run_is_not_compared(figures, monkeypatch, capsys
     with pytest.raises(SystemExit):
         committed.main()
     assert "no finished probe" in capsys.readouterr().err
+
+
+def test_nothing_to_compare_is_no_success(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "wspnb.results.committed"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 2 and "no table of ours to compare" in found.stderr
+
+
+def test_what_lay_under_the_name_before_goes(tmp_path):
+    for name in ("deals", "readings", "studies"):
+        write_csv(tmp_path / f"{name}.csv.gz", pd.DataFrame({"run": ["of before"]}))
+    committed.pack([], tmp_path, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs.json"]

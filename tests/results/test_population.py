@@ -1,10 +1,16 @@
 """Differences on a population: patients of one phantom are shared, those of two are not."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from wspnb.results import population, statistics
+from wspnb.files import read_csv, write_csv
+from wspnb.results import population, statistics, tables
+
+FIGURES = Path(__file__).parents[2] / "figures"
 
 
 def found(phantoms):
@@ -71,3 +77,15 @@ def test_methods_are_ranked_where_they_saw_the_same_patients():
     table = population.study_table({"runs": runs, "studies": studies})
     assert table[["better", "worse"]].values.tolist() == [["a", "b"], ["c", "d"]]
     assert table.difference.tolist() == pytest.approx([0.1, 0.1])
+
+
+@pytest.mark.parametrize("part", ["population", "scores"])
+def test_a_run_without_scores_is_named(tmp_path, part):
+    for file in (FIGURES / "runs" / "reference").iterdir():
+        shutil.copy(file, tmp_path)
+    table = read_csv(tmp_path / f"{part}.csv.gz", text=True)
+    gone = table.run.iloc[0]
+    write_csv(tmp_path / f"{part}.csv.gz", table[table.run != gone])
+    read = population.read if part == "population" else tables.read_runs
+    with pytest.raises(ValueError, match=f"no scores of {gone}"):
+        read(tmp_path)

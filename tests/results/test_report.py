@@ -1,8 +1,10 @@
 """The sentences and tables of the report, against numbers worked by hand."""
 
+import html
 import json
 from pathlib import Path
 
+import mistune
 import numpy as np
 import pandas as pd
 import pytest
@@ -159,3 +161,13 @@ def test_runs_judged_on_several_cohorts_are_named_by_the_first_table():
     for table in (tables.auc_table, report.main_result):
         with pytest.raises(ValueError, match=r"supcon-tiny-seed0 was judged on \['d1', 'd2'\]"):
             table(runs)
+
+
+def test_names_of_the_users_are_shown_as_they_are():
+    """Dollars are no formula in Markdown, and < opens no tag in a table."""
+    text = r"P$1 and P$2, a*b, C:\x, stage<F3, a_b_"
+    page = mistune.html(report.as_markdown(text))
+    assert html.unescape(page).strip() == f"<p>{text}</p>" and report.as_markdown("$") == r"\$"
+    table = report.shown(pd.DataFrame({"x<b": ["a<b"], "n": [0.123]}), 2).to_html()
+    assert "x&lt;b" in table and "a&lt;b" in table and "0.12" in table
+    assert report.as_html("a<b") == "a&lt;b"

@@ -204,6 +204,12 @@ def test_a_copy_on_the_disk_in_either_layout(tmp_path):
         (home / "._Cirrhosis_T1_3D.zip").write_bytes(b"\0\5\26\7")  # a Mac's note, no archive
         table = read_cohort(make_cirrmri(tmp_path / f"out{len(depth)}", home, progress=False))
         assert len(table) == 20
+    (tmp_path / "all").mkdir()
+    for name in ("out16", "copy16"):  # a project that is moved
+        (tmp_path / name).rename(tmp_path / "all" / name)
+    assert len(read_cohort(tmp_path / "all" / "out16" / "cohort.csv")) == 20
+    for name in ("out16", "copy16"):
+        (tmp_path / "all" / name).rename(tmp_path / name)
     for file in home.rglob("T1_*.csv"):  # a patient's stage and another one's age are unknown
         text = file.read_text(encoding="utf-8")
         text = text.replace("\n12,60,1,1", "\n12,60,1,").replace("\n13,60,", "\n13,,")

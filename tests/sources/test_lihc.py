@@ -4,7 +4,9 @@ All barcodes are invented. The record is a stand-in: what the real one holds is 
 """
 
 import hashlib
+import os
 import shutil
+import sys
 import tarfile
 import warnings
 from importlib.metadata import version
@@ -210,6 +212,12 @@ def test_masks_are_found_by_name(tmp_path):
     cohort, _, _ = make(tmp_path / "source", local, labels)
     masks = [str(local / "masks" / scan(0)), "", str(tmp_path / "source" / "masks" / cads)]
     assert cohort["mask"].tolist() == masks
+    local.rename(tmp_path / "disk")  # a copy whose parts lie on another disk
+    (tmp_path / "local").mkdir()
+    for part in (scan(0), scan(1), scan(2), "masks"):
+        (local / part).symlink_to(tmp_path / "disk" / part)
+    cohort, _, _ = make(tmp_path / "source", local, labels)
+    assert cohort["mask"].tolist() == masks
     lay(tmp_path / "source", f"masks/{scan(2)}")  # which of the two is not for us to say
     with pytest.raises(ValueError, match=r"two masks of one volume, take one away"):
         make(tmp_path / "source", local, labels)
@@ -310,3 +318,26 @@ def test_masks_beside_volumes_phases_of_a_day_and_words_of_tcga(tmp_path):
     assert "an archive that is not unpacked (rest.7z): 1" in said[0]
     assert table.volume.str.endswith("VEN.nii.gz").all() and len(table) == 4
     assert table["mask"].str.endswith("VEN_liver.nii.gz").all()
+
+
+def test_a_project_with_its_copy_can_be_moved(tmp_path):
+    labels = written(tmp_path / "t.csv", table((2, 0, 0, 0, 1)))
+    project = tmp_path / "project"
+    local = lay(project / "data", scan(0), scan(1), scan(2), f"masks/{scan(0)}")
+    make(project / "runs" / "source", local, labels)
+    project.rename(tmp_path / "moved")
+    cohort = read_cohort(tmp_path / "moved" / "runs" / "source" / "cohort.csv")
+    assert cohort.volume.map(lambda name: Path(name).name).tolist() == [scan(0), scan(1), scan(2)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_utf8_are_listed_and_the_others_used(tmp_path):
+    local = lay(tmp_path / "local", scan(0), scan(1), scan(2))
+    for name in (b"M\xfcller.txt", scan(3).encode().replace(b"VEN", b"V\xe9N")):
+        Path(os.fsdecode(os.fsencode(local) + b"/" + name)).write_bytes(b"x")
+    cohort, inventory, _ = make(
+        tmp_path / "out", local, written(tmp_path / "t.csv", table((2, 0, 0, 0, 1)))
+    )
+    assert len(cohort) == 3
+    odd = inventory[inventory.status == "its name is not UTF-8: rename it"]
+    assert odd.file.map(lambda name: Path(name).name[:3]).tolist() == ["Mül", "lih"]

@@ -1,5 +1,6 @@
 """OLIVES: the public label tables audited by number, and the reader on a folder of their layout."""
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -307,3 +308,32 @@ def test_scans_beyond_the_protocol_gaps_and_pages_are_named(folder):
     pages[0].save(folder / first.image.iloc[1], save_all=True, append_images=[pages[0].copy()])
     kept, failed = olives.drop_copies(folder, first)
     assert len(kept) == 1 and "2 pages, not one: write each as a file" in failed.reason.iloc[0]
+
+
+def test_a_training_scan_without_its_value_is_set_aside_by_name(tmp_path):
+    (tmp_path / "a").mkdir()
+    rows = {
+        "image": "a/0.tif",
+        "patient": "1",
+        "volume": "a",
+        "bcva": [60.0, np.nan, np.nan],
+        "cst": 300.0,
+    }
+    table = pd.DataFrame(
+        rows | {"cohort": ["train", "train", "test"], "image": ["a/0.tif", "a/1.tif", "a/2.tif"]}
+    )
+    for number, name in enumerate(table.image):
+        Image.fromarray(np.full((9, 9), number, np.uint8)).save(tmp_path / name)
+    kept, failed = olives.drop_copies(tmp_path, table)
+    assert kept.image.tolist() == ["a/0.tif", "a/2.tif"]
+    assert failed.reason.tolist() == [
+        "a/1.tif: cannot be used (no BCVA or CST, which training needs)"
+    ]
+
+
+def test_folders_with_accents_in_two_characters_are_found(tmp_path):
+    name = "Prüfung/0.tif"
+    (tmp_path / unicodedata.normalize("NFD", "Prüfung")).mkdir()
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / unicodedata.normalize("NFD", name))
+    table = pd.DataFrame({"image": [name], "patient": "1", "volume": "a", "bcva": 1.0, "cst": 1.0})
+    assert len(olives.drop_copies(tmp_path, table)[0]) == 1

@@ -1,6 +1,8 @@
 """Clinical labels: kernels against formulas, MoCo against a loop, metrics against scikit-learn."""
 
 import copy
+import dataclasses
+import hashlib
 import json
 import math
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from wspnb.files import plain_json
 from wspnb.kernels import same_label
 from wspnb.losses import contrastive_loss
 from wspnb.momentum import Moco, info_nce, without_negatives
@@ -308,3 +311,13 @@ def test_a_missing_biomarker_or_patient_is_refused():
     labels[3, 1] = np.nan
     with pytest.raises(ValueError, match="none missing"):
         oct.probabilities(scores, labels, np.arange(10), np.arange(10, 20))
+
+
+def test_a_run_of_infinite_width_is_finished(tmp_path):
+    settings = make_settings("soft", sigma=float("inf"))
+    (tmp_path / "encoder.safetensors").write_bytes(b"x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    text = plain_json(dataclasses.asdict(settings) | {"encoder_sha256": digest})
+    (tmp_path / "config.json").write_text(text)
+    assert oct.finished(tmp_path, settings)
+    assert not oct.finished(tmp_path, make_settings("soft"))

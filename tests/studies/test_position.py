@@ -327,3 +327,13 @@ def test_a_study_that_was_stopped_leaves_out_what_is_not_there(tmp_path):
         for order in (table, table[::-1]):
             position_runs.differences(order[:k].reset_index(drop=True))
             position_runs.findings(order[:k].reset_index(drop=True))
+
+
+def test_two_processes_that_add_runs_lose_none(tmp_path):
+    path = tmp_path / "t.csv"
+    row = {"point": "base", "method": "wsp", "definition": "x", "step": 1, "auc": 0.5}
+    empty = position_runs.read_table(path)
+    one = position_runs.append_rows(path, empty, [row | {"seed": 0}])
+    position_runs.append_rows(path, empty, [row | {"seed": 1}])  # another, which began as early
+    position_runs.append_rows(path, one, [row | {"seed": 2}])
+    assert position_runs.read_table(path).seed.tolist() == [0, 1, 2]

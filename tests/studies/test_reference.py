@@ -1,6 +1,8 @@
 """The reference experiment in a tiny form: what it writes, that it goes on, and how it judges."""
 
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 
@@ -77,6 +79,8 @@ def test_a_run_leaves_what_the_notebooks_read(root):
 def test_a_finished_run_is_kept(root, monkeypatch):
     monkeypatch.setattr(reference, "train", lambda *a: pytest.fail("trained again"))
     do(Run("wsp", draws=1), root, SIZE, STEPS, CPU, SHARE)
+    with pytest.raises(ValueError, match=rf"of another run \(n_steps {STEPS}, not {STEPS + 1}\)"):
+        do(Run("wsp", draws=1), root, SIZE, STEPS + 1, CPU, SHARE)
 
 
 @pytest.mark.slow
@@ -183,3 +187,27 @@ if __name__ == "__main__":
         child = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
         child.wait(20)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_worker_that_is_killed_is_told(root, monkeypatch):
+    told = []
+    monkeypatch.setattr(reference, "_work", _killed)
+    run_all([Run("wsp")], root, SIZE, STEPS, 1, 60, SHARE, lambda *w: told.append(str(w[-1])))
+    assert len(told) == 1 and "1 workers were killed (exit -9)" in told[0]
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_slices_of_nobody_are_not_judged():
+    table = pd.DataFrame({"cohort": "d1", "patient": ["a", None], "label": 0, "position": 0.5})
+    with pytest.raises(ValueError, match="1 slices without patient"):
+        judge.by_cohort(table, lambda rows: np.zeros((len(rows), 2)))
+
+
+@pytest.mark.parametrize("name", ["wsp_patients3", "wsp_patients0"])
+def test_a_share_of_the_patients_is_a_share(name):
+    with pytest.raises(ValueError, match=f"run {name}: a share of the patients"):
+        reference.share_of(Run(name))

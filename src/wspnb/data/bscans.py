@@ -12,6 +12,7 @@ import pandas as pd
 
 from wspnb.data.store import write_store
 from wspnb.data.volumes import resize
+from wspnb.folds import check_names
 
 # Column of the store -> header of the authors' label tables.
 BIOMARKERS = {
@@ -51,8 +52,9 @@ def write_bscans(folder: str | Path, blocks, table: pd.DataFrame, *more, **setti
     """:func:`wspnb.data.store.write_store` of B-scans, whose table has :data:`COLUMNS` at least.
 
     Raises:
-        ValueError: also if a column is missing; nothing is written.
+        ValueError: also if a column or a patient is missing; nothing is written.
     """
     if missing := [name for name in COLUMNS if name not in table]:
         raise ValueError(f"{folder}: the table has no column {missing}")
+    check_names(table.patient)
     return write_store(folder, blocks, table, *more, **settings)

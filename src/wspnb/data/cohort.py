@@ -90,7 +90,7 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     for column in ("patient", "cohort"):
         raw[column] = raw[column].map(_visible)
     for column in ("volume", "mask"):
-        raw[column] = [_resolve(folder, name) if name else "" for name in raw[column]]
+        raw[column] = [locate(folder, name) if name else "" for name in raw[column]]
     livers = raw["mask"] + "/liver.nii.gz"
     raw["mask"] = raw["mask"].mask((raw["mask"] != "") & livers.map(os.path.isfile), livers)
     if problems := cohort_errors(raw):
@@ -256,9 +256,8 @@ def _stamp(path: str) -> list:
             gzipped = begin[:2] == b"\x1f\x8b" and not int.from_bytes(begin[3:4]) & 4  # bgzip's
             several, stored = _first_member(begin) if gzipped else (False, False)
             size = file.seek(0, os.SEEK_END)
-            if (
-                gzipped and not several and size > 1 << 20
-            ):  # a small one may be of members that are larger
+            # A small one may be of members that are larger.
+            if gzipped and not several and size > 1 << 20:
                 file.seek(-8, os.SEEK_END)
                 end = file.read()
                 if int.from_bytes(end[4:], "little") > size:  # else members, or nothing was packed
@@ -308,7 +307,7 @@ def _look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int
     return [(group[0], other) for group in looks.values() for other in group[1:]]
 
 
-def _resolve(folder: str, name: str) -> str:
+def locate(folder: str, name: str) -> str:
     """The path that a table names, or the one there that differs in the form of accents only."""
     named = os.path.join(folder, os.path.expanduser(name))
     path = os.path.normpath(named)
@@ -317,7 +316,7 @@ def _resolve(folder: str, name: str) -> str:
     if os.path.exists(path):
         return path
     parent, name = os.path.split(path)
-    if parent == path or not os.path.isdir(parent := _resolve(parent, "")):
+    if parent == path or not os.path.isdir(parent := locate(parent, "")):
         return path
     wanted = unicodedata.normalize("NFC", name)
     there = (n for n in _names_in(parent) if unicodedata.normalize("NFC", n) == wanted)

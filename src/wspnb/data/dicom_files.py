@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wspnb.files import need
+from wspnb.files import need, printable
 
 DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
 # What must be the same in all slices of a series.
@@ -117,14 +117,6 @@ def account(files: list[File], used: str = "", why: str = "") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "series", "use"])
 
 
-def printable(path: str | Path) -> str:
-    """A path as text; names that are not UTF-8 (old archives) are taken as Latin-1."""
-    try:
-        return os.fsencode(path).decode("utf-8")
-    except UnicodeDecodeError:
-        return os.fsencode(path).decode("latin-1")
-
-
 def name_form(path: str) -> str:
     """A file's name whatever its numbers: IM3 is a slice where IM1, IM2 and IM4 are."""
     form = re.sub(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*", "0", os.path.basename(path))
@@ -203,7 +195,7 @@ def _pixels_missing(stream, header, tags, size: int) -> tuple[str, int]:
     stream stands at their tag."""
     syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if header.file_meta else ""
     frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
-    image = int(tags["Rows"] * tags["Columns"] * tags["BitsAllocated"] * frames // 8)
+    image = tags["Rows"] * tags["Columns"] * int(tags["BitsAllocated"] or 0) * frames // 8
     if syntax == DEFLATED:  # unpacked at once; one that is cut off cannot be
         stream.seek(0)
         (pydicom,) = need("dicom", "pydicom")

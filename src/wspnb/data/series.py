@@ -225,7 +225,7 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
             f"{name} of {len(files)} slices with gaps of {gaps.min():.2f} to {gaps.max():.2f} mm:"
             f" slices are missing, or it is several stacks (look at {printable(files[at].path)} and"
             f" {printable(files[at + 1].path)}): copy those that are missing, keep one stack in the"
-            " folder, or go on without the patient"
+            " folder, drop an odd one at an end (in series.csv), or go on without the patient"
         )
     aside = steps - np.outer(gaps, normal)
     off = np.linalg.norm(aside - np.median(aside, 0), axis=1)

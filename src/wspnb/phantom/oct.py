@@ -65,6 +65,9 @@ class OctPhantom:
         limits |= {"bcva_cst": (-0.68, 0), "position_dependence": (0, 1), "second_eye": (0, 1)}
         limits |= {"sign_strength": (0, 5), "noise": (0, 1), "height_um": (700, 3000)}
         check_limits(self, limits)
+        if not 0 < round(self.patients * self.test_share) < self.patients or self.seed < 0:
+            found = f"patients={self.patients}, test_share={self.test_share}, seed={self.seed}"
+            raise ValueError(f"{found}: both parts need a patient, and a seed is 0 or more")
 
 
 def draw_visits(phantom: OctPhantom) -> pd.DataFrame:

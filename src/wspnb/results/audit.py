@@ -1,5 +1,6 @@
 """What notebook 06 needs tested: reading the runs, differences of all pairs, verdicts on claims."""
 
+from concurrent.futures.process import BrokenProcessPool
 from itertools import permutations, product
 from pathlib import Path
 
@@ -212,7 +213,11 @@ def repeat_folds(
     folded = [cohort for cohort in cohorts if ">" not in cohort]
     jobs = [delayed(deals)(*key, cohort) for key in cached for cohort in folded]
     columns = ["cohort", "method", "seed", "fold_seed", "fold", "auc"]
-    rows = [row for rows in Parallel(n_jobs=workers)(jobs) for row in rows]
+    try:
+        rows = [row for rows in Parallel(n_jobs=workers)(jobs) for row in rows]
+    except BrokenProcessPool as error:
+        found = "a worker died, perhaps for want of memory"
+        raise RuntimeError(f"{found}: run again with deal_workers 1") from error
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -55,6 +55,11 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
         if files:
             own = [read_csv(file, text=True).assign(run=file.parent.name) for file in files]
             write_csv(target / f"{part}.csv.gz", pd.concat(own))
+        else:  # of what lay here before
+            (target / f"{part}.csv.gz").unlink(missing_ok=True)
+    for part, here in (("readings", readings is not None), ("deals", bool(deals))):
+        if not here:
+            (target / f"{part}.csv.gz").unlink(missing_ok=True)
     if readings is not None:
         write_csv(target / "readings.csv.gz", readings)
     if deals:
@@ -244,6 +249,10 @@ def main() -> int:
         found = verify_run(given.run) if given.run else verify(figures)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if not len(found):
+        parser.error(
+            f"{given.run or figures}: no table of ours to compare: name a run, or go there"
+        )
     print(found.to_string(index=False, header=False))
     wrong = ~(found.found == "equal") & ~found.found.str.startswith("not from scores")
     print(f"{(found.found == 'equal').sum()} equal, {wrong.sum()} differences")

@@ -25,6 +25,7 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
 
     Raises:
         FileNotFoundError: if the folder holds no reference runs.
+        ValueError: if a run has no scores.
     """
     if not (folder / "population.csv.gz").exists():
         raise FileNotFoundError(f"{folder}: no population.csv.gz: no reference runs were kept here")
@@ -35,6 +36,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     found = {"runs": runs.reindex(columns=columns)}
     for part in PARTS:
         table = read_csv(folder / f"{part}.csv.gz")
+        if part == "population" and (lost := sorted(set(runs.run) - set(table.run))):
+            raise ValueError(f"{folder}: no scores of {', '.join(lost)}, which runs.json names")
         found[part] = runs[names].merge(table, on="run")
     return found
 
@@ -92,7 +95,8 @@ def difference_table(found: dict[str, pd.DataFrame], pairs: list[tuple[str, str]
         own = student.ppf(0.975, max(len(each) - 1, 1)) * pd.Series(each).sem()
         both = np.hypot(reach, own)
         rows.append(row | {"low_both": mean - both, "high_both": mean + both})
-    return pd.DataFrame(rows)
+    columns = ["first", "second", "n_seeds", "difference", "low", "high", "low_both", "high_both"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def study_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -121,7 +125,8 @@ def study_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
         row = {"better": better, "worse": worse, "difference": abs(truth)}
         row |= {"spread": gap.auc_folds.std(ddof=1), "wrong": (gap.auc_folds < 0).mean()}
         rows.append(row | {"studies": len(gap)})
-    return pd.DataFrame(rows)
+    columns = ["better", "worse", "difference", "spread", "wrong", "studies"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def all_tables(found: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

@@ -1,6 +1,7 @@
 """What the report says in words, and its figure: names and units of people, not of columns."""
 
 import contextlib
+import html
 import re
 from pathlib import Path
 
@@ -28,6 +29,22 @@ def people(cohorts) -> dict[str, str]:
 def plural(n: int, word: str) -> str:
     """A number with its noun: "1 seed", "2 seeds"."""
     return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def as_markdown(text: str) -> str:
+    """Text as it is: in Markdown, names of the user's may hold what marks up, or a formula."""
+    return re.sub(r"([\\`*_\[\]<>$&#|~])", r"\\\1", text)
+
+
+def as_html(text: str) -> str:
+    """Text as it is, in HTML."""
+    return html.escape(text)
+
+
+def shown(table: pd.DataFrame, precision: int | None = None) -> "pd.io.formats.style.Styler":
+    """A table to display, without its index, names as they are."""
+    table = table.style.hide(axis="index").format(precision=precision, escape="html")
+    return table.format_index(escape="html", axis=1)
 
 
 def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:

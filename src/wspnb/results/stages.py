@@ -57,7 +57,9 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
     if both := sorted(set(patients[train]) & set(patients[~train])):
         raise ValueError(f"patients on both sides: {', '.join(map(str, both[:5]))}")
     if set(stage[train]) != {1, 2, 3}:
-        raise ValueError(f"stages {sorted(set(stage[train]))} to fit on: all of 1, 2, 3 are needed")
+        raise ValueError(
+            f"stages {np.unique(stage[train]).tolist()} to fit on: all of 1, 2, 3 are needed"
+        )
     found = {"patient": patients[~train], "stage": stage[~train]}
     for k in (1, 2, 3):  # one against the rest, as the two classes are weighted equally
         model = classifier(C).fit(features[train], stage[train] == k)
@@ -231,6 +233,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run_dir", nargs="+", type=Path, help="several: folds of one cohort")
     folders = parser.parse_args(arguments).run_dir
     try:
+        if len({folder.resolve() for folder in folders}) < len(folders):
+            raise ValueError("a folder is there twice: name each fold once")
         found = [table for run_dir in folders for table in write(run_dir)]
         if len(folders) > 1:
             stages = [read_csv(folder / "figures" / "stages.csv") for folder in folders]

@@ -83,6 +83,8 @@ def _finished(run_dir: Path):
     if (run_dir / "runs.json").exists():
         parts = dict(list(read_csv(run_dir / "scores.csv.gz").groupby("run")))
         for name, run in read_json(run_dir / "runs.json")["runs"].items():
+            if name not in parts:
+                raise ValueError(f"{run_dir / 'scores.csv.gz'}: no scores of {name}: keep it again")
             part = parts[name].drop(columns="run").reset_index(drop=True)
             yield run_dir / "probe" / name, run, part
     for file in own_files(run_dir / "probe", "*-seed*/results.json"):

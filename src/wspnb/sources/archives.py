@@ -17,7 +17,7 @@ import pandas as pd
 import pooch
 import psutil
 
-from wspnb.files import suppress_unable
+from wspnb.files import files_below, naming, suppress_unable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 OTHERS = (".7z", ".rar", ".zip.001", ".7z.001", ".tar.zst", ".part1.rar")  # not unpacked, named
@@ -42,17 +42,14 @@ def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path
     if local and not Path(local).is_dir():
         raise FileNotFoundError(f"{local}: no such folder; give the one that holds the data")
     ours = folder.absolute() / "unpacked"  # perhaps below the copy
-    files = _files_below(Path(local)) if local else list(fetch())
+    files = files_below(local) if local else list(fetch())
     files = [path for path in files if not path.absolute().is_relative_to(ours)]
     for archive in files:  # the list grows: archives may hold archives
         if is_archive(archive):
-            name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
-            files += _files_below(unpack(archive, ours / name))
+            with naming(archive):
+                name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
+            files += files_below(unpack(archive, ours / name))
     return files
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if os.path.isfile(path))
 
 
 def warn_left(used: str, status: pd.Series, inventory: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.files import read_csv, write_csv
+from wspnb.files import printable, read_csv, relative, write_csv
 from wspnb.sources.archives import gather, is_archive, warn_left
 from wspnb.sources.downloads import fetch_record, read_json
 
@@ -68,7 +68,12 @@ def make_cirrmri(
     fetch = partial(fetch_record, "cuk24", folder, API, progress=progress, lister=lister)
     found = [path for path in gather(folder, local, fetch) if not is_archive(path)]
     inventory = list_scans(found, kinds, "healthy" in take)
-    stages = read_stages({path.name: path for path in found}, kinds)
+    for column in ("volume", "mask"):  # from the table, so that both can be moved together
+        inventory[column] = [relative(file, folder.absolute()) for file in inventory[column]]
+    named = [path.name for path in found]
+    if twice := [str(p) for p in found if p.name in TABLES.values() and named.count(p.name) > 1]:
+        raise ValueError(f"two tables of one name: {', '.join(twice[:2])}: give one copy")
+    stages = read_stages(dict(zip(named, found, strict=True)), kinds)
     for column in ("stage", "age", "gender"):
         inventory[column] = inventory.patient.map(stages[column])
     sick = inventory.status.eq("") & inventory.split.ne("healthy")
@@ -141,8 +146,10 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
         text = path.as_posix()
         hidden = path.name.startswith(".") or "__MACOSX" in text
         scan, sound = SCAN.search(text), HEALTHY.search(text)
-        if hidden or not (scan or sound):
-            others.append({"volume": str(path.absolute()), "status": "no scan"})
+        odd = printable(path.absolute()) != str(path.absolute())
+        if hidden or odd or not (scan or sound):
+            why = "its name is not UTF-8: rename it" if odd else "no scan"
+            others.append({"volume": printable(path.absolute()), "status": why})
             continue
         if scan:
             kind, split, what, name = scan.groups()[:4]
@@ -181,6 +188,8 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
             said = f"{files[name]}: columns {sorted(missing)} are missing, there are {list(table)}"
             raise ValueError(f"{said}: take the set's own table")
         table = table.rename(columns=lambda key: key.strip().lower()).rename(columns=columns)
+        who = table.patient.str.strip().str.replace(r"\.0*$", "", regex=True)  # of a spreadsheet
+        table["patient"] = who.str.replace("^0+(?=.)", "", regex=True)
         table = table[table.stage.str.strip() != ""]  # is set aside as "no stage"
         if len(odd := table[~table.stage.isin(["1", "2", "3"])]):
             found = dict(zip(odd.patient[:5], odd.stage, strict=False))

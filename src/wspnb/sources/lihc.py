@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from wspnb.data.cohort import EMPTY
-from wspnb.files import own_files, read_csv, separator, write_csv
+from wspnb.files import own_files, printable, read_csv, relative, separator, write_csv
 from wspnb.sources.archives import OTHERS, SUFFIXES, gather, warn_left
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
@@ -70,16 +70,14 @@ def make_lihc(
     found = {*gather(folder, copy, fetch), *own_files(folder / "masks", "*")}
     inventory = join(list_files(found), table)
     root = folder.absolute()  # what is below it is named from there, so that it can be moved
-    inventory["file"] = [
-        file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
-        for file in map(Path, inventory.file)
-    ]
+    inventory["file"] = [relative(file, root) for file in inventory.file]
     write_csv(folder / "inventory.csv", inventory)
     used = inventory[inventory.status == "used"].sort_values("patient")
     if used.label.nunique() < 2:
         raise ValueError(
             f"{folder}: {len(used)} patients with file and label, labels {set(used.label)}: both"
-            f" are needed; {folder / 'inventory.csv'} says what became of each file and label."
+            f" are needed; {folder / 'inventory.csv'} says what became of each file and label"
+            f" ({', '.join(f'{k}: {n}' for k, n in inventory.status.value_counts().items())})."
             f" Files are called {_some(inventory.file)}, labels are for {_some(table.key)}"
         )
     masks = inventory[inventory.status == "mask"]
@@ -169,7 +167,9 @@ def list_files(paths) -> pd.DataFrame:
             kind, name = "mask", name[: beside.start()]
         kind = "archive" if small.endswith(SUFFIXES) else kind
         kind = f"an archive that is not unpacked ({path.name})" if small.endswith(OTHERS) else kind
-        row = {"file": str(path.absolute()), "name": name, "status": kind}
+        if (shown := printable(path.absolute())) != str(path.absolute()):
+            kind = "its name is not UTF-8: rename it"
+        row = {"file": shown, "name": printable(name), "status": kind}
         row |= {"patient": barcode[0] if barcode else "", "date": date[0] if date else ""}
         rows.append(row)
     return pd.DataFrame(rows, columns=["file", "name", "patient", "date", "status"])

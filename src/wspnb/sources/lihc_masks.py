@@ -8,8 +8,8 @@ only; every patient's fate is in ``masks.csv``.
 """
 
 import argparse
-import os
 import sys
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -19,7 +19,7 @@ from nibabel.processing import resample_from_to
 
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import write_image
-from wspnb.files import need, read_csv, write_csv
+from wspnb.files import files_below, need, printable, read_csv, write_csv
 
 TAGS = ("Modality", "PatientID", "StudyDate", "SeriesDescription")
 INSIDE = 0.95  # of a liver must lie on the volume, else they are not of one scan (paper silent)
@@ -33,10 +33,13 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
         ValueError: if there is none.
     """
     (pydicom,), rows = need("dicom", "pydicom"), []
-    for path in sorted(path for path in Path(folder).rglob("*") if os.path.isfile(path)):
+    for path in files_below(folder):
         try:
-            tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        except pydicom.errors.InvalidDicomError:
+            tags = pydicom.dcmread(path, None, True, True, list(TAGS))  # also without a preamble
+        except OSError as error:  # a bad disk: the others are used
+            warnings.warn(f"{path}: cannot be read ({error}): passed over", stacklevel=2)
+            continue
+        except Exception:  # no DICOM
             continue
         kind, patient, date, words = (str(tags.get(name, "")) for name in TAGS)
         if kind == "SEG":
@@ -144,10 +147,10 @@ def _best(own: pd.DataFrame, header: Header, out: Path) -> dict:
         except ValueError as error:
             wrong.setdefault("status", f"cannot be read: {error}")
     if not able:
-        return wrong | {"segmentation": str(own.file.iloc[0])}
+        return wrong | {"segmentation": printable(own.file.iloc[0])}
     off, _, file, mask, affine = min(able, key=lambda row: row[:3])
     placed, inside = place(mask, affine, header)
-    row = {"segmentation": str(file), "off_grid": off, "inside": inside}
+    row = {"segmentation": printable(file), "off_grid": off, "inside": inside}
     row["ml"] = round(float(placed.sum()) * header.voxel_ml, 1)
     if inside < INSIDE:
         return row | {"status": f"not of this scan: {inside:.0%} of the liver lie on it"}

@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
-from wspnb.data.cohort import EMPTY
+from wspnb.data.cohort import EMPTY, locate
 from wspnb.data.inventory import duplicates
 from wspnb.data.store import ALL_USED
 from wspnb.files import own_files, read_csv
@@ -158,7 +158,9 @@ def drop_copies(images: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Dat
     reasons, hashes = {}, {}
     for row in table.itertuples():
         try:
-            content = (images / row.image).read_bytes()
+            if getattr(row, "cohort", "") == "train" and np.isnan([row.bcva, row.cst]).any():
+                raise ValueError("no BCVA or CST, which training needs")
+            content = Path(locate(str(images), row.image)).read_bytes()
             with Image.open(io.BytesIO(content)) as picture:
                 picture.load()
             if (pages := getattr(picture, "n_frames", 1)) > 1:
@@ -218,7 +220,7 @@ def write_olives(
 
     def read():
         for name in progress(kept.image) if progress else kept.image:
-            with Image.open(Path(images) / name) as file:
+            with Image.open(locate(str(images), name)) as file:
                 yield prepare_bscan(np.asarray(file.convert("L")), size)[None]
 
     return write_bscans(folder, read(), kept, size, failed=failed, source="OLIVES", repaired=repair)
@@ -235,7 +237,10 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
     """
     rows, tables, eyes = [], {}, None
     for csv in own_files(folder, "*.csv"):
-        raw, name = read_csv(csv, foreign=True), csv.stem
+        try:
+            raw, name = read_csv(csv, foreign=True), csv.stem
+        except ValueError:  # somebody else's
+            continue
         if not {"BCVA", "CST", "Patient_ID"} <= set(raw):
             continue  # somebody else's
         found = {"rows": len(raw), "headers BCVA and Snellen swapped": headers_swapped(raw)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from wspnb import probe
 from wspnb.data.slices import Slices
-from wspnb.folds import checked
+from wspnb.folds import check_names, checked
 
 GROUPS = ("d1", "d2", "d1+d2")
 C, N_FOLDS, FOLD_SEED = 0.01, 5, 0  # of the probe: notebook 03's defaults
@@ -30,6 +30,7 @@ def by_cohort(table: pd.DataFrame, features: Callable[[np.ndarray], np.ndarray])
     for cohort in ("d1", "d2", "population"):
         rows = np.flatnonzero(table.cohort == cohort)
         slices = table.iloc[rows]
+        check_names(slices.patient)
         truth = slices.label.to_numpy(int), slices.patient.to_numpy(str)
         found[cohort] = (features(rows), *truth, slices.position.to_numpy(float))
     return found

@@ -1,5 +1,6 @@
 """Clinical values as weak labels (Kokilepersaud et al. 2023), and how biomarkers are judged."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wspnb.data.bscans import BIOMARKERS
 from wspnb.data.store import digest_file
-from wspnb.files import read_csv, read_json
+from wspnb.files import plain_json, read_csv, read_json
 from wspnb.folds import check_names
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
@@ -114,7 +115,8 @@ def finished(folder: Path, settings: Settings) -> bool:
     found = read_json(folder / "config.json")
     if found.get("encoder_sha256") != digest_file(file):  # killed between the two
         return False
-    return all(found.get(name) == value for name, value in asdict(settings).items())
+    wanted = json.loads(plain_json(asdict(settings)))
+    return all(found.get(name) == value for name, value in wanted.items())
 
 
 def collapsed(folder: Path) -> bool:
@@ -236,7 +238,8 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
         both, (low, high) = pd.concat(found[method]), ends(draws[method])
         row = {"method": ROWS[method], "seeds": len(own), "macro_auroc": own.mean()}
         row |= {"seed_sd": own.std(), "low": low, "high": high}
-        row |= both[["rounded", "accuracy", "precision", "recall", "specificity"]].mean()
+        row |= both[["rounded", "accuracy", "precision"]].mean()
+        row |= both.loc[both.rounded.notna(), ["recall", "specificity"]].mean()  # of the same ones
         row |= {f"auroc_{name}": both.auroc[name].mean() for name in BIOMARKERS}
         gap = draws["soft"] - draws[method] if soft == soft and method != "soft" else []
         row |= {"soft_minus": soft - own.mean()}

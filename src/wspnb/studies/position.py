@@ -61,10 +61,11 @@ def train(
 @torch.inference_mode()
 def judge(cohort: Cohort, encoder: nn.Module) -> dict[str, float]:
     """AUC of the linear probe and how well depth is read, see :func:`wspnb.studies.judge.judge`."""
-    was_training = encoder.training
+    was_training = {module: module.training for module in encoder.modules()}
     encoder.eval()
     found = by_cohort(cohort.table, lambda rows: encoder(cohort.plain(cohort.inputs[rows])).numpy())
-    encoder.train(was_training)
+    for module, was in was_training.items():
+        module.training = was
     return judge_features(found)
 
 

@@ -111,8 +111,13 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
-    """The table with a finished run's rows, written whole under a temporary name, then renamed."""
-    parts = [part for part in (table, pd.DataFrame(rows)) if len(part)]
+    """The table with a finished run's rows, written whole under a temporary name, then renamed.
+    What another process has added meanwhile stays."""
+    now = read_table(path)
+    own = pd.DataFrame(rows, columns=None if rows else now.columns)
+    here = {tuple(key) for part in (table, own) for key in part[KEYS].itertuples(index=False)}
+    meanwhile = [tuple(key) not in here for key in now[KEYS].itertuples(index=False)]
+    parts = [part for part in (table, now[meanwhile], own) if len(part)]
     table = pd.concat(parts, ignore_index=True).round(6)
     write_csv(path, table)
     return table

@@ -69,7 +69,10 @@ class Run:
 
 def share_of(run: Run) -> float:
     """Share of D_radio's patients that a run sees."""
-    return float(run.changes.get("patients", 1))
+    share = float(run.changes.get("patients", 1))
+    if not 0 < share <= 1:
+        raise ValueError(f"run {run.name}: a share of the patients is above 0, and 1 at most")
+    return share
 
 
 def settings_of(run: Run, store: dict, n_steps: int) -> pretrain.Config:
@@ -179,7 +182,8 @@ def folder_name(phantom: tuple, size: int) -> str:
 
 
 def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, share=1.0) -> Path:
-    """One run with its judgement; a finished one is kept. Returns the folder of its probe.
+    """One run with its judgement; a finished one is kept. Returns the folder of its probe. A
+    finished one of other steps or slices is a ValueError.
 
     Writes ``pretrain/RUN/`` (encoder, log, settings), ``probe/RUN/`` (``scores.csv`` of D1, D2 and
     both, ``population.csv``, ``studies.csv``, ``curve.csv`` over steps and, last,
@@ -188,11 +192,17 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     folder = root / folder_name(run.phantom, size)
     name = pretrain.run_name(run.name, "tiny_padded", run.seed)
     out, began = folder / "probe" / name, time.monotonic()
-    if (out / "results.json").exists():
-        return out
     phantom = Phantom(image_size=size, **dict(run.phantom))
     store = open_slices(make_store(folder / "cohort", phantom, share, share, share, progress=False))
     config, curve, facts = settings_of(run, store.settings, n_steps), [], {}
+    if (out / "results.json").exists():
+        found = read_json(out / "results.json")
+        asked = {"data": config.data, "n_steps": config.n_steps}
+        if odd := [f"{k} {found.get(k)}, not {v}" for k, v in asked.items() if found.get(k) != v]:
+            raise ValueError(
+                f"{out} is of another run ({'; '.join(odd)}): delete it, or take --out"
+            )
+        return out
     base = [key for key in tables.ROWS if f"{run.name}_".startswith(f"{key}_")]  # to compare with
     result = {"name": run.name, "method": (base or [run.method])[0], "backbone": config.backbone}
     result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
@@ -338,6 +348,9 @@ def run_all(
         while not results.empty():
             say(f"{seconds - (end - time.monotonic()):4.0f} s", results.get())
         time.sleep(0.5)
+    if killed := [process.exitcode for process in pool if process.exitcode]:
+        advice = "their runs are not done: call again, with fewer workers if memory was short"
+        say(f"{len(killed)} workers were killed (exit {killed[0]}), {advice}")
     for process in pool:
         process.terminate()
     while not results.empty():
