@@ -369,6 +369,8 @@ def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_pat
     few = ("mask_folds=2", "mask_steps=60", "hide=0.3", "mask_size=64", "seed=0")
     assert run(tmp_path, *few) == 0
     found = pd.read_csv(tmp_path / "masks" / "dice.csv")
+    failed = pd.read_csv(tmp_path / "masks" / "failed_masks.csv")
+    assert not failed.reason.str.contains(str(tmp_path)).any()  # it goes into reports
     assert set(found.kind) == {"held out", "hidden"} and len(found) == len(cohort) - 1
     means = found.groupby("kind").dice.mean()
     assert (means > 0.6).all(), means

@@ -170,13 +170,23 @@ def test_who_judges_nobody_is_told_what_to_ask_for(tmp_path):
     (tmp_path / "cohort.csv").write_text(lines.replace("1,,r", "2,,r"), encoding="utf-8")
     with pytest.raises(AssertionError, match=r"cohort\.csv: says something else than when"):
         dry_run("report", *config, folder=tmp_path)
+    more = "volume,mask,patient,weak_label,label,cohort,scanner\na,a,A,1,,r,Force\n"
+    (tmp_path / "cohort.csv").write_text(more, encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"cohort\.csv: says something else than when"):
+        dry_run("report", *config, folder=tmp_path)
+    (tmp_path / "cohort.csv").write_text(lines, encoding="utf-8")
+    own = read_cohort(tmp_path / "cohort.csv").assign(mask_source="given")
+    write_cohort(tmp_path / "masks", own, None, tmp_path / "cohort.csv")
+    assert "given masks" not in said(2, *config, folder=tmp_path)
+    (tmp_path / "a").write_bytes(b"corrected by hand")
+    assert "own_160: given masks of A, or their" in said(2, *config, folder=tmp_path)
 
 
-def said(cores: int, *config: str) -> str:
+def said(cores: int, *config: str, folder: Path = ROOT) -> str:
     """What `plan` prints."""
     command = [Path(sys.executable).with_name("snakemake"), "--snakefile", "workflow/Snakefile"]
     command += ["--cores", str(cores), "--nolock", "plan", "--config", *config]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     return done.stdout + done.stderr
 
 

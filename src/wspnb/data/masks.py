@@ -166,6 +166,7 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
     if not was.exists():
         raise ValueError(f"{csv}: made by an earlier version: {again}{afresh} at its end")
     then, now = read_csv(was, text=True), _as_text(read_cohort(source), folder)
+    new = [name for name in now if name not in then and name not in made]
     columns = [*dict.fromkeys([*now, *then])]
     then, now = (table.reindex(columns=columns, fill_value="") for table in (then, now))
     files, own = ["volume", "mask", "coding"], _as_text(made, folder)
@@ -176,6 +177,7 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
         now[shared].to_numpy(), now.reindex(columns=files).fillna("").to_numpy(), strict=True
     )
     right = {file[0] for row, file in rows if tuple(row) in both and tuple(file) in same}
+    right = set() if new else right  # a further column is nowhere but in the table
     then, now = (table[~table.volume.isin(right)] for table in (then, now))
     if who := _whose(then.to_numpy().tolist(), now.to_numpy().tolist(), columns.index("patient")):
         images = [name for name in ("volume", "mask", "patient", "coding") if name in columns]
@@ -212,9 +214,9 @@ def value_of(cohort: pd.DataFrame, value: int | None, csv: str | Path = "") -> i
 
 def check_drawn(
     cohort: pd.DataFrame, stamps: list[tuple[list, list]], csv: str | Path = "cohort.csv"
-) -> None:
+) -> str:
     """Refuse drawn masks whose volume is another one since; warn where volumes or masks that the
-    network has learnt from are.
+    network has learnt from are, and return the words.
 
     Args:
         cohort: table that :func:`write_cohort` wrote, or another, of which nothing is asked.
@@ -222,7 +224,7 @@ def check_drawn(
         csv: where the table lies, to say what to do.
     """
     if "drawn_from" not in cohort:
-        return
+        return ""
     drawn = (cohort.mask_source == "predicted").to_numpy()
     alone = [_mark(volume) for volume, _ in stamps]
     both = [_mark(volume + mask) for volume, mask in stamps]
@@ -238,6 +240,8 @@ def check_drawn(
         text = f"given masks of {who}, or their volumes, have changed; the drawn masks were learnt"
         text += f" from them as they were: {advice}"
         warnings.warn(text, stacklevel=3)
+        return text
+    return ""
 
 
 def named_again(found: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
