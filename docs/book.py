@@ -96,16 +96,11 @@ def lost_pages(source: Path, pages: Path) -> list[str]:
     return sorted(str(p) for p in given if not (pages / p.with_suffix(".html")).exists())
 
 
-def _clear(out: Path) -> None:
-    """Remove an earlier site, and nothing else."""
-    if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").exists():
-        raise ValueError(f"{out} holds something else than a site: name another folder")
-    shutil.rmtree(out, ignore_errors=True)
-
-
 def main(run: Path, out: Path) -> int:
     """Build the site into a temporary folder, then put it under its name; returns Sphinx's code, 1
-    if a page is missing."""
+    if a page is missing. A folder that holds something else than a site is a ValueError."""
+    if out.exists() and any(out.iterdir()) and not (out / "searchindex.js").exists():
+        raise ValueError(f"{out} holds something else than a site: name another folder")
     with tempfile.TemporaryDirectory(prefix="wspnb-book-") as folder:
         source, pages = Path(folder) / "source", Path(folder) / "pages"
         source.mkdir()
@@ -116,7 +111,7 @@ def main(run: Path, out: Path) -> int:
             print("no page was written of", *lost)
             return 1
         if code == 0:
-            _clear(out)
+            shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(pages, out, ignore=shutil.ignore_patterns(".doctrees", ".buildinfo"))
             shutil.copy(out / "README.html", out / "index.html")
             print(f"site: {out / 'index.html'}")

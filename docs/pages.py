@@ -100,7 +100,7 @@ def page(source: Path, links: list[tuple[str, str]], report: bool = False) -> st
 
 def write_pages(out: Path, notebooks: list[Path]) -> None:
     """One page per notebook, linked to its neighbours; the folder appears when all are written."""
-    if out.exists() and any(path.suffix != ".html" for path in out.iterdir()):
+    if out.exists() and any(path.suffix != ".html" for path in out.glob("[!.]*")):
         raise ValueError(f"{out} holds something else than pages: name another folder")
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
 from pathlib import Path
@@ -147,16 +147,22 @@ def own_files(folder: str | Path, pattern: str) -> list[Path]:
     return [path for path in found if "/." not in f"/{path.relative_to(folder).as_posix()}"]
 
 
-def files_below(folder: str | Path) -> list[Path]:
-    """All files below a folder, sorted; folders that are links are entered, each place once."""
-    found, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+def paths_below(folder: str | Path, lost: Callable | None = None) -> Iterator[str]:
+    """Whatever is below a folder and no folder; links to folders are followed, each place is
+    entered once. ``lost`` is called with the error of a folder that cannot be read."""
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=lost, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # a link to a folder above, or a second one
             folders.clear()
             continue
         seen.add(real)
-        found += [path for name in names if os.path.isfile(path := os.path.join(place, name))]
-    return sorted(map(Path, found))
+        folders.sort()
+        yield from (os.path.join(place, name) for name in sorted(names))
+
+
+def files_below(folder: str | Path) -> list[Path]:
+    """The files of :func:`paths_below`, sorted."""
+    return sorted(Path(path) for path in paths_below(folder) if os.path.isfile(path))
 
 
 def printable(path: str | Path) -> str:

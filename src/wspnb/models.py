@@ -140,6 +140,18 @@ def two_layers(first: int, hidden: int, last: int, norm: bool = False) -> nn.Seq
 
 
 @contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; each of its parts is given back in the mode that it had."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Let weights made here depend on the seed alone; global generators stay untouched, and so does
     the default type, which is float32 here."""

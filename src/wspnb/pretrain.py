@@ -324,7 +324,7 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         said = " ".join(str(error).partition(". ")[0].split())  # torch goes on for a page
         raise ValueError(f"{path}: not a readable checkpoint ({said}){advice}") from None
     unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
-    if other := _differences(then, config) or unknown:
+    if other := differences(then, config) or unknown:
         other = f"written with other settings ({other})"
         raise ValueError(f"{path}: {other}{advice} or another run_dir")
     check_sound(path, own, losses, advice)
@@ -368,13 +368,13 @@ def check_existing(existing: str, folder: Path, config: Config) -> None:
     kept = all((folder / name).exists() for name in ("encoder.safetensors", "config.json"))
     if existing == "replace" or not kept:
         return
-    then = read_json(folder / "config.json")
-    if other := _differences(then, config):
+    if other := differences(read_json(folder / "config.json"), config):
         advice = "give this one a name (name), or say existing=replace"
         raise ValueError(f"{folder} holds a finished run of other settings ({other}): {advice}")
 
 
-def _differences(then: dict, config: Config) -> str:
+def differences(then: dict, config) -> str:
+    """In which settings a dataclass differs from those of a file, in words; "" if in none."""
     then, now = (json.loads(plain_json(settings)) for settings in (then, asdict(config)))
     odd = (k for k in now if then.get(k) != now[k])
     return ", ".join(f"{k}: {then.get(k)} there, {now[k]} now" for k in odd)

@@ -150,6 +150,7 @@ def extract_features(
     import torch
 
     from wspnb.augment import to_unit
+    from wspnb.models import evaluating
 
     rows, plain = np.asarray(rows), all(w.is_contiguous() for w in encoder.parameters())
     rows = np.flatnonzero(rows) if rows.dtype == bool and len(rows) == len(images) else rows
@@ -159,11 +160,11 @@ def extract_features(
     weight, features = next(encoder.parameters(), torch.empty(0)), []
     if weight.dtype.itemsize < 4:
         raise ValueError(f"the encoder is in {weight.dtype}: features are float32, take .float()")
-    training = {module: module.training for module in encoder.modules()}
-    encoder.eval().to(memory_format=torch.channels_last)
+    encoder.to(memory_format=torch.channels_last)
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     try:
-        with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
+        off = torch.autocast(weight.device.type, enabled=False)
+        with evaluating(encoder), torch.inference_mode(), off:
             for batch in progress(batches) if progress else batches:
                 pixels = to_unit(torch.from_numpy(images[batch]).to(weight.device)[:, None])
                 found = encoder(pixels.to(weight.dtype))
@@ -172,9 +173,7 @@ def extract_features(
                     raise ValueError(f"the encoder gave {kind}, expected features (b, d)")
                 features.append(found.float().cpu().numpy())
     finally:
-        for module, was in training.items():  # it is left as it was
-            module.training = was
-        if plain:
+        if plain:  # it is left as it was
             encoder.to(memory_format=torch.contiguous_format)
     return np.concatenate(features)
 

@@ -156,7 +156,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
     """Execute a notebook in its own folder, print its warnings, and say the seconds taken; ``out``
     appears only on success. On failure the notebook so far is kept beside it as
     ``NAME.failed.ipynb``."""
-    import tempfile
+    import tempfile  # imports random, of which a file beside the caller may have the name
 
     import nbclient.client
     import papermill
@@ -271,8 +271,8 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
     where = f"FAILED: {out}" if cell is None else f"FAILED in cell {cell}"
     kind = getattr(error, "ename", type(error).__name__)
     said = _line(getattr(error, "evalue", getattr(error, "strerror", None) or error))
-    begun = "Kernel died before replying" not in said or importlib.util.find_spec("ipykernel")
-    if kind == "DeadKernelError" or ("Kernel died" in said and begun):
+    early = "Kernel died before replying" in said  # killed, or there is no ipykernel to begin
+    if kind == "DeadKernelError" or (early and importlib.util.find_spec("ipykernel")):
         return (
             f"{where}: the kernel was killed or crashed, most often for want of memory: free some, "
             "or take smaller batches (batch_size), images or fewer workers"

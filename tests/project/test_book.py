@@ -116,5 +116,5 @@ def test_a_run_is_no_place_for_its_pages(tmp_path):
     with pytest.raises(ValueError, match="holds something else"):
         pages.write_pages(tmp_path, [])
     with pytest.raises(ValueError, match="holds something else"):
-        book._clear(tmp_path)
+        book.main(tmp_path, tmp_path)
     assert (tmp_path / "scores.csv").exists()

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -126,3 +127,10 @@ def test_a_runs_folder_may_have_any_name(tmp_path, target, run):
     given = [f"RUN={run}", f"BIN={tmp_path}", "STAMP=Makefile", "MOVED="]
     subprocess.run(["make", "-s", target, *given], cwd=ROOT, check=True)
     assert run in (tmp_path / "said").read_text().splitlines()
+
+
+def test_imports_run_one_way():
+    """Core <- data <- sources, phantom <- results <- studies: contracts in pyproject.toml."""
+    command = Path(sys.executable).with_name("lint-imports")
+    found = subprocess.run([command, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout

@@ -210,6 +210,15 @@ def test_a_copy_on_the_disk_in_either_layout(tmp_path):
     assert len(read_cohort(tmp_path / "all" / "out16" / "cohort.csv")) == 20
     for name in ("out16", "copy16"):
         (tmp_path / "all" / name).rename(tmp_path / name)
+    table = next(home.rglob("T1_*.csv"))
+    copy = home / "more" / table.name
+    copy.parent.mkdir()
+    shutil.copy(table, copy)
+    assert len(read_cohort(make_cirrmri(tmp_path / "twice", home, progress=False))) == 20
+    copy.write_bytes(table.read_bytes() + b"99,60,1,1\n")
+    with pytest.raises(ValueError, match="tables of one name that differ"):
+        make_cirrmri(tmp_path / "twice", home, progress=False)
+    copy.unlink()
     for file in home.rglob("T1_*.csv"):  # a patient's stage and another one's age are unknown
         text = file.read_text(encoding="utf-8")
         text = text.replace("\n12,60,1,1", "\n12,60,1,").replace("\n13,60,", "\n13,,")

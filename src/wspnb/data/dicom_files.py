@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wspnb.files import need, printable
+from wspnb.files import need, paths_below, printable
 
 DEFLATED, END = "1.2.840.10008.1.2.1.99", b"\xfe\xff\xdd\xe0\0\0\0\0"  # of packed pixels
 # What must be the same in all slices of a series.
@@ -68,19 +68,13 @@ def index(folder: str | Path) -> list[File]:
         ImportError: if the extra ``dicom`` is not installed.
     """
     need("dicom", "pydicom", "SimpleITK")  # before the work
-    found, seen = [], set()
+    found = []
 
     def lost(error):
         found.append(File(error.filename, {}, f"a folder that cannot be read ({error})", True))
 
-    for place, folders, names in os.walk(folder, onerror=lost, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link that leads to a folder above, or twice to one
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found += [index_file(os.path.join(place, name)) for name in sorted(names)]
+    for path in paths_below(folder, lost):
+        found.append(index_file(path))
     return found
 
 

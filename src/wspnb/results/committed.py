@@ -50,16 +50,13 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
         used = tables.effective_positives(run)
         facts |= {} if np.isnan(used) else {"effective_positives": used}
         lines.append(f"{json.dumps(run['folder'].name)}: {json.dumps(facts)}")
+    for part in ("scores", *population.PARTS, "readings", "deals"):  # of what lay here before
+        (target / f"{part}.csv.gz").unlink(missing_ok=True)
     for part in ("scores", *population.PARTS):  # as written, digit by digit
         files = [f for run in runs if (f := run["folder"] / f"{part}.csv").exists()]
         if files:
             own = [read_csv(file, text=True).assign(run=file.parent.name) for file in files]
             write_csv(target / f"{part}.csv.gz", pd.concat(own))
-        else:  # of what lay here before
-            (target / f"{part}.csv.gz").unlink(missing_ok=True)
-    for part, here in (("readings", readings is not None), ("deals", bool(deals))):
-        if not here:
-            (target / f"{part}.csv.gz").unlink(missing_ok=True)
     if readings is not None:
         write_csv(target / "readings.csv.gz", readings)
     if deals:

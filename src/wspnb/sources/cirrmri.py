@@ -70,10 +70,12 @@ def make_cirrmri(
     inventory = list_scans(found, kinds, "healthy" in take)
     for column in ("volume", "mask"):  # from the table, so that both can be moved together
         inventory[column] = [relative(file, folder.absolute()) for file in inventory[column]]
-    named = [path.name for path in found]
-    if twice := [str(p) for p in found if p.name in TABLES.values() and named.count(p.name) > 1]:
-        raise ValueError(f"two tables of one name: {', '.join(twice[:2])}: give one copy")
-    stages = read_stages(dict(zip(named, found, strict=True)), kinds)
+    for name in TABLES.values():  # unpacked and packed, they may be there twice
+        copies = [path for path in found if path.name == name]
+        if len({path.read_bytes() for path in copies}) > 1:
+            said = ", ".join(map(str, copies))
+            raise ValueError(f"tables of one name that differ: {said}: take the wrong one away")
+    stages = read_stages({path.name: path for path in found}, kinds)
     for column in ("stage", "age", "gender"):
         inventory[column] = inventory.patient.map(stages[column])
     sick = inventory.status.eq("") & inventory.split.ne("healthy")

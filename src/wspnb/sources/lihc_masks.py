@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from nibabel.processing import resample_from_to
 
+from wspnb.data.dicom_files import index
 from wspnb.data.headers import Header, open_header
 from wspnb.data.volumes import write_image
-from wspnb.files import files_below, need, printable, read_csv, write_csv
+from wspnb.files import need, printable, read_csv, write_csv
 
 TAGS = ("Modality", "PatientID", "StudyDate", "SeriesDescription")
 INSIDE = 0.95  # of a liver must lie on the volume, else they are not of one scan (paper silent)
@@ -32,19 +33,15 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
     Raises:
         ValueError: if there is none.
     """
-    (pydicom,), rows = need("dicom", "pydicom"), []
-    for path in files_below(folder):
-        try:
-            tags = pydicom.dcmread(path, None, True, True, list(TAGS))  # also without a preamble
-        except OSError as error:  # a bad disk: the others are used
-            warnings.warn(f"{path}: cannot be read ({error}): passed over", stacklevel=2)
-            continue
-        except Exception:  # no DICOM
-            continue
-        kind, patient, date, words = (str(tags.get(name, "")) for name in TAGS)
+    rows = []
+    for file in index(folder):
+        kind, patient, date, words = (str(file.tags.get(name, "")) for name in TAGS)
         if kind == "SEG":
-            date = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
-            rows.append({"file": path, "patient": patient, "date": date, "description": words})
+            row = {"file": Path(file.path), "patient": patient, "description": words}
+            rows.append(row | {"date": f"{date[:4]}-{date[4:6]}-{date[6:8]}"})
+        elif file.damaged:
+            where = printable(file.path)
+            warnings.warn(f"{where}: {file.reason}: passed over", stacklevel=2)
     if not rows:
         raise ValueError(f"{folder}: no DICOM segmentation below: download them (docs/data.md)")
     return pd.DataFrame(rows)

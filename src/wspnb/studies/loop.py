@@ -41,10 +41,9 @@ def train(
         The log, a row for every tenth of a percent of the steps, with the embeddings' health.
     """
     patients, labels, positions = slices
-    for module in (encoder, head, *([byol] if byol else [])):
-        module.train()  # an encoder that was read from a file is in evaluation mode
     n_steps, device = settings.n_steps, next(encoder.parameters()).device
     trained = nn.ModuleList([encoder, head, *([byol] if byol else [])])
+    trained.train()  # an encoder that was read from a file is in evaluation mode
     weights = [p for p in trained.parameters() if p.requires_grad]
     rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     optimizer = torch.optim.Adam(weights, **rates, fused=True)

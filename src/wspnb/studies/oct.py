@@ -1,7 +1,6 @@
 """Clinical values as weak labels (Kokilepersaud et al. 2023), and how biomarkers are judged."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from wspnb.data.bscans import BIOMARKERS
 from wspnb.data.store import digest_file
-from wspnb.files import plain_json, read_csv, read_json
+from wspnb.files import read_csv, read_json
 from wspnb.folds import check_names
 from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head, seeded, two_layers
 from wspnb.momentum import MODULES, Moco
-from wspnb.pretrain import verdict
+from wspnb.pretrain import differences, verdict
 from wspnb.probe import classifier
 from wspnb.results.statistics import ends, interval, pairwise_wins
 
@@ -115,8 +114,7 @@ def finished(folder: Path, settings: Settings) -> bool:
     found = read_json(folder / "config.json")
     if found.get("encoder_sha256") != digest_file(file):  # killed between the two
         return False
-    wanted = json.loads(plain_json(asdict(settings)))
-    return all(found.get(name) == value for name, value in wanted.items())
+    return not differences(found, settings)
 
 
 def collapsed(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wspnb.methods import has_line, split_name
-from wspnb.models import seeded, two_layers
+from wspnb.models import evaluating, seeded, two_layers
 from wspnb.phantom.minimal import N_FEATURES, Cohort
 from wspnb.pretrain import UNTRAINED, is_collapsed
 from wspnb.studies import loop
@@ -61,11 +61,10 @@ def train(
 @torch.inference_mode()
 def judge(cohort: Cohort, encoder: nn.Module) -> dict[str, float]:
     """AUC of the linear probe and how well depth is read, see :func:`wspnb.studies.judge.judge`."""
-    was_training = {module: module.training for module in encoder.modules()}
-    encoder.eval()
-    found = by_cohort(cohort.table, lambda rows: encoder(cohort.plain(cohort.inputs[rows])).numpy())
-    for module, was in was_training.items():
-        module.training = was
+    with evaluating(encoder):
+        found = by_cohort(
+            cohort.table, lambda rows: encoder(cohort.plain(cohort.inputs[rows])).numpy()
+        )
     return judge_features(found)
 
 
