@@ -90,7 +90,10 @@ def main() -> None:
         say,
     )
     if asked.publish:
-        say("tables:", *publish(asked.out, asked.size, asked.publish))
+        try:
+            say("tables:", *publish(asked.out, asked.size, asked.publish))
+        except FileNotFoundError as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

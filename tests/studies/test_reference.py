@@ -1,6 +1,7 @@
 """The reference experiment in a tiny form: what it writes, that it goes on, and how it judges."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -165,6 +166,45 @@ def test_runs_on_other_phantoms_are_published_apart(root, tmp_path):
     aucs = [roc_auc_score(run.label, run.score) for run in each]
     assert table.auc[0] == pytest.approx(np.mean(aucs), abs=1e-4)
     assert set(committed.verify(tmp_path).found) == {"equal"}
+
+
+def test_a_further_run_does_not_cost_the_published_ones(root, tmp_path):
+    """Published from another folder, of that part alone; before, the reference had to be there, and
+    what was published was replaced by the one run."""
+
+    def run(seed, place):
+        do(Run("random", seed, (("seed", 3),), draws=1), place, SIZE, STEPS, CPU, SHARE)
+
+    first, other, both = tmp_path / "first", tmp_path / "other", tmp_path / "both"
+    for seed, places in ((0, (first, both)), (1, (other, both))):
+        for place in places:
+            (store := place / f"{SIZE}px-seed3" / "cohort").parent.mkdir(
+                parents=True, exist_ok=True
+            )
+            if not store.exists() and place != first:
+                store.symlink_to(first / store.relative_to(place))
+            run(seed, place)
+    figures = tmp_path / "figures"
+    names = [reference.publish(place, SIZE, figures) for place in (first, other)]
+    assert names[0] == names[1] and "reference_population_judged" in names[0]
+    table = pd.read_csv(figures / "reference_population_judged.csv")
+    assert table.n_seeds.tolist() == [2]
+    reference.publish(both, SIZE, tmp_path / "at_once")
+    for name in ("scores.csv.gz", "population.csv.gz", "studies.csv.gz", "curve.csv.gz"):
+        parts = [
+            tables.read_csv(f / "runs" / "judged" / name) for f in (figures, tmp_path / "at_once")
+        ]
+        pd.testing.assert_frame_equal(*parts)
+
+    old = figures / "runs" / "judged" / "runs.json"
+    kept = json.loads(old.read_text())
+    for facts in kept["runs"].values():
+        facts["data"] = "of another phantom"
+    old.write_text(json.dumps(kept))
+    reference.publish(other, SIZE, figures)
+    assert pd.read_csv(figures / "reference_population_judged.csv").n_seeds.tolist() == [1]
+    with pytest.raises(FileNotFoundError, match="no run is finished"):
+        reference.publish(tmp_path / "empty", SIZE, figures)
 
 
 def test_a_training_leaves_when_its_parent_is_killed(tmp_path):

@@ -66,6 +66,17 @@ def pack(runs: list[dict], target: Path, suffix: str, readings=None, deals=()) -
     write_text(target / "runs.json", text)
 
 
+def unpack(target: Path, folder: Path) -> list[dict]:
+    """The runs that :func:`pack` kept in ``target``, as files below ``folder`` again."""
+    for name, facts in read_json(target / "runs.json")["runs"].items():
+        write_text(folder / "probe" / name / "results.json", json.dumps(facts))
+    for part in ("scores", *population.PARTS):
+        if (file := target / f"{part}.csv.gz").exists():
+            for name, own in read_csv(file, text=True).groupby("run"):
+                write_csv(folder / "probe" / name / f"{part}.csv", own.drop(columns="run"))
+    return tables.read_runs(folder)
+
+
 def recompute(folder: Path) -> dict[str, pd.DataFrame]:
     """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`; for
     runs on several phantoms those of the population alone."""
@@ -143,6 +154,23 @@ def publish_runs(runs: list[dict], target: Path, *kept) -> list[str]:
     for name, table in found.items():
         write_csv(target.parents[1] / f"{name}.csv", table)
     return list(found)
+
+
+def add_runs(runs: list[dict], target: Path, *kept) -> list[str]:
+    """:func:`publish_runs`, with the others that ``target`` keeps: a further run does not cost the
+    published ones. Those of a phantom that is drawn otherwise today are left out."""
+
+    def phantom(run):
+        return str(run.get("phantom"))
+
+    with tempfile.TemporaryDirectory() as place:
+        data = {phantom(run): run["data"] for run in runs}
+        names = {(run["folder"].name, phantom(run)) for run in runs}
+        old = unpack(target, Path(place)) if (target / "runs.json").exists() else []
+        runs = [*runs, *(run for run in old if (run["folder"].name, phantom(run)) not in names)]
+        runs = [run for run in runs if run["data"] == data.get(phantom(run), run["data"])]
+        runs.sort(key=lambda run: (phantom(run), *tables.order(run)))
+        return publish_runs(runs, target, *kept)
 
 
 def faults(folder: Path) -> list[str]:

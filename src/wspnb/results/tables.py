@@ -63,8 +63,12 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     if absent := sorted(set(seeds) - found):
         raise ValueError(f"seeds {absent} were not probed; found {sorted(found)}")
     runs = [run for run in runs if not seeds or run["seed"] in seeds]
-    encoder = list(BACKBONES).index
-    return sorted(runs, key=lambda r: (encoder(r["backbone"]), *place(r["name"]), r["seed"]))
+    return sorted(runs, key=order)
+
+
+def order(run: dict) -> tuple:
+    """Where a run stands among the others: by encoder, as in the paper, variants last, by seed."""
+    return list(BACKBONES).index(run["backbone"]), *place(run["name"]), run["seed"]
 
 
 def place(name: str) -> tuple[int, str]:

@@ -360,16 +360,23 @@ def run_all(
 def publish(root: Path, size: int, figures: Path) -> list[str]:
     """Keep the scores of all finished runs under ``figures/runs`` and write every table that
     follows from them: ``reference`` for phantom seed 0, ``judged`` for other seeds, ``factors`` for
-    other factors; names of the tables. ``root`` and ``size`` as for :func:`run_all`."""
+    other factors; names of the tables. Published runs that were not done here stay
+    (:func:`wspnb.results.committed.add_runs`). ``root`` and ``size`` as for :func:`run_all`.
+    Without a finished run a FileNotFoundError.
+    """
     drawn = [describe_patient(Phantom(), c, n) for c, n in list_patients(Phantom()) if c != "radio"]
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
-    own, kept = tables.read_runs(root / folder_name((), size)), figures / "runs"
-    names = committed.publish_runs(own, kept / "reference", "", readings)
-    folders = [p for p in sorted(root.glob(folder_name((), size) + "-*")) if (p / "probe").is_dir()]
-    others = [run for folder in folders for run in tables.read_runs(folder)]
-    for part in ("judged", "factors"):
-        if runs := [r for r in others if ("seed" in r["phantom"]) == (part == "judged")]:
-            names += committed.publish_runs(runs, kept / part, f"_{part}")
+    done = sorted({file.parents[2] for file in root.glob(f"{size}px*/probe/*-seed*/results.json")})
+    parts, names = {"reference": [], "judged": [], "factors": []}, []
+    for run in (run for folder in done for run in tables.read_runs(folder)):
+        other = run.get("phantom")
+        parts["reference" if not other else "judged" if "seed" in other else "factors"].append(run)
+    for part, runs in parts.items():
+        if runs:
+            kept = ("", readings) if part == "reference" else (f"_{part}",)
+            names += committed.add_runs(runs, figures / "runs" / part, *kept)
+    if not names:
+        raise FileNotFoundError(f"{root}: no run is finished, nothing to publish; give more time")
     return names
 
 
