@@ -199,7 +199,7 @@ def test_a_further_run_does_not_cost_the_published_ones(root, tmp_path):
     old = figures / "runs" / "judged" / "runs.json"
     kept = json.loads(old.read_text())
     for facts in kept["runs"].values():
-        facts["data"] = "of another phantom"
+        facts["drawn"]["image_size"] = 999
     old.write_text(json.dumps(kept))
     reference.publish(other, SIZE, figures)
     assert pd.read_csv(figures / "reference_population_judged.csv").n_seeds.tolist() == [1]

@@ -158,17 +158,17 @@ def publish_runs(runs: list[dict], target: Path, *kept) -> list[str]:
 
 def add_runs(runs: list[dict], target: Path, *kept) -> list[str]:
     """:func:`publish_runs`, with the others that ``target`` keeps: a further run does not cost the
-    published ones. Those of a phantom that is drawn otherwise today are left out."""
+    published ones. Those of a phantom drawn otherwise (size, share, version) are left out."""
 
     def phantom(run):
         return str(run.get("phantom"))
 
     with tempfile.TemporaryDirectory() as place:
-        data = {phantom(run): run["data"] for run in runs}
+        drawn = {phantom(run): run["drawn"] for run in runs}
         names = {(run["folder"].name, phantom(run)) for run in runs}
         old = unpack(target, Path(place)) if (target / "runs.json").exists() else []
         runs = [*runs, *(run for run in old if (run["folder"].name, phantom(run)) not in names)]
-        runs = [run for run in runs if run["data"] == data.get(phantom(run), run["data"])]
+        runs = [run for run in runs if run["drawn"] == drawn.get(phantom(run), run["drawn"])]
         runs.sort(key=lambda run: (phantom(run), *tables.order(run)))
         return publish_runs(runs, target, *kept)
 

@@ -27,6 +27,7 @@ from wspnb.models import build_encoder, build_head
 from wspnb.momentum import has_norms, without_negatives
 from wspnb.phantom.bodies import describe_patient
 from wspnb.phantom.patients import Phantom, list_patients
+from wspnb.phantom.scans import VERSION
 from wspnb.phantom.store import make_store
 from wspnb.results import committed, tables
 from wspnb.results.statistics import records_of
@@ -195,18 +196,18 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     phantom = Phantom(image_size=size, **dict(run.phantom))
     store = open_slices(make_store(folder / "cohort", phantom, share, share, share, progress=False))
     config, curve, facts = settings_of(run, store.settings, n_steps), [], {}
+    drawn = {"version": VERSION, "image_size": size, "share": share}  # pixels round by processor
     if (out / "results.json").exists():
         found = read_json(out / "results.json")
-        asked = {"data": config.data, "n_steps": config.n_steps}
-        if odd := [f"{k} {found.get(k)}, not {v}" for k, v in asked.items() if found.get(k) != v]:
-            raise ValueError(
-                f"{out} is of another run ({'; '.join(odd)}): delete it, or take --out"
-            )
+        asked = {"drawn": drawn, "n_steps": config.n_steps}
+        if odd := [f"{k} {found[k]}, not {v}" for k, v in asked.items() if found.get(k, v) != v]:
+            told = "; ".join(odd)
+            raise ValueError(f"{out} is of another run ({told}): delete it, or take --out")
         return out
     base = [key for key in tables.ROWS if f"{run.name}_".startswith(f"{key}_")]  # to compare with
     result = {"name": run.name, "method": (base or [run.method])[0], "backbone": config.backbone}
     result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
-    result |= {"fold_seed": FOLD_SEED, "data": config.data}
+    result |= {"fold_seed": FOLD_SEED, "data": config.data, "drawn": drawn}
     result |= {"phantom": dict(run.phantom)} if run.phantom else {}
     if run.method == "supervised":
         steps = min(SUPERVISED_STEPS, n_steps)
