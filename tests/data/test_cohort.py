@@ -256,6 +256,9 @@ def test_an_open_quote_swallows_no_rows(tmp_path, lines):
     [
         *[("P-1", "P_1"), ("P1.", "P1"), ("'0012", "12"), ("\u0410\u041a1", "AK1"), ("+12", "12")],
         *[("Sørensen", "Sorensen"), ("Łukasz", "LUKASZ"), ("Đorđe", "Dorde"), ("Ægir", "Aegir")],
+        *[("Jäger", "Jaeger"), ("Søby", "Soeby"), ("Åberg", "Aaberg"), ("Jörg", "JÃ¶rg")],
+        *[("P0123", "PO123"), ("P101", "P10l"), ("A-1001", "A-I001"), ("S10", "S1O")],
+        *[("10234", "10.234"), ("10234", "10'234"), ("1020304", '"1,020,304"')],
     ],
 )
 def test_one_patient_in_two_cohorts_under_two_looks(tmp_path, one, other):
@@ -333,6 +336,19 @@ def test_dots_behind_a_link_lead_where_the_system_says(tmp_path):
     (tmp_path / "disk" / "tables" / "cohort.csv").write_text(header + line)
     table = read_cohort(tmp_path / "project" / "data" / "cohort.csv")
     assert Path(table.volume[0]).read_text() == "disk"
+
+
+def test_names_that_are_like_but_not_alike_are_two(tmp_path):
+    for one, other in (
+        ("PR1", "PRO1"),
+        ("1.2345", "12345"),
+        ("Paul", "Pal"),
+        ("12.345.6", "123456"),
+    ):
+        lines = f"a.nii.gz,,{one},0,,radio", f"b.nii.gz,,{other},,1,d1"
+        assert read_cohort(write(tmp_path, *lines)).patient.tolist() == [one, other]
+    with pytest.raises(ValueError, match="patient 'M\ufffdller' has lost a letter"):
+        read_cohort(write(tmp_path, "a.nii.gz,,M\ufffdller,0,,radio"))
 
 
 def test_what_differs_in_case_or_comes_before_the_header_is_named(tmp_path):

@@ -50,6 +50,7 @@ CODED = {
     "window": bytes_of(HU, -100, 400),
     "window 0..1": ((np.clip(HU, -100, 400) + 100) / 500).astype(np.float32),
 }
+EDGE = np.indices(HU.shape)[0] % 97 == 50
 WRAPPED = {
     "cast": HU.astype(np.uint8),
     "clipped, then cast": np.clip(HU, -100, 400).astype(np.uint8),
@@ -65,6 +66,11 @@ REFUSED = {
         f"{low} to {high}": bytes_of(HU, low, high)
         for low, high in [(-100, 300), (-160, 240), (-150, 250), (-1000, 1000), (-200, 300)]
     },
+    "a child, shifted, padded": np.where(  # air is at 24, and more than tissue
+        np.indices(HU.shape)[0] % 80 < 40, -2000, HU + 1024
+    ).astype(np.int16),
+    "MRI after strong splines": np.where(HU < -500, 0, HU + 300) - 250 * EDGE,
+    "MRI, subtracted": np.where(HU < -500, 0, np.abs(HU)) * np.where(EDGE, -3, 1),
     "MRI after splines": np.clip(HU / 5 + 45, -13, 225).astype(np.int16),
     "noise": np.random.default_rng(0).integers(0, 200, (64, 64, 8)).astype(np.uint8),
 }
@@ -249,6 +255,27 @@ def test_the_owner_may_say_what_the_voxels_do_not(tmp_path):
     expected, _ = prepare_volume(save(tmp_path / "hu.nii.gz", HU), image_size=160)
     np.testing.assert_array_equal(images, expected)
     assert set(CODINGS) == {*CODED, "HU+1024", "MR"}
+
+
+@pytest.mark.parametrize("change", ["HU+1024", "clipped", "mirrored", "cut"])
+def test_one_scan_in_two_forms_is_named(tmp_path, change):
+    """LiTS is in other sets, clipped, mirrored or shorter; nothing is left out for it."""
+    hu, said = {
+        "HU+1024": (HU + 1024, "HU+1024"),
+        "clipped": (np.where(HU < -1020, -2048, HU), ""),
+        "mirrored": (HU[::-1], ""),
+        "cut": (HU[:, :, :-2], ""),
+    }[change]
+    organ = np.zeros(HU.shape, np.uint8)
+    organ[20:100, 30:110, 2:9] = 1
+    for name, array in {"a": HU, "b": hu}.items():
+        save(tmp_path / f"{name}.nii.gz", array)
+        own = organ[::-1] if name == "b" and change == "mirrored" else organ
+        save(tmp_path / f"{name}_mask.nii.gz", own[:, :, : array.shape[2]])
+    rows = ["a.nii.gz,a_mask.nii.gz,A,0,,radio,", f"b.nii.gz,b_mask.nii.gz,B,,1,d1,{said}"]
+    with pytest.warns(UserWarning, match="the same kept slices as .*, but of patients A, B"):
+        write_slices(cohort(tmp_path, rows), tmp_path / "s", 80, workers=1, organ_ml=(0, np.inf))
+    assert open_slices(tmp_path / "s").table.patient.nunique() == 2
 
 
 def test_a_scan_of_two_patients_leaves_no_slice(tmp_path):

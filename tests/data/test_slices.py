@@ -1,5 +1,6 @@
 """The store: same bytes however it was written, resumable, honest about bad volumes."""
 
+import contextlib
 import gzip
 import json
 import multiprocessing
@@ -646,6 +647,9 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
     hu = np.asarray(image.dataobj).copy()
     hu[:, :, 5] = 40
     nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "source" / "v1.nii.gz")
+    odd = np.asarray(nib.load(tmp_path / "source" / "v3.nii.gz").dataobj).copy()
+    odd[:, :8, 5], odd[:, :, 7], odd[:, :, 8] = -1024, odd[:, :, 6], odd[:, :, 8] + 1024
+    nib.save(nib.Nifti1Image(odd, image.affine), tmp_path / "source" / "v3.nii.gz")
     table = pd.read_csv(csv, dtype=str)
     for name in ("v0", "m0"):  # patient 2 gets the grid of patient 0, and a copy of the mask
         shutil.copy(tmp_path / "source" / f"{name}.nii.gz", tmp_path / "source" / f"{name}b.nii.gz")
@@ -659,7 +663,53 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
         write(csv, tmp_path / "store")
     said = " ".join(str(warning.message) for warning in said)
     assert "the masks of 000, 002 are the same, byte by byte" in said
-    assert "1 volumes, such as v1.nii.gz, have kept slices of one value only" in said
+    assert "2 volumes, such as v1.nii.gz, have kept slices of one value only" in said
+    assert "1 volumes, such as v3.nii.gz, have kept slices that are the same as the one bel" in said
+    assert "CT, such as v3.nii.gz, change by more than 500 HU from one slice to the next" in said
+    found = pd.read_csv(tmp_path / "store" / "inventory.csv").set_index("volume")
+    assert found.flat_slices.tolist() == [0, 1, 0, 1]
+    assert found.repeated_slices.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ImportError("no pyzstd")])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_the_drive_or_a_package_did_not_give_is_tried_again(
+    tmp_path, monkeypatch, error, stopped
+):
+    csv, prepare = make_cohort(tmp_path / "source", 4), module.prepare_volume
+
+    def away(volume, *given, **options):
+        if volume.endswith("v1.nii.gz"):
+            raise ValueError(f"{volume}: not readable") from error
+        if stopped and volume.endswith("v3.nii.gz"):
+            raise KeyboardInterrupt
+        return prepare(volume, *given, **options)
+
+    monkeypatch.setattr(module, "prepare_volume", away)
+    with contextlib.suppress(KeyboardInterrupt):
+        write(csv, tmp_path / "store")
+    done = []
+
+    def watched(volume, *given, **options):
+        done.append(Path(volume).name)
+        return prepare(volume, *given, **options)
+
+    monkeypatch.setattr(module, "prepare_volume", watched)
+    write(csv, tmp_path / "store")
+    assert done == ["v1.nii.gz"] + ["v3.nii.gz"] * stopped
+    assert not len(open_slices(tmp_path / "store").failed)
+    write(csv, tmp_path / "plain")
+    assert contents(tmp_path / "store") == contents(tmp_path / "plain")
+    write(csv, tmp_path / "store")
+    assert len(done) == 5 + stopped
+
+
+def test_ct_that_was_cut_above_is_named(tmp_path):
+    csv = make_cohort(tmp_path / "source", 2)
+    image = nib.load(file := tmp_path / "source" / "v1.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj).clip(-160, 240), image.affine), file)
+    with pytest.warns(UserWarning, match=r"1 CT, such as v1.nii.gz, were cut above .*to 400 HU"):
+        write(csv, tmp_path / "store")
 
 
 def test_reasons_name_files_as_the_table_does_wherever_it_lies(tmp_path):

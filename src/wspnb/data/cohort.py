@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from wspnb.data.inventory import CODINGS
+from wspnb.data.looks import look_alikes, visible
 from wspnb.files import CODE, separator
 
 COLUMNS = ("volume", "mask", "patient", "weak_label", "label", "cohort")
@@ -28,12 +29,6 @@ UNKNOWN = EMPTY - {""}
 # #REF!, #¡VALOR!, Err:502, ####: what spreadsheets leave.
 BROKEN = re.compile(r"#\S+[!?]|#[^\W\d]+/[^\W\d]|#YOK|#{3,}|(Err|Error|Erreur|Fehler) ?: ?\d+")
 INTEGER = re.compile(r"\+?[0-9]{1,10}(\.0*)?")  # a column with gaps is written 1.0 by many tools
-SHAPES = str.maketrans(  # Cyrillic and Greek letters that look like Latin ones
-    "\u0430\u0432\u0435\u043a\u043c\u043d\u043e\u0440\u0441\u0442\u0445\u0443"
-    "\u03b1\u03b2\u03b5\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7",
-    "abekmhopctxyabehikvoptyx",
-)
-SHAPES |= str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
 MONTH = "jan|feb|fév|fev|mar|mär|mrz|mrt|maa|apr|avr|abr|may|mai|mei|mag|maj|jun|jui|jul|giu|lug"
 MONTH = f"(?:{MONTH}|aug|aoû|ago|sep|set|oct|okt|ott|out|nov|dec|dez|déc|dic|ene|gen)\\w{{0,2}}"
 DATE = re.compile(
@@ -88,7 +83,7 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         coding = raw.get("coding", pd.Series("", raw.index))
         raw["coding"] = coding.mask((raw["modality"] == "mr") & (coding == ""), "MR")
     for column in ("patient", "cohort"):
-        raw[column] = raw[column].map(_visible)
+        raw[column] = raw[column].map(visible)
     for column in ("volume", "mask"):
         raw[column] = [locate(folder, name) if name else "" for name in raw[column]]
     livers = raw["mask"] + "/liver.nii.gz"
@@ -124,7 +119,7 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         who = f"{len(whose)} patients, {whose[0]!r} and {whose[1]!r} among them"
         yield f"mask {mask!r} is that of {who}: is a path wrong?"
     for column in ("patient", "cohort"):
-        for (one, first), (other, line) in _look_alikes(raw[column]):
+        for (one, first), (other, line) in look_alikes(raw[column]):
             who = f"{column}s {one!r} (line {first}) and {other!r} (line {line})"
             yield f"{who} look like one: if they are, write both alike"
     stages = raw["weak_label"].where(~raw["weak_label"].str.lower().isin(EMPTY))
@@ -180,6 +175,8 @@ def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
             yield f"{column} {row[column]!r} stands for unknown: fill it in, or write another name"
         elif BROKEN.fullmatch(row[column]):
             yield f"{column} {row[column]!r} is a spreadsheet's error: correct it"
+        elif "\ufffd" in row[column]:
+            yield f"{column} {row[column]!r} has lost a letter: write it again, as UTF-8"
     if {*"+>"} & {*row["cohort"]}:
         advice = "+ and > have a meaning in the settings: write another name"
         yield f"cohort {row['cohort']!r}: {advice}"
@@ -224,7 +221,7 @@ def _contradictions(table: pd.DataFrame) -> Iterator[tuple[int, str]]:
                 here = f"patient {patient!r} has {column} {value!r} here and {other!r} in line"
                 yield line, f"{here} {where}: a patient has one; correct it, or delete a line"
     cohorts = dict(zip(table.patient, table.cohort, strict=True))
-    for (one, first), (other, line) in _look_alikes(table.patient):
+    for (one, first), (other, line) in look_alikes(table.patient):
         if cohorts[one] != cohorts[other]:
             here = f"patient {other!r} in cohort {cohorts[other]!r} looks like {one!r} of line"
             advice = "a patient has one cohort; write both alike, or rename one if they are two"
@@ -279,32 +276,6 @@ def _first_member(begin: bytes) -> tuple[bool, bool]:
         plain = first.decompress(begin, 1 << 20)
         return bool(first.unused_data), len(plain) < len(begin)
     return False, False
-
-
-def _visible(text: str) -> str:
-    """A name without the characters that nobody sees, its accents in one character each."""
-    seen = (c for c in text if unicodedata.category(c) not in ("Cc", "Cf"))
-    return unicodedata.normalize("NFC", "".join(seen)).strip()
-
-
-def _look(patient: str) -> str:
-    """What is left of a name when case, blanks, accents, kinds of punctuation, wide letters, zeros
-    at both ends of a number, digits and look-alike letters of other scripts do not count."""
-    text = unicodedata.normalize("NFKD", patient).casefold()
-    seen = (c for c in text if not unicodedata.combining(c))
-    text = "".join(str(unicodedata.decimal(c, c)) for c in seen)
-    text = re.sub(r"^(\d+)[.,]0+$", r"\1", "".join(text.split())).translate(SHAPES)
-    text = re.sub(r"[\W_]+", "-", text)
-    text = re.sub(r"(?<!\d)-|-(?!\d)", "", text)  # P-1 is P1, but 1-12 is not 11-2
-    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
-
-
-def _look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """Pairs of names that differ in nothing but their look, each with its first line."""
-    looks: dict[str, list] = {}
-    for line, name in names.drop_duplicates().items():
-        looks.setdefault(_look(name), []).append((name, line))
-    return [(group[0], other) for group in looks.values() for other in group[1:]]
 
 
 def locate(folder: str, name: str) -> str:

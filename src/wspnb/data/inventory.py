@@ -69,8 +69,11 @@ def mr_window(sample: np.ndarray) -> tuple[float, float]:
         sample: voxels, any shape.
 
     Raises:
-        ValueError: if nothing is brighter than the background.
+        ValueError: if nothing is brighter than the background, or a twentieth is well below 0.
     """
+    if (below := float((sample < -MR_BODY * np.percentile(sample, 99)).mean())) > 0.05:
+        found = f"{below:.0%} of the MRI are below 0, as where it was normalised or subtracted"
+        raise ValueError(f"{found}: give it as it was scanned")
     body = sample[sample > MR_BODY * np.percentile(sample, 99)]
     low, high = np.percentile(body, MR_PERCENTILES).tolist() if len(body) else (0.0, 0.0)
     if not 0 < low < high:
@@ -243,6 +246,18 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
                 f"{span}, {beyond:.1%} above 32767, as where padding below 0 is read as unsigned"
             )
             return "unknown", f"{found}: convert from the source again"
+        lowest = (
+            sample[sample > padding].min(initial=np.inf) if (padding := _padding(sample)) else low
+        )
+        if lowest > -90:
+            found = f"{span}, of which {padding:g} is padding and nothing else below -90"
+            return "unknown", f"{found}: HU + 1024? If so, {SAY}"
+        edge = float(np.median(sample[:: len(sample) - 1, :: sample.shape[1] - 1]))
+        if -50 <= edge <= 150 and float((sample < -90).mean()) < 0.05:
+            found = (
+                f"{span}, few of them below -90, where fat and air are, and {edge:g} at the corners"
+            )
+            return "unknown", f"{found} (an MRI?): {SAY}"
         if shifted > 0.05:
             return "unknown", f"{span}, {shifted:.0%} at 950 to 1150: HU + 1024? If so, {SAY}"
         if soft < 0.01 and len(kinds := np.unique(sample)) <= 8:

@@ -1,5 +1,7 @@
 """What one number would hide about the mask of an organ: its size, its parts, where it ends."""
 
+import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from wspnb.data.headers import Header
-from wspnb.data.inventory import decode
+from wspnb.data.inventory import Hu, decode
 from wspnb.data.volumes import BODY_HU
 
 LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
@@ -116,6 +118,32 @@ def body_above(row: dict[str, Any]) -> float:
         return row["window_low"]
     lowest = float(decode(np.float32(row["minimum"]), row["coding"]))
     return min(max(BODY_HU, lowest + CUT_HU), ORGAN_HU[0])
+
+
+def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
+    """Count kept slices that are of one value, all over or in an eighth of the rows that their
+    neighbours fill (``flat_slices``), or the same as the one below (``repeated_slices``); of a CT
+    the largest change of the 95th percentile from slice to slice, HU (``slice_step``)."""
+    planes = [hu.scan.voxels[:, :, z] for z in kept]
+    rows = np.array([np.count_nonzero(plane.min(0) == plane.max(0)) for plane in planes])
+    whole = np.array(
+        [n == len(plane.T) and np.ptp(plane[0]) == 0 for n, plane in zip(rows, planes, strict=True)]
+    )
+    part = rows[1:-1] - np.maximum(rows[:-2], rows[2:]) > hu.shape[1] / 8
+    row["flat_slices"] = int(whole.sum() + (part & ~whole[1:-1]).sum())
+    same = [np.array_equal(one, other) for one, other in pairwise(planes)]
+    row["repeated_slices"] = int((np.array(same, bool) & ~whole[1:]).sum())
+    if row["coding"] != "MR":
+        tops = [np.percentile(hu[::4, ::4, z], 95) for z in kept[~whole]]
+        row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
+
+
+def look_of(images: np.ndarray) -> str:
+    """Kept slices ``(n, size, size)`` by the histogram of each, so that mirrored ones are alike;
+    empty where there is none or they are drawn in few values."""
+    counts = [np.bincount(image.ravel(), minlength=256) for image in images]
+    drawn = not counts or min(np.count_nonzero(count) for count in counts) <= 16
+    return "" if drawn else hashlib.sha256(np.stack(counts).tobytes()).hexdigest()
 
 
 def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:

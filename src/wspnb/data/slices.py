@@ -28,6 +28,8 @@ from wspnb.data.organs import (
     check_size,
     is_liver,
     keep_largest,
+    look_at_planes,
+    look_of,
     measure,
 )
 from wspnb.data.quality import PICTURE, coronal
@@ -39,6 +41,7 @@ __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", 
 
 PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
+STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is named; paper silent
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 OBLIQUE = 20  # degrees; paper silent
 LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
@@ -113,7 +116,7 @@ def prepare_volume(
     if problem:
         raise problem
     inventory.refuse(volume, row)
-    row["flat_slices"] = sum(bool(np.ptp(scan.voxels[:, :, z]) == 0) for z in kept)
+    look_at_planes(hu, kept, row)
     if mask:
         check_place(mask, volume, row, [hu[:, :, z][inside[:, :, z]] for z in kept])
         if is_liver(organ_ml):
@@ -222,9 +225,10 @@ def write_slices(
             if not overwrite:
                 raise
         else:
-            shutil.rmtree(folder / store.PART, ignore_errors=True)
-            part.join_labels(folder, there, cohort)
-            return folder
+            if not there.settings.get("try_again"):
+                shutil.rmtree(folder / store.PART, ignore_errors=True)
+                part.join_labels(folder, there, cohort)
+                return folder
     with alone(folder / "slices.npy"):
         if overwrite:
             for name in ("slices.npy", *TABLES, "store.json", "pictures.npy"):
@@ -241,8 +245,8 @@ def write_slices(
         with bar, closing(in_order(_prepare, jobs, workers)) as results:
             for _ in results:
                 bar.update()
-        _finish(folder, files, cohort, settings | {"inputs": store.digest(stamps)})
-        shutil.rmtree(folder / store.PART)
+        if not _finish(folder, files, cohort, settings | {"inputs": store.digest(stamps)}):
+            shutil.rmtree(folder / store.PART)
     return folder
 
 
@@ -257,10 +261,14 @@ def _prepare(
     except MemoryError as error:  # says nothing about the volume
         raise RuntimeError(f"{volume}: not enough memory: call again with workers=1") from error
     except Exception as error:  # one bad file must not end the cohort, whatever is wrong with it
+        causes = (error, error.__cause__)  # a drive, or a package: the next call tries again
+        if any(isinstance(e, ImportError) or getattr(e, "errno", None) for e in causes):
+            stamp = []
         reason = str(error) if volume in str(error) or (mask and mask in str(error)) else ""
         reason = reason or f"{volume}: cannot be used ({error!r}): copy or convert it again"
         images, entry = np.empty((0, *2 * [settings["image_size"]]), np.uint8), {"z": []}
         entry["reason"] = reason
+    entry["look"] = look_of(images)
     picture = row.pop("picture", np.zeros((PICTURE, PICTURE, 3), np.uint8))
     part.write_part(file, images, picture, entry | {"stamp": stamp, "inventory": row})
 
@@ -280,8 +288,9 @@ def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:
     )
 
 
-def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> None:
-    """Put what was done of each volume together: the store, without those that are there twice."""
+def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> int:
+    """Put what was done of each volume together: the store, without those that are there twice.
+    Returns how many volumes are to be tried again."""
     done = list(part.read_parts(files, "entry"))
     rows, usable = [entry["inventory"] for entry in done], [bool(entry["z"]) for entry in done]
     hashes = [row.get("voxels", "") for row in rows]
@@ -294,6 +303,10 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     for row, own in enumerate(cohort.itertuples()):  # named as in the table, wherever that lies
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
+    looks = [entry.get("look", "") if entry["z"] else "" for entry in used]
+    same = inventory.duplicates(looks, cohort.patient, cohort.volume, what="kept slices")
+    if same:  # also where one was clipped, cut, mirrored, or is in other numbers
+        warnings.warn("; ".join([*same.values()][:5]), stacklevel=3)
     own = cohort[["volume", "patient"]].assign(
         n_kept=[len(entry["z"]) for entry in used],
         reason=reasons,
@@ -312,20 +325,24 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         "n_volumes": len(done) - len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
         "not_hu": _warn(  # decoded by evidence
-            folder, listed[listed.n_kept > 0], is_liver(settings["organ_ml"])
+            folder, listed[listed.n_kept > 0], is_liver(settings["organ_ml"]), settings["high"]
         ),
         "versions": {name: package_version(name) for name in PACKAGES},
     }
+    if again := sum(not entry["stamp"] for entry in done):
+        about["try_again"] = again
     kept = [file for file, entry in zip(files, used, strict=True) if entry["z"]]
     images, size = part.read_parts(kept, "images"), about.pop("image_size")
     store.write_store(folder, images, table, size, failed, listed, **about)
+    return again
 
 
-def _warn(folder: Path, used: pd.DataFrame, liver: bool) -> list[str]:
+def _warn(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[str]:
     """Say what is odd about volumes that are used, and whose masks are livers or not; returns those
-    decoded by evidence."""
+    decoded by evidence. ``high`` end of the window."""
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
+    measured += ["slice_step"]  # of CT
     measured += ["mask_mm", "mask_tail_mm"]
     used = used.reindex(columns=used.columns.union(measured))
     guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
@@ -349,8 +366,17 @@ def _warn(folder: Path, used: pd.DataFrame, liver: bool) -> list[str]:
         " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
         f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
         " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
-        "volumes, such as {}, have kept slices of one value only, as where an export did not end:"
-        " look at flat_slices": used.flat_slices > 0,
+        "volumes, such as {}, have kept slices of one value only, or of one in an eighth of the"
+        " rows, as where an export did not end: look at flat_slices": used.flat_slices > 0,
+        "volumes, such as {}, have kept slices that are the same as the one below, bit by bit:"
+        " look at repeated_slices": used.repeated_slices > 0,
+        f"CT, such as {{}}, change by more than {STEP} HU from one slice to the next, as where one"
+        " was scaled otherwise: look at the sheets and at slice_step": used.slice_step > STEP,
+        f"CT, such as {{}}, were cut above within the window (to {high:g} HU): contrast and bone"
+        " are lost; look at p99_5 and maximum": (used.coding == "HU")
+        & (used.maximum < high)
+        & (used.p99_5 >= used.maximum)
+        & ~used.evidence.str.contains("drawn"),
         "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
         " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
     }

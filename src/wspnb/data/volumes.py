@@ -118,14 +118,17 @@ def load_mask(
         raise ValueError(f"{path}: mask values from {labels.min()}: write 0 outside, 1 inside")
     if os.path.basename(path).lower() == "liver.nii.gz" and labels.max() == 1:
         value = None  # TotalSegmentator's file of one organ, whatever the label in its maps
-    if value is None and re.search(r"_part_551\.nii(\.gz)?$", str(path), re.I):  # of CADS
+    if re.search(r"_part_551\.nii(\.gz)?$", str(path), re.I):  # of CADS, whose labels are its own
         value = 5
     if value is None:
         most = labels.max()
-        if most > 3:
+        if most > 3:  # also 1 and 255, which often says "ignore"
             there = sorted(set().union(*(np.unique(plane).tolist() for plane in labels.T)) - {0})
-            if len(there) > 3 and most == 255:
-                found = f"{len(there)} values up to 255, a mask with soft edges or a map of organs"
+            if len(there) > 1 and most == 255:
+                found = (
+                    f"{len(there)} values up to 255, a mask with soft edges, a map of organs, or"
+                )
+                found += " voxels to ignore"
                 advice = "threshold it first, or say which is the liver (mask_value)"
                 raise ValueError(f"{path}: {found}: {advice}")
             if len(there) > 3:
@@ -225,8 +228,7 @@ def body_slices(hu, above: float = BODY_HU) -> np.ndarray:
     """All slices from the first to the last that show the body: for volumes without a mask.
 
     A slice shows the body if more than 5 % of its pixels are above -300 HU (paper silent): air and
-    lung are not, and a bare table is less. One of a single value, such as a padding of 0, shows
-    none.
+    lung are not, and a bare table is less. Corners of one value, such as a padding of 0, are none.
 
     Args:
         hu: ``(x, y, z)``, HU; an array or :class:`wspnb.data.inventory.Hu`.
@@ -239,13 +241,20 @@ def body_slices(hu, above: float = BODY_HU) -> np.ndarray:
         ValueError: if no slice shows a body.
     """
     planes = (hu[:, :, z] for z in range(hu.shape[2]))
-    shares = [(plane > above).mean() * (plane.min() < plane.max()) for plane in planes]
+    shares = [(plane > above).mean() - _filled(plane, above) for plane in planes]
     inside = np.flatnonzero(np.array(shares) > BODY_SHARE)
     if not len(inside):
         raise ValueError(
             f"no slice shows a body ({BODY_SHARE:.0%} above {above:g} HU): are the voxels HU?"
         )
     return np.arange(inside[0], inside[-1] + 1)
+
+
+def _filled(plane: np.ndarray, above: float) -> float:
+    """Share of a plane that has the value of its four corners, where that is above the limit."""
+    ends = plane[np.ix_((0, -1), (0, -1))]
+    alike = ends[0, 0] > above and (ends == ends[0, 0]).all()
+    return float((plane == ends[0, 0]).mean()) if alike else 0.0
 
 
 def slice_positions(n: int, convention: str = "k/(n-1)") -> np.ndarray:
