@@ -253,7 +253,7 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
             found = f"{span}, of which {padding:g} is padding and nothing else below -90"
             return "unknown", f"{found}: HU + 1024? If so, {SAY}"
         edge = float(np.median(sample[:: len(sample) - 1, :: sample.shape[1] - 1]))
-        if -50 <= edge <= 150 and float((sample < -90).mean()) < 0.05:
+        if -50 <= edge <= 150 and float((sample < -90).mean()) < 0.02:
             found = (
                 f"{span}, few of them below -90, where fat and air are, and {edge:g} at the corners"
             )
