@@ -1,5 +1,6 @@
 """DICOM series written and read back: HU, place, every file accounted for, and the refusals."""
 
+import io
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from wspnb.data import dicom as module
 from wspnb.data.dicom import account, convert_series, find_series, index, main
@@ -119,7 +121,7 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     "options, words",
     [
         ({"heights": [0, 2.5, 5, 10, 12.5, 15]}, r"gaps of 2\.50 to 5\.00 mm: slices are missing"),
-        ({"heights": [0, 0, 2.5, 2.5, 5, 5]}, r"gaps of 0\.00 to 2\.50 mm"),
+        ({"heights": [0, 0, 2.5, 2.5, 5, 5]}, r"gaps of 0\.00 to 2\.50 mm: .* copies under other"),
         ({"heights": [5.0] * 6}, r"gaps of 0\.00 to 0\.00 mm"),
         ({"heights": [0, 2.5, 5, 7.6, 10.2, 12.8]}, r"gaps of 2\.50 to 2\.60 mm"),
         ({"tilt": 0.4}, "tilted gantry"),
@@ -554,6 +556,22 @@ def test_a_ct_of_another_patient_is_not_chosen_in_silence(tmp_path, capsys):
     assert main([*command, "--series", uid]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "birth", "refused"),
+    [("Doe^J", "19710101", True), ("Roe^Ann", "19500101", False), ("", "19710101", False)],
+)
+def test_without_a_number_name_and_birth_date_tell_two_patients(
+    tmp_path, name, birth, refused, capsys
+):
+    one = {"PatientID": "", "PatientName": "Roe^A", "PatientBirthDate": "19500101"}
+    write_series(tmp_path / "in" / "P1" / "a", volume(), 1, **one)
+    other = one | {"PatientName": name, "PatientBirthDate": birth}
+    write_series(tmp_path / "in" / "P1" / "b", volume()[:, :, :1], 2, **other)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == refused
+    said = capsys.readouterr().err
+    assert ("several patients (PatientName Roe^A, Doe^J)" in said) == refused
+
+
 @pytest.mark.parametrize("name", ["P3.zip", "loose", "P4.tar"])
 def test_what_lies_beside_the_patients_is_named(tmp_path, name, capsys):
     write_series(tmp_path / "in" / "P1", volume())
@@ -643,6 +661,50 @@ def test_hints_that_slices_do_not_lie_so_are_warned_of(tmp_path, fields, words):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert_series(tmp_path / "P2", tmp_path / "a.nii.gz")
+
+
+def test_slices_that_look_copied_by_half_or_twice_are_warned_of(tmp_path):
+    hu = volume()
+    hu[:, 9:, 3] = -1024  # 7 of 16 rows, as the file was laid out
+    write_series(tmp_path / "half", hu)
+    with pytest.warns(UserWarning, match=r"7 of 16 rows of .*-3\.dcm are 0, and not in the slices"):
+        convert_series(tmp_path / "half", tmp_path / "a.nii.gz")
+    write_series(tmp_path / "twice", volume()[:, :, [0, 1, 2, 1, 4, 5]])
+    with pytest.warns(UserWarning, match=r"-1\.dcm and .*-3\.dcm lie apart and have the same pix"):
+        convert_series(tmp_path / "twice", tmp_path / "a.nii.gz")
+    hu[:, 9:] = -1024  # a table that was taken away is so in all of them
+    write_series(tmp_path / "all", hu)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert_series(tmp_path / "all", tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(("value", "warned"), [(1024, True), (0, False), (7, False)])
+def test_padding_that_is_read_as_tissue_is_warned_of(tmp_path, value, warned, recwarn):
+    hu = volume()
+    hu[:4] = value - 1024 if value != 7 else 0  # of 7 there is none
+    write_series(tmp_path / "p", hu, PixelPaddingValue=value)
+    convert_series(tmp_path / "p", tmp_path / "a.nii.gz")
+    said = [str(w.message) for w in recwarn if "PixelPaddingValue" in str(w.message)]
+    assert len(said) == warned and all("20% of" in s and "read as 0 HU" in s for s in said)
+
+
+def test_lossy_compression_is_warned_of_by_header_or_by_kind(tmp_path):
+    write_series(tmp_path / "p", volume(), LossyImageCompression="01")
+    write_series(tmp_path / "q", volume())
+    path = next((tmp_path / "q").glob("*-3.dcm"))
+    image, packed = pydicom.dcmread(path), io.BytesIO()
+    way = {"format": "JPEG2000", "no_jp2": True, "irreversible": True}
+    Image.fromarray(image.pixel_array).save(packed, **way)
+    image.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000
+    image.PixelData = pydicom.encaps.encapsulate([packed.getvalue()])
+    image.save_as(path)
+    for name, words in {
+        "p": "6 of 6 slices have lossy",
+        "q": r"1 of 6 .*such as .*-3\.dcm",
+    }.items():
+        with pytest.warns(UserWarning, match=words):
+            convert_series(tmp_path / name, tmp_path / "a.nii.gz")
 
 
 def test_a_stack_that_is_moved_aside_is_no_tilted_gantry(tmp_path):
@@ -746,13 +808,34 @@ def test_without_its_table_a_volume_is_made_again(tmp_path, capsys):
     assert "P.nii.gz is there from before, and not of these files" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("word", ["NA", "nan", "FALSCH", "FAUX", "0.0", "non"])
+@pytest.mark.parametrize(
+    "word", ["NA", "nan", "FALSCH", "FAUX", "0.0", "non", "ONWAAR", "ЛОЖЬ", "YANLIŞ", "nej", "☐"]
+)
 def test_words_for_no_under_take(tmp_path, word):
     command, nifti, _ = two_series(tmp_path)
     choices(nifti).replace({"take": {"": word}, "drop": {"": "NA"}}).to_csv(
         nifti / "series.csv", index=False
     )
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("word", ["maybe", "FALSE()", "\u2717"])
+def test_a_word_under_take_that_is_neither_yes_nor_no_is_asked_for(tmp_path, word, capsys):
+    command, nifti, _ = two_series(tmp_path)
+    choices(nifti).assign(take=["", word]).to_csv(nifti / "series.csv", index=False)
+    assert main(command) == 1
+    assert f"take is {word.lower()!r} in series.csv, neither a yes" in capsys.readouterr().err
+    for yes in ("+", "TRUE", "waar", "1.0"):
+        choices(nifti).assign(take=["", yes]).to_csv(nifti / "series.csv", index=False)
+        assert main(command) == 0
+        np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(2)))
+
+
+def test_each_image_in_a_series_of_its_own_is_said(tmp_path, capsys):
+    for n in (1, 2, 3):
+        write_series(tmp_path / "in" / "P", volume(n, 1), n)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out")]) == 1
+    assert "each image has a SeriesInstanceUID of its own" in capsys.readouterr().err
 
 
 def test_what_is_chosen_while_the_command_runs_stays(tmp_path, monkeypatch):
@@ -992,6 +1075,16 @@ def test_bits_that_the_header_does_not_know_are_named_however_they_are_packed(tm
         ({"BitsStored": None}, "BitsStored is missing"),
         ({"ImageType": ["DERIVED", "PRIMARY", "EFF_Z"]}, "EFF_Z"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "TOPOGRAM"]}, "TOPOGRAM"),
+        *(
+            ({"ImageType": ["DERIVED", "PRIMARY", "AXIAL", word]}, word)  # DICOM's own, vendors'
+            for word in (
+                "EFF_ATOMIC_NUM",
+                "MAT_SPECIFIC",
+                "MAT_FRACTIONAL",
+                "MAT_VALUE_BASED",
+                "RHO",
+            )
+        ),
     ],
 )
 def test_maps_by_other_words_and_missing_bits_are_named(tmp_path, fields, words):

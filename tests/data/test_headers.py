@@ -210,6 +210,23 @@ def test_two_places_that_differ_are_refused(tmp_path):
     assert nib.aff2axcodes(open_header(tmp_path / "ct.nii").stored) == ("R", "A", "S")
 
 
+@pytest.mark.parametrize(("code", "mm", "refused"), [(1, 100, True), (1, 4, False), (2, 9, False)])
+def test_two_origins_of_one_space_are_refused(tmp_path, code, mm, refused):
+    """By other codes they are places in other spaces, as the scanner's and one aligned to it."""
+    image, moved = nib.Nifti1Image(HU, AFFINE), AFFINE.copy()
+    moved[2, 3] += mm
+    image.set_sform(AFFINE, code)
+    image.set_qform(moved, 1)
+    nib.save(image, tmp_path / "ct.nii")
+    if refused:
+        with pytest.raises(
+            ValueError, match=r"ct\.nii: the header contradicts itself: origin .* by"
+        ):
+            open_header(tmp_path / "ct.nii")
+    else:
+        np.testing.assert_allclose(open_header(tmp_path / "ct.nii").stored, AFFINE)
+
+
 def test_the_identity_of_itk_is_no_place_either(tmp_path):
     nib.save(nib.Nifti1Image(HU, np.diag([-1.0, -1, 1, 1])), tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match="its affine is the identity"):
@@ -298,6 +315,11 @@ def test_what_is_no_nifti_is_called_what_it_is(tmp_path):
         "v.nrrd": (b"NRRD0005\n", "a NRRD, which is not read here: convert"),
         "v.mha": (b"ObjectType = Image\n", "a MetaImage, not read here: convert"),
         "v.mhd": (b"NDims = 3\n", "a MetaImage, not read here: convert"),
+        "c.mhd": (b"Comment = x\n", "a MetaImage, not read here: convert"),
+        "b.mhd": (b"BinaryData = True\n", "a MetaImage, not read here: convert"),
+        "v.npy": (b"\x93NUMPY", "a NumPy array, which holds no place"),
+        "v.h5": (b"\x89HDF\r\n", "HDF5, which holds no place"),
+        "v.mat": (b"MATLAB 5.0 MAT-file", "a MATLAB file, which holds no place"),
         "t.nii": (tar, "a tar archive, not a NIfTI: unpack it"),
         "t.nii.gz": (gzip.compress(tar), "a tar archive, not a NIfTI: unpack it"),
         "w.nii.gz": (gzip.compress(gzip.compress(content)), "compressed with gzip twice: unpack"),

@@ -30,6 +30,7 @@ from wspnb.files import read_csv
 from wspnb.results.stages import MEASURES
 from wspnb.results.tables import auc_table, read_runs
 from wspnb.sources import cirrmri
+from wspnb.sources.archives import gather
 from wspnb.sources.cirrmri import API, SHA256, TABLES, divide, make_cirrmri, read_stages
 from wspnb.sources.downloads import BLOCK
 
@@ -287,6 +288,36 @@ def test_tables_that_are_wrong_are_named_with_what_was_found(tmp_path, t1, t2, m
         return
     with pytest.raises(ValueError, match=message):
         read_stages(files, ["t1", "t2"])
+
+
+def test_tables_that_a_spreadsheet_saved_are_read(tmp_path):
+    """Stages as 1.0 or NA, semicolons, ages and genders written in two ways, or missing in one."""
+    rows = {
+        "T1": ["1;54;M;1.0", "2;60;;2 ", "3;61;F;NA", "4;62;F;3"],
+        "T2": ["1.0;54.0;m;1", "2;60;F ;2", "4;NA;F;3"],
+    }
+    files = {}
+    for kind, lines in rows.items():
+        path = tmp_path / f"{kind}_age_gender_evaluation.csv"
+        path.write_text("\n".join([HEAD.replace(",", ";"), *lines]) + "\n", encoding="utf-8")
+        files[path.name] = path
+    found = read_stages(files, ["t1", "t2"])
+    assert found.stage.to_dict() == {"1": 1, "2": 2, "4": 3}
+    assert found.age.tolist() == ["54", "60", "62"] and found.gender.tolist() == ["M", "F", "F"]
+    path.write_text(path.read_text().replace("54.0", "55"))
+    with pytest.raises(ValueError, match=r"\['1'\] have two stages, ages or genders"):
+        read_stages(files, ["t1", "t2"])
+
+
+def test_scans_that_are_dead_links_are_listed(tmp_path):
+    name = "Cirrhosis_T1_3D/train_{}/7.nii.gz"
+    for what in ("images", "masks"):
+        (tmp_path / name.format(what)).parent.mkdir(parents=True)
+    (tmp_path / name.format("images")).symlink_to("gone")
+    (tmp_path / name.format("masks")).write_bytes(b"1")
+    found = cirrmri.list_scans(gather(tmp_path / "out", tmp_path, list), ["t1"], False)
+    dead = "a link that leads nowhere: fetch the file"
+    assert sorted(found.status) == [dead, "mask without image"]
 
 
 SMALL = {"image_size": 32, "backbone": "tiny_padded", "n_folds": 2, "n_steps": 60, "batch_size": 8}

@@ -386,6 +386,19 @@ def test_damaged_archives(tmp_path):
         assert not list((tmp_path / "in").iterdir())
 
 
+def test_a_packing_that_is_not_read_is_no_damage(tmp_path):
+    """Deflate64, method 9, which Windows takes above 2 GB."""
+    raw = bytearray(zipped(tmp_path / "a.zip", ("a", b"1" * 500)).read_bytes())
+    for at in (8, raw.index(b"PK\1\2") + 10):
+        raw[at : at + 2] = b"\t\0"
+    (tmp_path / "a.zip").write_bytes(raw)
+    with pytest.raises(
+        ValueError, match=r"a\.zip: packed in a way that is not read here .*by hand"
+    ):
+        unpack(tmp_path / "a.zip", tmp_path / "in" / "out")
+    assert not list((tmp_path / "in").iterdir())
+
+
 def test_interrupted_unpacking_begins_anew(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

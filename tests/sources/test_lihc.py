@@ -22,7 +22,7 @@ from zenodo_server import Zenodo
 from wspnb.data.cohort import read_cohort
 from wspnb.phantom.patients import COUNTS
 from wspnb.sources import lihc
-from wspnb.sources.lihc import fetch_labels, make_lihc, read_labels
+from wspnb.sources.lihc import fetch_labels, list_files, make_lihc, read_labels
 
 ISHAK = (
     "0 - No Fibrosis",
@@ -318,6 +318,35 @@ def test_masks_beside_volumes_phases_of_a_day_and_words_of_tcga(tmp_path):
     assert "an archive that is not unpacked (rest.7z): 1" in said[0]
     assert table.volume.str.endswith("VEN.nii.gz").all() and len(table) == 4
     assert table["mask"].str.endswith("VEN_liver.nii.gz").all()
+
+
+@pytest.mark.parametrize("form", ["Segmentation-{}", "Mask_{}", "LIVER_{}", "{}-seg", "x_{}_mask"])
+def test_a_mask_is_known_by_a_word_on_either_side_of_the_name(form):
+    name = "lihc__TCGA-AA-0001__2001-02-03__VEN"
+    stem = "LIVER_" + name if form.startswith("x_") else name  # a volume's own name has one
+    mask = form.format(name).replace("x_", "LIVER_")
+    found = list_files([f"a/{stem}.nii.gz", f"a/{mask}.nii.gz"]).set_index("file")
+    found.index = found.index.map(lambda file: Path(file).name)
+    assert found.status.to_dict() == {f"{stem}.nii.gz": "", f"{mask}.nii.gz": "mask"}
+    assert found.name[f"{mask}.nii.gz"] == stem
+
+
+def test_the_older_scan_is_used_also_by_american_dates():
+    days = {"04-23-2002": "2002-04-23", "01-05-2003": "2003-01-05", "23-04-2002": ""}
+    found = list_files(f"TCGA-AA-0001_{day}_VEN.nii.gz" for day in days)
+    assert dict(zip(found.name.str.split("_").str[1], found.date, strict=True)) == days
+
+
+def test_a_link_that_leads_nowhere_is_listed(tmp_path):
+    local = lay(tmp_path / "local", scan(0), scan(2))
+    for name in (scan(1), "more.zip"):
+        (local / name).symlink_to(tmp_path / "annex" / name)
+    cohort, inventory, said = make(
+        tmp_path / "out", local, written(tmp_path / "t.csv", table((2, 0, 0, 0, 1)))
+    )
+    dead = inventory[inventory.status == "a link that leads nowhere: fetch the file"]
+    assert dead.file.map(lambda name: Path(name).name).tolist() == [scan(1), "more.zip"]
+    assert len(cohort) == 2 and "leads nowhere: fetch the file: 2" in said[0]
 
 
 def test_a_project_with_its_copy_can_be_moved(tmp_path):

@@ -36,6 +36,7 @@ def draw(
     organ=codes.SCT.Liver,
     about="",
     first=codes.SCT.Spleen,
+    called=None,
 ):
     """A DICOM SEG by highdicom, empty frames left out as usual; the organ is its second segment."""
     images, uid, study, frame = [], *(highdicom.UID() for _ in range(3))
@@ -67,7 +68,7 @@ def draw(
     kinds = (first, organ)
     described = [
         highdicom.seg.SegmentDescription(
-            number, word.meaning, codes.SCT.Organ, word, "AUTOMATIC",
+            number, called or word.meaning, codes.SCT.Organ, word, "AUTOMATIC",
             highdicom.AlgorithmIdentificationSequence(
                 "drawn", codes.DCM.ArtificialIntelligence, "1"
             ),
@@ -188,6 +189,24 @@ def test_errors_are_one_line(tmp_path, capsys):
     (tmp_path / "s.dcm").write_bytes(content[: len(content) - 200])
     with pytest.raises(ValueError, match=r"s\.dcm: "):
         read_liver(tmp_path / "s.dcm")
+
+
+@pytest.mark.parametrize("called", ["Liver", " liver"])
+def test_a_liver_by_its_label_alone_is_read(tmp_path, called):
+    """As 3D Slicer writes it: the type of all segments is Tissue."""
+    other = {"organ": codes.SCT.Tissue, "first": codes.SCT.Tissue}
+    draw(tmp_path / "s.dcm", liver(), "p", called=called, **other)
+    assert read_liver(tmp_path / "s.dcm")[0].sum() > liver().sum()  # both are called so
+    draw(tmp_path / "s.dcm", liver(), "p", called="Lesion", **other)
+    with pytest.raises(ValueError, match=r"none of them a liver \(Lesion, Lesion\)"):
+        read_liver(tmp_path / "s.dcm")
+
+
+def test_a_grid_of_twice_the_spacing_is_another_one(tmp_path):
+    write_volume(tmp_path / "v.nii.gz", "RAS")
+    header = open_header(tmp_path / "v.nii.gz")
+    thick = affine_of() @ np.diag([1.0, 1, 2, 1])
+    assert off_grid(affine_of(), header) == 0 and off_grid(thick, header) == 1
 
 
 def test_lobes_are_one_liver(tmp_path):

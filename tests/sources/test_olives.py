@@ -224,6 +224,8 @@ def test_wrong_tables_are_named(folder):
         with pytest.raises(ValueError, match=rf"bad\.csv, line 2: {name} .* is no number"):
             olives.read_labels(broken(**{name: value}))
     assert olives.read_labels(broken(CST="n/a")).cst.isna().all()
+    paths = pd.read_csv(folder / "test.csv")["Path (Trial/Arm)"].str.replace(".tif", ".TIF")
+    assert len(olives.read_labels(broken(**{"Path (Trial/Arm)": paths}))) == 12  # of Windows
     (folder / "bad.csv").write_bytes((folder / "test.csv").read_text().encode("utf-16"))
     with pytest.raises(ValueError, match=r"bad\.csv: not a CSV table"):
         olives.read_labels(folder / "bad.csv")

@@ -4,9 +4,9 @@
 
 ``OUT/series.csv`` has a row for every series below the patients' folders. Where one series of a
 patient can be a volume, it is taken; where several can, one is chosen by any sign under ``take``
-(``x``) but 0, no and the like. A changed choice converts again, as do files that have changed
-(``content``). ``drop`` names a file to leave out, such as one odd slice at an end; several are
-parted by semicolons.
+(``x``) but 0, no and the like; other words are asked for. A changed choice converts again, as do
+files that have changed (``content``). ``drop`` names a file to leave out, such as one odd slice at
+an end; several are parted by semicolons.
 """
 
 import argparse
@@ -19,10 +19,18 @@ import numpy as np
 import pandas as pd
 
 from wspnb.data.cohort import EMPTY, file_stamp
-from wspnb.data.dicom_files import File, account, find_series, index, index_file, is_ct, printable
+from wspnb.data.dicom_files import File, account, find_series, index, index_file, is_ct, leave_out
 from wspnb.data.series import convert_series, lost_slices
 from wspnb.data.store import digest, digest_file
-from wspnb.files import alone, check_writable, plain_output, read_csv, separator, write_csv
+from wspnb.files import (
+    alone,
+    check_writable,
+    plain_output,
+    printable,
+    read_csv,
+    separator,
+    write_csv,
+)
 
 __all__ = ["account", "convert_series", "find_series", "index", "main", "printable"]
 
@@ -32,10 +40,14 @@ SAID |= {"description": "SeriesDescription", "modality": "Modality"}
 COLUMNS = ["take", "drop", "patient", "folder", "images", "plane", "extent_mm", *SAID]
 COLUMNS += ["series", "converted", "content"]
 INNER = ["id", "slices", "scout", "frames", "slices_of_ct"]  # of rows, and not of the table
+INNER += ["name", "birth"]
 OWN = " (own)"  # behind the name of such a column where the table's owner has one
 NEEDED = ("take", "drop", "patient", "series", "converted", "content")
 # Under take, in small letters.
-NO = {*EMPTY, "0", "0.0", "n", "no", "nein", "non", "false", "falsch", "faux", "falso", "f"}
+NO = {*EMPTY, "0", "0.0", "n", "no", "nein", "non", "false", "falsch", "faux", "falso", "f", "nej"}
+NO |= {"onwaar", "nee", "fałsz", "nie", "ложь", "нет", "falskt", "yanliş", "não", "\u2610", "[ ]"}
+YES = {"xx", "xxx", "1.0", "yes", "ja", "oui", "si", "sí", "sim", "tak", "да", "ok", "true", "wahr"}
+YES |= {"vrai", "vero", "verdadero", "waar", "prawda", "истина", "sant", "doğru", "[x]", "take"}
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # of no patient
 SYSTEM += ("#recycle", "@Recycle", "#snapshot", "lost+found")
 
@@ -66,6 +78,7 @@ def describe_series(patient: Path, uid: str, files: list[File]) -> dict:
     # These stay out of the table.
     images = sorted(str(file.tags["SOPInstanceUID"] or file.path) for file in files)
     row |= {"id": tags["PatientID"], "slices": digest(images)}
+    row |= {"name": tags["PatientName"], "birth": tags["PatientBirthDate"]}
     row["scout"] = all("LOCALIZER" in file.tags["ImageType"].upper() for file in files)
     row["frames"] = max(int(file.tags["NumberOfFrames"] or 1) for file in files)
     row["slices_of_ct"] = not row["scout"] and any(is_ct(file) for file in files)
@@ -82,19 +95,27 @@ def choose(rows: pd.DataFrame) -> str:
         there is, which may be refused later.
 
     Raises:
-        ValueError: if several are taken, several could be, or they are of several patients.
+        ValueError: if several are taken, several could be, they are of several patients, or a word
+            under ``take`` is neither a yes nor a no.
     """
     taken = _taken(rows)
+    said = set(taken["take"].str.strip().str.lower()) - YES
+    if asked := sorted(word for word in said if len(word) > 1 or word in "\u2717\u2718\u2612"):
+        found = f"take is {', '.join(map(repr, asked))} in series.csv, neither a yes nor a no"
+        raise ValueError(f"{found}: write x there, or leave it empty")
     if len(taken) > 1:
         raise ValueError(f"{len(taken)} series are taken in series.csv: one is needed")
     several = (rows.images.astype(int) > 1) & (rows.plane != "")
     several |= rows.get("frames", pd.Series(1, rows.index)).astype(int) > 1
     able = rows[(rows.modality == "CT") & several]
     able = able[~able.scout.astype(bool)] if "scout" in able else able
-    if not len(taken) and rows.id[rows.id != ""].nunique() > 1:
-        owners = ", ".join(map(str, rows.id.unique()))
+    # Without a number both must differ: a name is spelt in several ways.
+    who = ["id"] if (rows.id != "").any() else ["name", "birth"]
+    if not len(taken) and all(rows[c][rows[c] != ""].nunique() > 1 for c in who):
+        owners = ", ".join(map(str, rows[who[0]].unique()))
+        tag = "PatientID" if who == ["id"] else "PatientName"
         raise ValueError(
-            f"series of several patients (PatientID {owners}): take what is of another out, or"
+            f"series of several patients ({tag} {owners}): take what is of another out, or"
             " write x under take in series.csv"
         )
     for found in (taken, able, rows):
@@ -111,9 +132,12 @@ def choose(rows: pd.DataFrame) -> str:
         f" {r.extent_mm} mm, {r.description or 'no description'}"
         for r in rows.itertuples()
     ]
+    single = len(rows) > 2 and all(rows.images.astype(int) == 1)
+    why = " (each image has a SeriesInstanceUID of its own: give those of one scan the same)"
+    why = why if single else ""
     raise ValueError(
-        f"{len(rows)} series to choose from, one is needed: write x under take in series.csv, and"
-        f" give the command again{''.join(listed)}"
+        f"{len(rows)} series to choose from{why}, one is needed: write x under take in"
+        f" series.csv, and give the command again{''.join(listed)}"
     )
 
 
@@ -160,7 +184,7 @@ def convert_patient(
         uid = choose(rows)
         drop = rows.loc[uid, "drop"]
         drop = "" if drop.strip().lower() in EMPTY else drop
-        kept = _without(files, patient, drop, uid)
+        kept = leave_out(files, patient, drop, uid)
         had = known[(known.series == uid) & (known.converted != "")].images
         had = int(had.iloc[0]) if len(had) and had.iloc[0].isdecimal() else 0
         if had > (now := rows.loc[uid, "images"]) and not lost_slices(files):  # these are named
@@ -214,32 +238,6 @@ def convert_patient(
         id="", slices="", **dict.fromkeys(INNER[2:], False)
     )
     return pd.concat([rows, kept_rows]).fillna(""), problem
-
-
-def _without(files: list[File], patient: Path, drop: str, series: str) -> list[File]:
-    """Files but those that ``drop`` names, of this series or of none, by name or by path from the
-    patient's folder."""
-    drop = unicodedata.normalize("NFC", drop)  # accents in one character or in two
-    gone, kept = {part.strip() for part in drop.split(";") if part.strip()}, []
-    asked = gone.copy()
-    for file in files:
-        if file.tags.get("SeriesInstanceUID", series) != series:
-            kept.append(file)
-            continue
-        names = {printable(os.path.relpath(file.path, patient)), (name := Path(file.path).name)}
-        names = {unicodedata.normalize("NFC", printable(name)) for name in names}
-        names |= {str(int(name))} if name.isdecimal() else set()  # a spreadsheet cuts zeros
-        if len(twice := names & asked - gone):
-            found = f"drop: {' '.join(twice)} is the name of several files: write the path of one"
-            raise ValueError(f"{printable(patient)}: {found}, from the patient's folder on")
-        kept += [] if names & gone else [file]
-        gone -= names
-    if gone:
-        some = ", ".join(Path(printable(file.path)).name for file in files[:3])
-        found = f"no file {', '.join(sorted(gone))} to drop, there are {some}, ..."
-        advice = "write the whole name, and several parted by semicolons"
-        raise ValueError(f"{printable(patient)}: {found}: {advice}")
-    return kept
 
 
 def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:

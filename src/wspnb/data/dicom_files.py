@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 import warnings
 import zipfile
 from pathlib import Path
@@ -33,12 +34,13 @@ TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames",
 # Hints of where slices lie, and how many there are.
 HINTS = ["SpacingBetweenSlices", "GantryDetectorTilt", "ImagesInAcquisition"]
 HINTS += ["NumberOfSeriesRelatedInstances"]
-TAGS += ["ImagePositionPatient", "ContentTime", *HINTS]
+TAGS += ["ImagePositionPatient", "ContentTime", "PixelPaddingValue", *HINTS]
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 NUMBERS += ("ReconstructionDiameter",)
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
 PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACTION|IODINE|CALCIUM"
 PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|(?<![A-Z_])DOSE"
+PICTURES += r"|ATOMIC_NUM|MAT_(SPECIFIC|FRACTIONAL|VALUE)|Z_EFF|EFFECTIVE_Z|\b(RHO|WATER)\b"
 PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")
@@ -48,6 +50,8 @@ PARTS = re.compile(r"\.(z|r|7z\.|zip\.|rar\.)\d\d\d?$", re.IGNORECASE)
 # Packed, and no slices: volumes of other formats, lists.
 VOLUMES = re.compile(r"\.(nii|img|hdr|brik|mnc|mgh|mha|csv|txt|json|log)\.(gz|bz2|xz|zst)$|\.mgz$")
 DOCUMENTS = {"[Content_Types].xml", "META-INF/MANIFEST.MF", "mimetype"}  # in a zip that is none
+PAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".htm", ".html", ".xml")
+PAGES += (".txt", ".json", ".csv", ".pdf")  # previews and lists beside slices
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".filepart", ".tmp", ".aria2")
 
 
@@ -117,6 +121,55 @@ def name_form(path: str) -> str:
     return re.sub(r"0(\.0)+", "0.0", form)  # UIDs have more numbers or fewer
 
 
+def lost_slices(files: list[File]) -> list[File]:
+    """Files that cannot be read and may be slices, of whichever series."""
+    forms = {name_form(file.path) for file in files if file.tags}
+    there = {file.path for file in files if file.tags}
+
+    def like_a_slice(path):
+        """Named as slices are, perhaps with a sign before or an ending behind (.icloud, .gpg)."""
+        place, name = os.path.split(path)
+        bare, end = os.path.splitext(name.lstrip("."))
+        lost = [bare] * (end.lower() not in PAGES)
+        lost += [name.strip("#~"), re.sub(r"_(dcm|ima)$", r".\1", name, flags=re.IGNORECASE)]
+        lost = [other for other in lost if name_form(other) in forms and other != name]
+        lost = any(os.path.join(place, other) not in there for other in lost)
+        return name_form(name) in forms or lost
+
+    return [
+        file
+        for file in files
+        if not file.tags.get("SeriesInstanceUID")
+        and (file.damaged or (file.reason == "no DICOM" and like_a_slice(file.path)))
+    ]
+
+
+def leave_out(files: list[File], patient: Path, drop: str, series: str) -> list[File]:
+    """Files but those that ``drop`` names, of this series or of none, by name or by path from the
+    patient's folder."""
+    drop = unicodedata.normalize("NFC", drop)  # accents in one character or in two
+    gone, kept = {part.strip() for part in drop.split(";") if part.strip()}, []
+    asked = gone.copy()
+    for file in files:
+        if file.tags.get("SeriesInstanceUID", series) != series:
+            kept.append(file)
+            continue
+        names = {printable(os.path.relpath(file.path, patient)), (name := Path(file.path).name)}
+        names = {unicodedata.normalize("NFC", printable(name)) for name in names}
+        names |= {str(int(name))} if name.isdecimal() else set()  # a spreadsheet cuts zeros
+        if len(twice := names & asked - gone):
+            found = f"drop: {' '.join(twice)} is the name of several files: write the path of one"
+            raise ValueError(f"{printable(patient)}: {found}, from the patient's folder on")
+        kept += [] if names & gone else [file]
+        gone -= names
+    if gone:
+        some = ", ".join(Path(printable(file.path)).name for file in files[:3])
+        found = f"no file {', '.join(sorted(gone))} to drop, there are {some}, ..."
+        advice = "write the whole name, and several parted by semicolons"
+        raise ValueError(f"{printable(patient)}: {found}: {advice}")
+    return kept
+
+
 def index_file(path: str) -> File:
     """One file's header, and whether its pixels are all there."""
     (pydicom,) = need("dicom", "pydicom")
@@ -149,6 +202,7 @@ def index_file(path: str) -> File:
                 warnings.simplefilter("ignore")  # of values that are not used, or refused below
                 header = pydicom.dcmread(stream, True, True, True, TAGS)
                 tags = {name: _value(header, name) for name in TAGS}
+            tags["TransferSyntaxUID"] = str(header.file_meta.get("TransferSyntaxUID", ""))
             if not (tags["Rows"] and tags["Columns"]):
                 kind = tags["SOPClassUID"] or header.file_meta.get("MediaStorageSOPClassUID", "")
                 named = (said := pydicom.uid.UID(kind).name) != kind  # DICOM's own list has it
@@ -187,10 +241,9 @@ def _value(header, name: str):
 def _pixels_missing(stream, header, tags, size: int) -> tuple[str, int]:
     """Whether the file ends before its pixels do, and where they begin if they are not packed; the
     stream stands at their tag."""
-    syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if header.file_meta else ""
     frames = int(tags["NumberOfFrames"] or 1) * int(tags["SamplesPerPixel"] or 1)
     image = tags["Rows"] * tags["Columns"] * int(tags["BitsAllocated"] or 0) * frames // 8
-    if syntax == DEFLATED:  # unpacked at once; one that is cut off cannot be
+    if tags["TransferSyntaxUID"] == DEFLATED:  # unpacked at once; one that is cut off cannot be
         stream.seek(0)
         (pydicom,) = need("dicom", "pydicom")
         content = pydicom.dcmread(stream, force=True, specific_tags=["PixelData"]).PixelData

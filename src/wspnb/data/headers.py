@@ -26,15 +26,19 @@ UNITS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI's xyzt_units in mm; 0, un
 SPACING = (0.01, 100.0)  # mm, beyond which no voxel of a body scan is
 DEFLATE, BZIP2 = 1032, 25_000  # times at most that these make a file smaller
 NIFTI = {int.from_bytes(n.to_bytes(4, e), "little") for n in (348, 540) for e in ("little", "big")}
+PLACELESS = "which holds no place and spacing known here: write a NIfTI from the source (DICOM)"
 OTHERS = {  # how files begin that are no volume, and what to do
     b"PK\3\4": "a zip archive, not a NIfTI: unpack it",
     b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch it (git lfs pull)",
     b"<": "a web page or XML, not a NIfTI: download the file again",
     b"NRRD": "a NRRD, which is not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
-    b"ObjectType": "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
-    b"NDims": "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)",
     b"\x1f\x8b": "compressed with gzip twice: unpack it once",
+    b"\x93NUMPY": f"a NumPy array, {PLACELESS}",
+    b"MATLAB": f"a MATLAB file, {PLACELESS}",
+    b"\x89HDF": f"HDF5, {PLACELESS} (a MINC needs h5py)",
 }
+META = "a MetaImage, not read here: convert it to NIfTI (3D Slicer, SimpleITK)"
+OTHERS |= dict.fromkeys((b"ObjectType", b"NDims", b"Comment", b"BinaryData"), META)
 ANOTHER = "resample the mask to the volume, unless it is another volume's"
 SHEAR = 0.01  # sine of the largest angle by which axes may miss a right one
 
@@ -256,6 +260,11 @@ def _affine_problem(image: nib.spatialimages.SpatialImage, affine: np.ndarray) -
         if np.abs(qform[:3, :3] / spacing - cosines).max() > 0.05:
             axes = f"axes {ways[0]} by qform, {ways[1]} by sform"
             return f"{found}: {axes}: correct the wrong one, or set its code to 0"
+        places = [np.round(a[:3, 3], 2).tolist() for a in (qform, affine)]
+        away = np.linalg.norm(np.subtract(*places))
+        if codes[0] == codes[1] and away > spacing.max():  # of other codes, of other spaces
+            origins = f"origin {places[0]} by qform, {places[1]} by sform"
+            return f"{found}: {origins}: correct the wrong one, or set its code to 0"
     return ""
 
 

@@ -25,7 +25,7 @@ from wspnb.data.dicom_files import (
     File,
     find_series,
     index,
-    name_form,
+    lost_slices,
     printable,
 )
 from wspnb.data.volumes import write_image
@@ -35,9 +35,10 @@ NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  
 NUMBERS |= {"RescaleIntercept": 1}
 # RLE, deflated, bytes the other way round: what pydicom itself reads.
 UNPACKED = ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-PAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".htm", ".html", ".xml")
-PAGES += (".txt", ".json", ".csv", ".pdf")  # previews and lists beside slices
+# Of LossyImageCompression, or of a transfer syntax that loses, or may lose, something.
+LOSSY = ("01", *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 203)))
 COUNTS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
+AIR = -500.0  # HU, below which padding may be taken for air (paper silent)
 HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
 
 
@@ -91,31 +92,13 @@ def convert_series(
     if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
         raise ValueError(f"{name}: {problem}")
     own, affine = _in_order(own, name)
+    how = ("LossyImageCompression", "TransferSyntaxUID")  # the second where the first is missing
+    if lossy := [f for f in own if (f.tags[how[0]] or f.tags[how[1]]) in LOSSY]:
+        found = f"{len(lossy)} of {len(own)} slices have lossy compression, or may have it"
+        found += f", such as {printable(lossy[0].path)}: their texture is not the scanner's"
+        warnings.warn(f"{name}: {found}: get lossless ones from the source", stacklevel=2)
     write_image(out, _read_pixels(own, name), affine)
     return out
-
-
-def lost_slices(files: list[File]) -> list[File]:
-    """Files that cannot be read and may be slices, of whichever series."""
-    forms = {name_form(file.path) for file in files if file.tags}
-    there = {file.path for file in files if file.tags}
-
-    def like_a_slice(path):
-        """Named as slices are, perhaps with a sign before or an ending behind (.icloud, .gpg)."""
-        place, name = os.path.split(path)
-        bare, end = os.path.splitext(name.lstrip("."))
-        lost = [bare] * (end.lower() not in PAGES)
-        lost += [name.strip("#~"), re.sub(r"_(dcm|ima)$", r".\1", name, flags=re.IGNORECASE)]
-        lost = [other for other in lost if name_form(other) in forms and other != name]
-        lost = any(os.path.join(place, other) not in there for other in lost)
-        return name_form(name) in forms or lost
-
-    return [
-        file
-        for file in files
-        if not file.tags.get("SeriesInstanceUID")
-        and (file.damaged or (file.reason == "no DICOM" and like_a_slice(file.path)))
-    ]
 
 
 def _without_copies(files: list[File], name: str) -> list[File]:
@@ -220,10 +203,12 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
     ideal = np.linspace(*(origins @ normal)[[0, -1]], len(files))
     uneven = max(np.abs(gaps - step).max(), np.abs(origins @ normal - ideal).max())
     if step <= 0 or uneven > allowed:
-        at = int(np.abs(gaps - step).argmax())
+        at, what = int(np.abs(gaps - step).argmax()), "slices are missing"
+        if gaps.min() <= 0.1 * gaps.max():
+            at, what = int(gaps.argmin()), "images are there twice, as copies under other UIDs"
         raise ValueError(
             f"{name} of {len(files)} slices with gaps of {gaps.min():.2f} to {gaps.max():.2f} mm:"
-            f" slices are missing, or it is several stacks (look at {printable(files[at].path)} and"
+            f" {what}, or it is several stacks (look at {printable(files[at].path)} and"
             f" {printable(files[at + 1].path)}): copy those that are missing, keep one stack in the"
             " folder, drop an odd one at an end (in series.csv), or go on without the patient"
         )
@@ -316,7 +301,7 @@ def _woven(numbers: list[int]) -> bool:
 
 def _read_pixels(files: list[File], name: str) -> np.ndarray:
     """HU ``(column, row, slice)``: int16 where they are whole and fit, else float32."""
-    (sitk,), flat = need("dicom", "SimpleITK"), []
+    (sitk,), blank, first, odd = need("dicom", "SimpleITK"), [], {}, {}
     shape = int(files[0].tags["Rows"]), int(files[0].tags["Columns"])
     volume = np.empty((*shape[::-1], len(files)), np.int16, "F")
     with tempfile.TemporaryDirectory() as scratch:
@@ -331,20 +316,38 @@ def _read_pixels(files: list[File], name: str) -> np.ndarray:
                 why = f"cannot be decoded ({str(error).strip().splitlines()[-1][:160]})"
                 advice = "decompress the series first (gdcmconv --raw), or copy it again"
                 raise ValueError(f"{name}: {printable(file.path)} {why}: {advice}") from error
-            if problem := _bits_beyond(file) or _beyond_hu(float(plane.max())):
+            low, high = plane.min(1), plane.max(1)  # of each row
+            if problem := _bits_beyond(file) or _beyond_hu(float(high.max())):
                 raise ValueError(f"{name}: {printable(file.path)} has {problem}")
             whole = plane.dtype.kind in "iu" or (plane == np.rint(plane)).all()
-            fits = whole and -32768 <= plane.min()
+            fits = whole and -32768 <= low.min()
             if not fits and volume.dtype != np.float32:
                 volume = volume.astype(np.float32)
             volume[:, :, number] = plane.T
-            if plane.min() == plane.max() == file.tags["RescaleIntercept"]:
-                flat.append(printable(file.path))
+            slope, zero = file.tags["RescaleSlope"], file.tags["RescaleIntercept"]
+            blank.append(int(((low == high) & (low == zero)).sum()))
+            other = first.setdefault(hash(plane[::16].tobytes()), number)
+            if other < number and low.min() < high.max():
+                if np.array_equal(volume[:, :, other], volume[:, :, number]):
+                    both = f"{printable(files[other].path)} and {printable(file.path)}"
+                    odd["same"] = f"{both} lie apart and have the same pixels: was one sent twice"
+            pad = file.tags["PixelPaddingValue"]
+            known = isinstance(pad, int) and (pad := pad * slope + zero) > AIR
+            if known and (share := np.mean(plane == pad)) > 0.05:
+                found = f"{share:.0%} of {printable(file.path)} are padding (PixelPaddingValue)"
+                odd["padding"] = f"{found}, which is read as {pad:g} HU: is it meant to be air"
+    beside = np.maximum([blank[1], *blank[:-1]], [*blank[1:], blank[-2]])
+    for k in np.flatnonzero(np.array(blank) - beside > 0.1 * shape[0]):
+        found = f"{blank[k]} of {shape[0]} rows of {printable(files[k].path)} are 0, and not in the"
+        odd["rows"] = f"{found} slices beside it: did a copy not end"
+    flat = [printable(f.path) for f, n in zip(files, blank, strict=True) if n == shape[0]]
     if 0 < 2 * len(flat) < len(files):
         raise ValueError(
             f"{name}: all pixels are 0 in {len(flat)} slices, such as {flat[0]}, as where a copy"
             " did not end: copy it again, or write its name under drop in series.csv"
         )
+    for words in odd.values():
+        warnings.warn(f"{name}: {words}? Compare with the source", stacklevel=3)
     return volume
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pooch
 import psutil
 
-from wspnb.files import files_below, naming, suppress_unable
+from wspnb.files import files_below, naming, paths_below, suppress_unable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 OTHERS = (".7z", ".rar", ".zip.001", ".7z.001", ".tar.zst", ".part1.rar")  # not unpacked, named
@@ -34,7 +34,8 @@ def is_archive(path: Path) -> bool:
 def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path]]) -> list[Path]:
     """Files of a source, and below ``folder / "unpacked"`` what its archives hold.
 
-    ``local`` is the folder of a copy, used in place; without one, ``fetch`` gives the files.
+    ``local`` is the folder of a copy, used in place, its dead links listed, too; without one,
+    ``fetch`` gives the files.
 
     Raises:
         FileNotFoundError: if there is no such copy.
@@ -42,10 +43,12 @@ def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path
     if local and not Path(local).is_dir():
         raise FileNotFoundError(f"{local}: no such folder; give the one that holds the data")
     ours = folder.absolute() / "unpacked"  # perhaps below the copy
-    files = files_below(local) if local else list(fetch())
+    below = paths_below(local) if local else ()
+    below = sorted(Path(path) for path in below if os.path.isfile(path) or os.path.islink(path))
+    files = below if local else list(fetch())
     files = [path for path in files if not path.absolute().is_relative_to(ours)]
     for archive in files:  # the list grows: archives may hold archives
-        if is_archive(archive):
+        if is_archive(archive) and os.path.isfile(archive):
             with naming(archive):
                 name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
             files += files_below(unpack(archive, ours / name))
@@ -131,6 +134,9 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
                 raise
     except tarfile.FilterError as error:
         raise ValueError(f"{archive}: {error}: not unpacked, is it the right file?") from error
+    except NotImplementedError as error:  # a RuntimeError, of zips
+        found = f"packed in a way that is not read here ({error}), as Windows does above 2 GB"
+        raise ValueError(f"{archive}: {found}: unpack it by hand (local_file)") from error
     except DAMAGED as error:
         raise ValueError(f"{archive}: damaged or locked ({error}): fetch it again") from error
     finally:

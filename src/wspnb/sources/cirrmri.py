@@ -6,6 +6,7 @@ histology: weak and judged label are of one kind here. Written without access to
 never run on it; everything found is listed with its fate in ``inventory.csv``.
 """
 
+import os
 import re
 import warnings
 from functools import partial
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from wspnb.files import printable, read_csv, relative, write_csv
+from wspnb.data.cohort import EMPTY
+from wspnb.files import printable, read_csv, relative, separator, write_csv
 from wspnb.sources.archives import gather, is_archive, warn_left
 from wspnb.sources.downloads import fetch_record, read_json
 
@@ -70,6 +72,7 @@ def make_cirrmri(
     inventory = list_scans(found, kinds, "healthy" in take)
     for column in ("volume", "mask"):  # from the table, so that both can be moved together
         inventory[column] = [relative(file, folder.absolute()) for file in inventory[column]]
+    found = [path for path in found if os.path.isfile(path)]
     for name in TABLES.values():  # unpacked and packed, they may be there twice
         copies = [path for path in found if path.name == name]
         if len({path.read_bytes() for path in copies}) > 1:
@@ -149,8 +152,10 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
         hidden = path.name.startswith(".") or "__MACOSX" in text
         scan, sound = SCAN.search(text), HEALTHY.search(text)
         odd = printable(path.absolute()) != str(path.absolute())
-        if hidden or odd or not (scan or sound):
+        dead = os.path.islink(path) and not os.path.exists(path)
+        if hidden or odd or dead or not (scan or sound):
             why = "its name is not UTF-8: rename it" if odd else "no scan"
+            why = "a link that leads nowhere: fetch the file" if dead else why
             others.append({"volume": printable(path.absolute()), "status": why})
             continue
         if scan:
@@ -185,22 +190,28 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
     for name in [TABLES[kind] for kind in kinds]:
         if name not in files:
             raise ValueError(f"{name} is missing: put it, or Metadata.zip, beside the images")
-        table = read_csv(files[name], text=True, foreign=True)
+        table = read_csv(files[name], text=True, foreign=True, sep=separator(files[name]))
         if missing := {*columns, "age", "gender"} - {key.strip().lower() for key in table}:
             said = f"{files[name]}: columns {sorted(missing)} are missing, there are {list(table)}"
             raise ValueError(f"{said}: take the set's own table")
         table = table.rename(columns=lambda key: key.strip().lower()).rename(columns=columns)
-        who = table.patient.str.strip().str.replace(r"\.0*$", "", regex=True)  # of a spreadsheet
-        table["patient"] = who.str.replace("^0+(?=.)", "", regex=True)
-        table = table[table.stage.str.strip() != ""]  # is set aside as "no stage"
+        for column in ("patient", "stage"):  # of a spreadsheet
+            table[column] = table[column].str.strip().str.replace(r"\.0*$", "", regex=True)
+        table["patient"] = table.patient.str.replace("^0+(?=.)", "", regex=True)
+        table = table[~table.stage.str.lower().isin(EMPTY)]  # is set aside as "no stage"
         if len(odd := table[~table.stage.isin(["1", "2", "3"])]):
             found = dict(zip(odd.patient[:5], odd.stage, strict=False))
             raise ValueError(f"{files[name]}: stages of patients {found} are none of 1, 2, 3")
         parts.append(table[["patient", "stage", "age", "gender"]])
-    both = pd.concat(parts).drop_duplicates()
-    if twice := both.patient[both.patient.duplicated()].tolist():
+    both = pd.concat(parts).set_index("patient")
+    both = both.apply(lambda column: column.str.strip())
+    both = both.mask(both.apply(lambda column: column.str.lower().isin(EMPTY)))
+    alike = both.apply(lambda column: column.str.lower().str.replace(r"\.0*$", "", regex=True))
+    differ = alike.groupby("patient", sort=False).nunique().gt(1).any(axis=1)
+    if twice := differ.index[differ].tolist():
         raise ValueError(f"patients {twice[:5]} have two stages, ages or genders: correct a table")
-    return both.set_index("patient").assign(stage=pd.to_numeric(both.stage).to_numpy())
+    both = both.groupby("patient", sort=False).first().fillna("")  # the first that says it
+    return both.assign(stage=pd.to_numeric(both.stage))
 
 
 def divide(used: pd.DataFrame, fold: str = "") -> np.ndarray:

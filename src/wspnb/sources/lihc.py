@@ -7,6 +7,7 @@ part of this package (the code has no licence at the commit studied). Raw collec
 doi 10.7937/K9/TCIA.2016.IMMQW8UQ.
 """
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,12 @@ LABELS_SHA256 = "b96d280340ba78fa2c87498d99b6d727063963a3a22e1df89d5835ff3ba8ea4
 ISHAK = {"0": 0, "1": 1, "2": 1, "1,2": 1, "3": 2, "4": 2, "3,4": 2, "5": 3, "6": 4}
 FIRST_POSITIVE = 3  # Ishak 5 and 6 are label 1 (paper)
 NIFTI = (".nii.gz", ".nii")
-BARCODE, DATE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}"), re.compile(r"\d{4}-\d{2}-\d{2}")
+BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
+AMERICAN = r"(?<!\d)(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])-(\d{4})(?!\d)"  # of TCIA's own names
+DATE = re.compile(rf"\d{{4}}-\d{{2}}-\d{{2}}|{AMERICAN}")
 # A mask beside its volume, by its name.
-SEGMENTATION = re.compile(r"[-_.](liver|\d*seg|segmentation|mask|label)$", re.IGNORECASE)
+SEGMENTATION = r"(liver|\d*seg|segmentation|mask|label)"
+SEGMENTATION = re.compile(rf"[-_.]{SEGMENTATION}$|^{SEGMENTATION}[-_.]", re.IGNORECASE)
 
 
 def make_lihc(
@@ -162,15 +166,18 @@ def list_files(paths) -> pd.DataFrame:
         kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
         name = name.removesuffix("_part_551") if kind == "mask" else name  # of CADS
         kind = "no CT" if not name or name.startswith(".") else kind
-        beside = SEGMENTATION.search(name)  # a mask beside its volume
-        if kind == "" and beside and name[: beside.start()] in stems:
-            kind, name = "mask", name[: beside.start()]
+        bare = {name[: m.start()] + name[m.end() :] for m in SEGMENTATION.finditer(name)} & stems
+        if kind == "" and bare:
+            kind, name = "mask", min(bare)  # beside its volume
         kind = "archive" if small.endswith(SUFFIXES) else kind
         kind = f"an archive that is not unpacked ({path.name})" if small.endswith(OTHERS) else kind
         if (shown := printable(path.absolute())) != str(path.absolute()):
             kind = "its name is not UTF-8: rename it"
+        if os.path.islink(path) and not os.path.exists(path):
+            kind = "a link that leads nowhere: fetch the file"
         row = {"file": shown, "name": printable(name), "status": kind}
-        row |= {"patient": barcode[0] if barcode else "", "date": date[0] if date else ""}
+        date = re.sub(AMERICAN, r"\3-\1-\2", date[0]) if date else ""
+        row |= {"patient": barcode[0] if barcode else "", "date": date}
         rows.append(row)
     return pd.DataFrame(rows, columns=["file", "name", "patient", "date", "status"])
 

@@ -48,8 +48,8 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
 
 
 def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """The segments that are called liver (SCT 10200004), such as its lobes, as one mask ``(i, j,
-    k)`` bool, and its affine ``(4, 4)``, RAS, mm.
+    """The segments that are a liver by their type (SCT 10200004), such as its lobes, else by their
+    label, as one mask ``(i, j, k)`` bool, and its affine ``(4, 4)``, RAS, mm.
 
     Raises:
         ImportError: if the extra ``dicom`` is not installed.
@@ -59,8 +59,13 @@ def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         found = highdicom.seg.segread(file)
         numbers = found.get_segment_numbers(segmented_property_type=sr.codes.SCT.Liver)
+        if not numbers:  # 3D Slicer's own type is Tissue
+            all_ = found.segment_numbers
+            labels = [found.get_segment_description(n).segment_label for n in all_]
+            of = zip(all_, labels, strict=True)
+            numbers = [n for n, label in of if label.strip().lower() == "liver"]
         if not numbers:
-            raise ValueError(f"segments {found.segment_numbers}, none of them a liver")
+            raise ValueError(f"segments {all_}, none of them a liver ({', '.join(labels)})")
         one = {"segment_numbers": numbers, "combine_segments": True, "relabel": True}
         volume = found.get_volume(**one)
     except Exception as error:  # of a damaged file, whatever it is
@@ -69,9 +74,11 @@ def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def off_grid(affine: np.ndarray, volume: Header) -> float:
-    """How far a mask's voxels lie from the volume's, in voxels: 0 for a mask of the same series."""
+    """How far a mask's voxels lie from the volume's, in voxels: 0 for a mask of the same series, 1
+    and more where they are larger by whole times."""
     step = np.linalg.inv(volume.stored) @ affine
-    return round(float(np.abs(step - step.round()).max()), 3)
+    larger = abs(np.linalg.det(step[:3, :3].round())) - 1
+    return round(float(max(np.abs(step - step.round()).max(), larger)), 3)
 
 
 def place(mask: np.ndarray, affine: np.ndarray, volume: Header) -> tuple[np.ndarray, float]:

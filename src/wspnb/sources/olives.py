@@ -56,7 +56,7 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
             raise ValueError(f"{csv}: BCVA holds Snellen denominators and no column the letters")
         raw = raw.rename(columns={"BCVA": "Snellen", "Snellen": "BCVA"})
     # File names as Prime's 27.tif and TREX's TREXW_000027.tif.
-    form = r"([^/]+)/([^/]+)/(O[DS])/[^/]*?(\d+)\.(?:tif|tiff|png|jpg)$"
+    form = r"([^/]+)/([^/]+)/(O[DS])/[^/]*?(\d+)\.(?i:tif|tiff|png|jpg)$"
     parts = raw[column].str.extract(form)
     _refuse(csv, raw[column], parts[0].isna(), "is no folder/visit/side/file")
     _refuse(csv, raw[column], raw[column].duplicated(), "a second time")
