@@ -88,7 +88,8 @@ def page(source: Path, links: list[tuple[str, str]], report: bool = False) -> st
     notebook = readable(nbformat.read(source, as_version=4))
     if report:
         hidden = {"lesson"}
-        if any("paper_cohorts = False" in c.source for c in notebook.cells):
+        code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+        if re.findall(r"(?m)^paper_cohorts\b.*?= *(\w+)", code)[-1:] == ["False"]:
             hidden |= {"paper"}  # the paper beside other patients than its own
         notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     script = (HERE / "_static" / "scroll.js").read_text(encoding="utf-8")

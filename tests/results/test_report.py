@@ -64,7 +64,11 @@ def test_main_result_of_one_method_compares_nothing():
 
 def test_what_was_run_counts_methods_seeds_steps_and_patients():
     slices = pd.DataFrame({"patient": ["a", "a", "b", "c", "d"], "weak_label": [1, 1, 2, None, 3]})
-    slices["cohort"] = ["radio"] * 4 + ["d1"]  # a weak label of a judged patient is not trained on
+    slices.loc[5] = ["e", -1]  # unknown, too
+    slices["cohort"] = ["radio"] * 4 + [
+        "d1",
+        "radio",
+    ]  # a weak label of a judged patient is not trained on
     text = report.what_was_run([run("random", 0, 2), run("wsp", 0, 3), run("wsp", 1, 3)], slices)
     assert text == (
         "None (random) · WSP (TinyNet); 2 training seeds; pretrained for 1,500 steps on 2 patients "

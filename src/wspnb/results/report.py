@@ -54,7 +54,7 @@ def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
     encoders = list(dict.fromkeys(tables.BACKBONES[run["backbone"]] for run in runs))
     steps = sorted({run["training"]["n_steps"] for run in runs if run.get("training")})
     cohorts = {run["training"].get("train_cohort") for run in runs if run.get("training")}
-    known = slices.weak_label.notna() & slices.cohort.isin(cohorts)
+    known = (slices.weak_label.fillna(-1) >= 0) & slices.cohort.isin(cohorts)
     trained = slices[known].patient.nunique()
     judged = {NAMES.get(c, c): result["n"] for c, result in runs[0]["results"].items()}
     parts = [" · ".join(methods) + f" ({', '.join(encoders)})"]

@@ -138,6 +138,9 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
     records = []
     for (backbone, name), own in grouped(runs).items():
         record = {"backbone": BACKBONES[backbone], "method": row_label(name)}
+        if len({*map(short, own[0]["results"])}) < len(own[0]["results"]):
+            found = ", ".join(own[0]["results"])
+            raise ValueError(f"evaluate: of {found} two make one column: rename a cohort of them")
         for cohort in own[0]["results"]:
             tag, results = short(cohort), [run["results"][cohort] for run in own]
             auc = [result["auc"] for result in results]
