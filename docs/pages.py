@@ -103,6 +103,7 @@ def write_pages(out: Path, notebooks: list[Path]) -> None:
     """One page per notebook, linked to its neighbours; the folder appears when all are written."""
     if out.exists() and any(path.suffix != ".html" for path in out.glob("[!.]*")):
         raise ValueError(f"{out} holds something else than pages: name another folder")
+    out = out.resolve()  # a link stays one
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

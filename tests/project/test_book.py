@@ -131,3 +131,7 @@ def test_a_report_of_other_patients_is_without_the_papers_however_it_was_run(tmp
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "05.ipynb")
     shown = "of the paper" in pages.page(tmp_path / "05.ipynb", [], report=True)
     assert shown == source.endswith("True")
+    (tmp_path / "www").mkdir()
+    (tmp_path / "html").symlink_to(tmp_path / "www")  # where a web server looks
+    pages.write_pages(tmp_path / "html", [tmp_path / "05.ipynb"])
+    assert (tmp_path / "html").is_symlink() and (tmp_path / "www" / "05.html").exists()

@@ -109,6 +109,7 @@ ALL = {
 
 
 def test_content_decides_not_dates(project):
+    (project.folder / "figures" / "paper").mkdir(parents=True)  # committed tables that are shown
     project.run()
     assert project.ran() == ALL
     # JupyterLab saves on opening: new dates, outputs, execution counts, another layout.
@@ -132,7 +133,6 @@ def test_content_decides_not_dates(project):
     assert project.ran() == drawn  # pictures are what these give
     project.run()
     assert project.ran() == set()
-    (project.folder / "figures" / "paper").mkdir(parents=True)  # committed tables that are shown
     for name, shown in (("kernels_help", "08_kernels"), ("paper/counts", "06_audit-all-tiny_pa")):
         (project.folder / "figures" / f"{name}.csv").write_text("another score")
         project.run()

@@ -366,6 +366,8 @@ def test_a_patient_twice_or_of_no_data_set_is_refused():
     other = run.iloc[::-1].reset_index(drop=True)
     with pytest.raises(ValueError, match="other patients"):
         tables.accuracy_interval([run.assign(threshold=0.5), other.assign(threshold=0.5)])
+    kinds = {"label": float, "fold": "int8", "patient": "category"}  # the same in other types
+    assert statistics.paired_difference([run], [run.astype(kinds)]).mean == 0
     for nobody in (None, np.nan):
         strata = np.array(["a", "b"] * len(run), dtype=object)[: len(run)]
         strata[0] = nobody

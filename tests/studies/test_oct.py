@@ -321,3 +321,10 @@ def test_a_run_of_infinite_width_is_finished(tmp_path):
     (tmp_path / "config.json").write_text(text)
     assert oct.finished(tmp_path, settings)
     assert not oct.finished(tmp_path, make_settings("soft"))
+
+
+def test_the_queue_of_a_checkpoint_goes_where_the_module_is():
+    old, new = (Moco(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), 5, 0.1) for _ in range(2))
+    old.queue = torch.ones(3, 2)
+    new.to("meta").load_state_dict(old.state_dict(), assign=False)
+    assert new.queue.shape == (3, 2) and new.queue.device.type == "meta"

@@ -52,12 +52,13 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
     if (twice := runs[0].patient.duplicated()).any():
         who = runs[0].patient[twice].iloc[0]
         raise ValueError(f"patient {who} is there twice: give one score for each patient")
-    for other in runs[1:]:
-        if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
-            raise ValueError(
-                "the runs were probed on other patients or folds: probe them with one fold_seed"
-            )
     check_classes(runs[0])
+    for other in runs[1:]:
+        if not np.array_equal(*(run[keys].to_numpy(object) for run in (other, runs[0]))):
+            raise ValueError(
+                "the runs were probed on other patients or folds, or their rows stand in another"
+                " order: probe them with one fold_seed, sort them by patient"
+            )
     parts = [[run[run.fold == fold] for run in runs] for fold in runs[0].fold.unique()]
     return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]
 
