@@ -243,3 +243,11 @@ def test_entries_of_one_column_are_refused_and_runs_without_steps_have_no_positi
     for meets in ({"ct_mr": 0, "ct+mr": 0}, {"a_on_b": 0, "a>b": 0}):
         with pytest.raises(ValueError, match="two make one column: rename a cohort"):
             tables.auc_table([run | {"results": meets}])
+
+
+def test_a_run_of_an_unknown_encoder_is_named(tmp_path):
+    save(tmp_path, "wsp", backbone="convnext")
+    with pytest.raises(ValueError, match="wsp-convnext-seed0: no backbone of tiny, "):
+        tables.read_runs(tmp_path)
+    save(tmp_path, "wsp")
+    assert len(tables.read_runs(tmp_path, backbones=["tiny"])) == 1

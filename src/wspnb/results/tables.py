@@ -63,6 +63,8 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     if absent := sorted(set(seeds) - found):
         raise ValueError(f"seeds {absent} were not probed; found {sorted(found)}")
     runs = [run for run in runs if not seeds or run["seed"] in seeds]
+    if unknown := [run["folder"].name for run in runs if run["backbone"] not in BACKBONES]:
+        raise ValueError(f"{unknown[0]}: no backbone of {', '.join(BACKBONES)}: move it elsewhere")
     return sorted(runs, key=order)
 
 
