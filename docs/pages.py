@@ -88,7 +88,8 @@ def page(source: Path, links: list[tuple[str, str]], report: bool = False) -> st
     notebook = readable(nbformat.read(source, as_version=4))
     if report:
         hidden = {"lesson"}
-        if any("paper_cohorts = False" in c.source for c in notebook.cells):
+        code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+        if re.findall(r"(?m)^paper_cohorts\b.*?= *(\w+)", code)[-1:] == ["False"]:
             hidden |= {"paper"}  # the paper beside other patients than its own
         notebook.cells = [c for c in notebook.cells if not hidden & {*c.metadata.get("tags", [])}]
     script = (HERE / "_static" / "scroll.js").read_text(encoding="utf-8")
@@ -102,6 +103,7 @@ def write_pages(out: Path, notebooks: list[Path]) -> None:
     """One page per notebook, linked to its neighbours; the folder appears when all are written."""
     if out.exists() and any(path.suffix != ".html" for path in out.glob("[!.]*")):
         raise ValueError(f"{out} holds something else than pages: name another folder")
+    out = out.resolve()  # a link stays one
     temporary = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -28,11 +28,12 @@ def digest_of_file(path: str) -> str:
     is."""
     path = Path(path).expanduser()
     if path.is_dir():
-        from wspnb.files import own_files  # pandas takes a second
+        from wspnb.files import files_below  # pandas takes a second
 
         look = ("Thumbs.db", "desktop.ini")  # as hidden ones, come of having been looked at
-        files = [p for p in own_files(path, "**/*") if p.name not in look]
-        return digest([(str(p.relative_to(path)), _content(p)) for p in files])
+        files = [(p.relative_to(path).as_posix(), p) for p in files_below(path)]
+        files = [(n, p) for n, p in files if p.name not in look and "/." not in f"/{n}"]
+        return digest([(name, _content(file)) for name, file in files])
     if not path.is_file():
         return ""
     with path.open("rb") as file:

@@ -73,7 +73,10 @@ def settle(stamp: Path, book: str, key: str, look: bool = False) -> bool:
         [record(file, kind) for file in (stamp.as_posix(), book)]
         for kind in ("metadata", "incomplete")
     )
-    known = json.loads(records[0].read_text(encoding="utf-8")) if records[0].is_file() else {}
+    try:
+        known = json.loads(records[0].read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or an empty one, as a power cut leaves it
+        known = {}
     if said == key:
         seen = repr(key) in known.get("params", [])  # perhaps of an earlier run: begun again since
         for note in begun if seen else [*begun, *records]:

@@ -152,14 +152,17 @@ def log_denominators(
 def _up_to_each(logits: Tensor, itself: Tensor, degrees: Tensor, less: bool) -> Tensor:
     """Log of the sum of exponentials over those whose degree is less than that of i (and i), or no
     more than it, for every i; the anchor left out. Sorted once, summed on the way, in float64:
-    shares of e-700 of the largest count, at temperatures of .003 and more all of them."""
+    shares of e-700 of the largest count, at temperatures of .003 and more all of them. Degrees that
+    differ by rounding, as of slices equally far above and below, are equal."""
     top = logits.detach().amax(1, keepdim=True).double()
     grown = (logits - top).exp()
     degrees = degrees.detach().masked_fill(itself, torch.inf)  # last, so that nobody counts it
     rising, order = degrees.sort(1)
     sums = grown.masked_fill(itself, 0).gather(1, order).cumsum(1)
     sums = torch.cat([torch.zeros_like(sums[:, :1]), sums], 1)
-    below = sums.gather(1, torch.searchsorted(rising, degrees, right=not less))
+    rounding = 64 * torch.finfo(degrees.dtype).eps * (-1 if less else 1)
+    limit = degrees * (1 + rounding)
+    below = sums.gather(1, torch.searchsorted(rising, limit, right=not less))
     total = below + grown if less else below
     return (total.clamp_min(1e-300).log() + top).to(logits)
 

@@ -123,7 +123,7 @@ def load_frozen(name: str, folder: str | Path) -> Frozen:
         ValueError: if the folder holds another kind of network, or weights that do not fit it.
     """
     check_folder(name, folder)
-    row, folder = ENCODERS[name], Path(folder)
+    row, folder = ENCODERS[name], Path(folder).expanduser()
     config = read_json(folder / "config.json")
     kind, channels = config.get("model_type"), config.get("num_channels", 3)
     if kind not in row.kinds or channels != row.channels:

@@ -42,7 +42,7 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
 
     Raises:
         ValueError: names the cohort without labels, or with too few patients for the folds, the
-            counts, and what to do.
+            counts, and what to do; as :func:`people`.
     """
     check_whole("n_folds", n_folds, 2)
     labelled, rows = table[table.label.notna()], []
@@ -52,14 +52,7 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
     for group in evaluate:
         if any(not name or name != name.strip() for name in cohorts_of([group])):
             raise ValueError(f"evaluate: {group!r}: write d1, d1+d2 or d1>d2, without blanks")
-        absent = sorted(set(cohorts_of([group])) - set(labelled.cohort))
-        if absent:
-            known = ", ".join(sorted(labelled.cohort.dropna().unique())) or "none"
-            raise ValueError(
-                f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
-                f" {known}. Correct evaluate, or set it to [] and do not judge"
-            )
-        parts = [side.drop_duplicates("patient") for side in split(labelled, group)]
+        parts = [people(side.label, side.patient) for side in split(labelled, group)]
         n_parts = 1 if ">" in group else n_folds
         for part, what in zip(parts, ("fit", "judge"), strict=True):
             counts = [int((part.label == k).sum()) for k in (0, 1)]
@@ -79,8 +72,14 @@ def split(table: pd.DataFrame, group: str) -> list[pd.DataFrame]:
     """Rows of both :func:`sides`.
 
     Raises:
-        ValueError: if a patient is on both sides of ">".
+        ValueError: if a cohort is not there, or a patient is on both sides of ">".
     """
+    if absent := sorted(set(cohorts_of([group])) - set(table.cohort)):
+        known = ", ".join(sorted(table.cohort.dropna().unique())) or "none"
+        raise ValueError(
+            f"evaluate: no patient of {', '.join(absent)} has a label; cohorts with labels:"
+            f" {known}. Correct evaluate, or set it to [] and do not judge"
+        )
     fitted, judged = parts = [table[table.cohort.isin(side)] for side in sides(group)]
     both = sorted(set(fitted.patient) & set(judged.patient))
     if ">" in group and both:
@@ -149,7 +148,7 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
             f" and {counts[1]} of class 1: {advice}"
         )
 
-    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
+    splitter = StratifiedKFold(n_folds, shuffle=True, random_state=int(seed) % 2**32)
     for fold, (_, test) in enumerate(splitter.split(found, found.label)):
         found.loc[test, "fold"] = fold
     return found.astype({"fold": int})

@@ -64,15 +64,17 @@ def gaussian(positions: Tensor, sigma: float, rows: Tensor | None = None) -> Ten
 
 
 def closer(positions: Tensor, width: float, rows: Tensor | None = None) -> Tensor:
-    r"""Positive within a distance: :math:`[|d_t - d_i| < w]` (PCL, Zeng et al. 2021); a step, so a
-    width that is learnt, which would get no gradient, is refused (ValueError)."""
+    r"""Positive within a distance: :math:`[|d_t - d_i| < w]` (PCL, Zeng et al. 2021); at the width,
+    to rounding, is not within. A step, so a width that is learnt, which would get no gradient, is
+    refused (ValueError)."""
     if isinstance(width, Tensor) and width.requires_grad:
         raise ValueError(
             "width of a step gets no gradient: hold it fixed, or take gaussian, cauchy"
         )
     own, positions = _own_and_all(positions, width, "width", rows)
-    near = (own[:, None] - positions[None, :]).abs() < width
-    return near.to(positions.dtype)
+    apart = (own[:, None] - positions[None, :]).abs()
+    rounding = 4 * torch.finfo(apart.dtype).eps * positions.abs().amax()  # of heights and distances
+    return ((apart < width - rounding) | (apart == 0)).to(positions.dtype)
 
 
 def cauchy(positions: Tensor, width: float, rows: Tensor | None = None) -> Tensor:
@@ -106,7 +108,7 @@ def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> T
     Raises:
         ValueError: if labels are no matrix of 0 and 1, or the power is not positive.
     """
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(np.array(labels) if hasattr(labels, "to_numpy") else labels)
     known = (labels == 0) | (labels == 1)
     if labels.ndim != 2 or not power > 0 or (labels.is_cpu and not known.all()):
         found = f"labels {tuple(labels.shape)}, power={power}"
@@ -237,19 +239,20 @@ def effective_positives(kernel: Tensor) -> Tensor:
     Returns:
         ``(n,)``, between 1 (only the other view) and 2n - 1; 0 for an anchor without positives.
     """
+    kernel = kernel.to(torch.promote_types(kernel.dtype, torch.float32))  # squares of 1/1000 count
     squares = pair_weights(kernel)[: len(kernel)].square().sum(1)
     return torch.where(squares > 0, 1 / squares, squares)
 
 
 def check_rows(rows, n: int, name: str = "rows") -> Tensor:
     """Numbers of slices ``(m,)`` as int64; whether they are of the n where no GPU waits for it."""
-    rows = torch.as_tensor(rows)
+    rows = torch.as_tensor(np.array(rows) if hasattr(rows, "to_numpy") else rows)  # by row, too
     whole = not (rows.is_floating_point() or rows.dtype == torch.bool)
     if rows.ndim != 1 or not len(rows) or not whole:
         found = f"{name} {tuple(rows.shape)} of {rows.dtype}"
         raise ValueError(f"{found}: give the numbers of one slice or more, (m,)")
     if rows.is_cpu and not torch.compiler.is_compiling():
-        low, high = map(int, rows.aminmax())
+        low, high = map(int, rows.long().aminmax())
         if low < 0 or high >= n:
             raise ValueError(f"{name} {low} to {high} of {n} slices")
     return rows.long()

@@ -153,12 +153,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let weights made here depend on the seed alone; global generators stay untouched, and so does
-    the default type, which is float32 here."""
+    """Let weights made here depend on the seed alone; global generators stay untouched, and so do
+    the default type and device, which are float32 and the CPU here."""
     was = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float32)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(index(seed))  # numpy's whole numbers, too
             yield
     finally:

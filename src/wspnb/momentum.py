@@ -145,7 +145,7 @@ class Moco(nn.Module):
 
     def _load_from_state_dict(self, state, prefix, *rest):
         """The queue of a checkpoint is of any length."""
-        self.queue = torch.empty_like(state.get(f"{prefix}queue", self.queue))
+        self.queue = self.queue.new_empty(state.get(f"{prefix}queue", self.queue).shape)
         super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, view_1: Tensor, view_2: Tensor, views: Tensor) -> Tensor:

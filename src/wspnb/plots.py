@@ -1,5 +1,6 @@
 """Palette, contact sheet, scatter and figure saving, shared by the notebooks."""
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ DEPTH_MAP = "viridis"
 
 def colour(name: str) -> str:
     """Colour of a method, or of the one in ``PALETTE`` with which its name begins."""
-    found = [key for key in PALETTE if name == key or name.startswith((f"{key}_", f"{key}0"))]
+    found = [key for key in PALETTE if name == key or re.match(rf"{key}[_.\d]", name)]
     return PALETTE[max(found, key=len)] if found else "#000000"
 
 
@@ -67,6 +68,7 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
         raise ValueError(f"images {images.dtype} {images.shape}: uint8 or floats, (n, h, w)")
     if images.dtype != np.uint8 and not -1e-3 < np.nanmin(images) <= np.nanmax(images) < 1 + 1e-3:
         raise ValueError(f"images of {images.min():.4g} to {images.max():.4g}: floats in [0, 1]")
+    titles = [] if titles is None else [*titles]
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles of {len(images)} images: give one each")
     top = 255 if images.dtype == np.uint8 else 1
@@ -93,6 +95,8 @@ def mosaic(images, words, title: str = "") -> Figure:
         title: above all.
     """
     n, height, width, _ = images.shape
+    if not n:
+        raise ValueError("no picture to draw: nothing was kept")
     columns = min(10, n)
     rows, space = -(-n // columns), height // 4  # for the words
     whole = np.full((rows * (height + space), columns * width, 3), 255, np.uint8)
@@ -134,6 +138,8 @@ def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
     axis.set(xticks=[], yticks=[])
     if kind == "depth":
         return axis.scatter(*plane.T, c=values, cmap=DEPTH_MAP, s=size, vmin=0, vmax=1, lw=0)
+    if len(other := values[~np.isin(values, (0, 1))]):
+        raise ValueError(f"{len(other)} points of class {other[0]}: draw 0 and 1, leave others out")
     for label, colour in enumerate(CLASS_COLOURS):
         axis.scatter(*plane[values == label].T, color=colour, s=size, lw=0, label=f"class {label}")
     return None

@@ -110,7 +110,7 @@ def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
 
     ``severe_from``: 0 keeps all stages apart (paper); k makes two classes, stage k and above
     against the rest (released code: severe, 3)."""
-    stage = table.weak_label.fillna(-1).to_numpy()
+    stage = pd.to_numeric(table.weak_label).fillna(-1).to_numpy()
     if not (stage == stage.astype(int)).all():
         raise ValueError("weak_label: stages are whole numbers, 0, 1, 2 ..., or missing")
     stage = np.maximum(stage.astype(int), -1)
@@ -130,7 +130,7 @@ def slice_positions(table: pd.DataFrame, stored: str, wanted: str) -> Tensor:
         ValueError: if a position is missing, or no number from 0 to 1; names patient and slice.
     """
     given = table[["position", "n_kept"]].apply(pd.to_numeric, errors="coerce")
-    position, n = given.to_numpy(float, na_value=np.nan).T
+    position, n = given.to_numpy(float, copy=True, na_value=np.nan).T
     steps = {"k/(n-1)": np.maximum(n - 1, 1), "k/n": n}
     if other := {stored, wanted} - set(steps):
         raise ValueError(f"convention {other}: choose k/(n-1) or k/n")
@@ -389,12 +389,12 @@ def save_run(
     Weights are stored in float32 on the CPU. ``facts``, anything measured about the run (seconds,
     collapsed, versions), are kept in ``config.json``.
     """
-    while wrapped := {"_orig_mod", "module"} & encoder._modules.keys():  # of torch.compile, DDP
-        encoder = encoder._modules[wrapped.pop()]  # without the names that these add
+    while {*encoder._modules} in ({"_orig_mod"}, {"module"}):  # wrapped by torch.compile, DDP
+        (encoder,) = encoder._modules.values()  # without the names that these add
     state = {k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}
     content = save({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     settings = {**asdict(config), **facts, "encoder_sha256": hashlib.sha256(content).hexdigest()}
-    write_csv(folder / "log.csv", pd.DataFrame(log))
+    write_csv(folder / "log.csv", pd.DataFrame(log, columns=None if log else ["step"]))
     write_text(folder / "config.json", plain_json(settings))
     with whole(folder / "encoder.safetensors") as file:
         file.write_bytes(content)

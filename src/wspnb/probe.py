@@ -154,8 +154,9 @@ def extract_features(
 
     rows, plain = np.asarray(rows), all(w.is_contiguous() for w in encoder.parameters())
     rows = np.flatnonzero(rows) if rows.dtype == bool and len(rows) == len(images) else rows
-    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or images.ndim != 3:
-        found = f"rows {rows.dtype} {rows.shape}, images {images.shape}"
+    sound = rows.ndim == 1 and rows.dtype.kind in "iu" and len(rows) and rows.min() >= 0
+    if not sound or images.ndim != 3:  # -1, not found, would be the last slice
+        found = f"rows {rows.dtype} {rows.shape} {[*rows.flat[:3]]}, images {images.shape}"
         raise ValueError(f"no slice to take features of: {found}, give numbers, or a bool for each")
     weight, features = next(encoder.parameters(), torch.empty(0)), []
     if weight.dtype.itemsize < 4:
@@ -166,8 +167,8 @@ def extract_features(
         off = torch.autocast(weight.device.type, enabled=False)
         with evaluating(encoder), torch.inference_mode(), off:
             for batch in progress(batches) if progress else batches:
-                pixels = to_unit(torch.from_numpy(images[batch]).to(weight.device)[:, None])
-                found = encoder(pixels.to(weight.dtype))
+                pixels = torch.from_numpy(np.asarray(images[batch])).to(weight.device)
+                found = encoder(to_unit(pixels[:, None]).to(weight.dtype))
                 if not isinstance(found, torch.Tensor) or found.shape[:-1] != (len(batch),):
                     kind = getattr(found, "shape", type(found).__name__)
                     raise ValueError(f"the encoder gave {kind}, expected features (b, d)")
@@ -253,7 +254,7 @@ def judge(
     features = np.asarray(features)
     if len(features) != len(slices):
         raise ValueError(f"{len(features)} features of {len(slices)} slices: give one row each")
-    people = deal(slices[keep], group, n_folds, seed)
+    people = deal(slices, group, n_folds, seed)
     given = features[keep], slices.label[keep], slices.patient[keep]
     people["score"] = held_out_scores(*given, people, C)
     people["threshold"] = fold_thresholds(*given, people, C, seed, n_folds)
@@ -348,8 +349,9 @@ def plane_quality(
     """
     plane, labels, patients = checked(plane, labels, patients)
     positions = np.asarray(positions, float)
-    if positions.shape != (len(plane),):
-        raise ValueError(f"positions {positions.shape} of {len(plane)} slices: give one each")
+    if positions.shape != (len(plane),) or not np.isfinite(positions).all():
+        found = f"positions {positions.shape} of {len(plane)} slices"
+        raise ValueError(f"{found}, {np.isnan(positions).sum()} missing: give one each")
     if len(set(patients)) < 2 or np.bincount(labels).max() < 2:
         return {"depth_r2": np.nan, "class_auc": np.nan}
     depth, score, fold = np.zeros((3, len(plane)))

@@ -131,10 +131,8 @@ def _line(error: BaseException | str) -> str:
 
 
 def log_progress(path: str) -> None:
-    """Let every progress bar of this process also write a line to ``path``, at most one in 20 s.
-
-    For runs without a terminal; the runner calls it in the kernel before the notebook begins.
-    """
+    """Let every progress bar of this process also write a line to ``path``, at most one in 20 s;
+    the runner calls it in the kernel before the notebook begins."""
     import tqdm.auto
 
     class Logged(tqdm.auto.tqdm):  # a bar that is also a log
@@ -169,7 +167,8 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
         left.unlink()  # of a run that was killed
     failed = out.with_name(f"{out.stem}.failed.ipynb")
     log = out.with_suffix(".log")
-    log.unlink(missing_ok=True)
+    if os.path.exists(log) and not any(os.path.samestat(os.stat(log), os.fstat(k)) for k in (1, 2)):
+        log.unlink()  # else the shell's, as of > out.log 2>&1
     # IPython's own quit() ends no notebook: the cells below it would run.
     begin = "globals().update(dict.fromkeys(('quit', 'exit'), __import__('sys').exit)); "
     begin += f"__import__('wspnb.run').run.log_progress({str(log)!r})"
@@ -392,6 +391,8 @@ if __name__ == "__main__":
     sys.path = [p for p in sys.path if p not in ("", here) or __file__.startswith(f"{p or here}/")]
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
+    if getattr(signal, "SIGHUP", 0) and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, interrupt)  # the terminal is gone, and nohup was not asked for
     if sys.getfilesystemencoding() != "utf-8":  # LC_ALL=C: names would be lost
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     with contextlib.suppress(KeyboardInterrupt):  # also while it is still importing

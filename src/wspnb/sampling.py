@@ -42,7 +42,7 @@ class OneSlicePerPatient(Sampler[list[int]]):
     drop_last = True  # read, with batch_size, by accelerate: every batch is full
 
     def __init__(self, patients, labels, batch_size: int, n_batches: int, generator=None):
-        names = np.asarray(patients)
+        names = pd.Series(patients, dtype=object).to_numpy()  # NaN of a list stays NaN
         patient, _ = pd.factorize(names)  # (n_slices,) numbers from 0, in order of appearance
         labels = np.zeros(len(names)) if labels is None else np.asarray(labels)
         label, names_of = pd.factorize(labels, sort=True)  # as they are: 2**60 + 1 is no float
@@ -50,7 +50,8 @@ class OneSlicePerPatient(Sampler[list[int]]):
         self._check(names, patient, label, batch_size, n_batches)
         self.batch_size, self.n_batches = int(batch_size), int(n_batches)
         self.start, self.epoch, self._begun = 0, 0, False
-        self.seed = int(torch.randint(2**62, (), generator=generator))
+        device = getattr(generator, "device", "cpu")  # whatever the default one
+        self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
 
         # Slices sorted by patient: those of patient p are order[first[p] : first[p] + count[p]].
         self._order = np.argsort(patient, kind="stable")

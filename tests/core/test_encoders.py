@@ -178,3 +178,11 @@ def test_folders_as_given_on_the_command_line():
             read_folders(wrong)
     with pytest.raises(ValueError, match="dinov2 twice, /a and /b"):
         read_folders("dinov2=/a,dinov2=/b")
+
+
+def test_an_encoder_in_the_home_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "another"}')
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="another of 3 channels, dinov2 is"):
+        load_frozen("dinov2", "~/.")

@@ -168,6 +168,8 @@ def test_jaccard_of_several_labels():
     one_hot = (stages[:, None] == torch.arange(3)).float()
     for power in (0.5, 1, 2):  # exact limit: one label each is SupCon
         assert torch.equal(jaccard(one_hot, power), same_label(stages))
+    table = pd.DataFrame({"cyst": [1, 0], "fluid": [1, 1]}, index=[7, 8])
+    assert torch.equal(jaccard(table), torch.tensor([[1, 0.5], [0.5, 1]]))
     with pytest.raises(ValueError, match="n_labels"):
         jaccard(stages)
 
@@ -282,3 +284,23 @@ def test_columns_that_are_turned_round_or_of_objects_are_numbers():
         (pd.Series(labels[::-1], dtype="Int64"), pd.Series(positions[::-1], dtype="Float64")),
     ):
         assert torch.allclose(pair_kernel("wsp", a, b, 0.3).double(), expected.double())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_neighbour_at_exactly_the_width_is_not_within_it(kind):
+    tenths, slices = torch.arange(11, dtype=kind) / 10, torch.arange(11, dtype=kind)
+    for width in (1, 2, 3):
+        assert torch.equal(closer(tenths, width / 10), closer(slices, width))
+
+
+def test_effective_positives_of_a_kernel_in_half_precision():
+    for kind in (torch.float16, torch.bfloat16):  # 1 / 1199**2 is no number of the first
+        found = effective_positives(torch.ones(600, 600, dtype=kind))
+        torch.testing.assert_close(found, torch.full((600,), 1199.0))
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint64", "int64"])
+def test_rows_are_a_column_of_a_table_or_whole_numbers_of_any_type(kind):
+    labels = torch.tensor([0, 1, 1, 0])
+    for rows in (np.array([0, 2], kind), pd.Series([0, 2], index=[5, 7], dtype=kind)):
+        assert torch.equal(same_label(labels, rows), same_label(labels)[[0, 2]])

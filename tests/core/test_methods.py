@@ -327,3 +327,15 @@ def test_modules_by_name(method):
 def test_odd_spellings_of_a_name_are_refused_as_methods(name):
     with pytest.raises(ValueError, match=r"^method=.* has no kernel: choose one of wsp"):
         parse(name)
+
+
+@pytest.mark.parametrize("method", ["rank", "depth_threshold", "wsp_threshold"])
+@pytest.mark.parametrize("n", [11, 80])  # in one piece and in blocks
+def test_slices_equally_far_are_ties_in_every_unit(method, n):
+    views = torch.randn(2, n, 8, generator=torch.Generator().manual_seed(0))
+    labels, slices = torch.arange(n) % 2, torch.arange(n)
+    exact, rounded = (
+        contrastive_loss(*views, **loss_terms(method, labels, slices / unit, 8 / unit))
+        for unit in (128, 100)  # binary fractions, and others
+    )
+    torch.testing.assert_close(rounded, exact, rtol=1e-5, atol=0)

@@ -231,3 +231,10 @@ def test_weights_do_not_depend_on_the_default_type(kind):
         torch.set_default_dtype(torch.float32)
     for one, two in zip(found, expected, strict=True):
         assert one.dtype == torch.float32 and torch.equal(one, two)
+
+
+def test_weights_do_not_depend_on_the_default_device():
+    expected = build_encoder("tiny", "batch", 1).state_dict()
+    with torch.device("meta"):  # as a card, of a generator that the seed does not reach
+        found = build_encoder("tiny", "batch", 1).state_dict()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())

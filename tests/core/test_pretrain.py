@@ -165,6 +165,12 @@ def test_weak_labels_and_positions_as_released():
     assert released.tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 0])  # FACTS, ledger D1
     back = pretrain.slice_positions(table.assign(position=released.numpy()), theirs, ours)
     assert back.tolist() == pytest.approx(kept["position"])  # one slice alone lies in the middle
+    floats = pretrain.slice_positions(table.astype(float), ours, theirs)  # as after a merge
+    assert torch.equal(floats, released)
+    with pytest.raises(ValueError, match=r"'position': 50.0"):
+        pretrain.slice_positions(table.astype(float).replace(0.5, 50), ours, theirs)
+    kinds = pd.DataFrame({"weak_label": pd.Categorical([0, 3, None])})
+    assert pretrain.weak_labels(kinds).tolist() == [0, 3, -1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, "", "low", None, pd.NA])
@@ -235,6 +241,9 @@ def test_saved_run_reads_back(tmp_path):
     assert pd.read_csv(tmp_path / "run" / "log.csv").loss.tolist() == [2, 1]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["collapsed"] is False
     assert len(list((tmp_path / "run").iterdir())) == 3
+    own = torch.nn.ModuleDict({"module": module, "norm": torch.nn.LayerNorm(4)})  # no wrapper
+    pretrain.save_run(tmp_path / "own", own, pretrain.Config(**SETTINGS), log)
+    assert load_file(tmp_path / "own" / "encoder.safetensors").keys() == own.state_dict().keys()
     pretrain.save_run(tmp_path / "fast", torch.compile(module), pretrain.Config(**SETTINGS), log)
     assert load_file(tmp_path / "fast" / "encoder.safetensors").keys() == weights.keys()
 

@@ -485,6 +485,34 @@ def test_a_patient_on_both_sides_is_refused():
         folds.judged_cohorts(slices, ["d1>other"], 5)
 
 
+@pytest.mark.parametrize("group", ["d1+d3", "d1+ other", "d1>d3"])
+def test_a_cohort_that_is_not_there_is_not_left_out(group):
+    with pytest.raises(ValueError, match=r"no patient of .* has a label; cohorts .*: d1, other"):
+        probe.judge(*two_cohorts(), group)
+
+
+def test_what_the_probe_refuses_is_refused_before_any_training():
+    plain = pd.DataFrame({"patient": [f"p{k // 2}" for k in range(40)], "cohort": "d1"})
+    plain["label"] = np.arange(40) // 2 % 2
+    as_text = plain.astype({"label": str})
+    assert folds.judged_cohorts(as_text, ["d1"]).equals(folds.judged_cohorts(plain, ["d1"]))
+    for column, value, words in (
+        ("label", 1, r"two labels: \['p0'\]"),
+        ("label", 2, "1 slices with a label other than 0 or 1"),
+        ("patient", "", "1 slices without patient"),
+    ):
+        other = plain.copy()
+        other.loc[0, column] = value
+        with pytest.raises(ValueError, match=words):
+            folds.judged_cohorts(other, ["d1"])
+
+
+def test_a_seed_of_folds_may_be_a_date():
+    labels, names = np.arange(40) % 2, [f"p{k}" for k in range(40)]
+    found = folds.patient_folds(labels, names, 5, np.int64(2**32 + 3))
+    assert found.equals(folds.patient_folds(labels, names, 5, 3))
+
+
 def test_one_patient_as_number_and_as_text_is_refused():
     features, labels, _ = make_slices(20)
     patients = np.repeat(np.arange(20), 4).astype(object)
@@ -532,7 +560,7 @@ def test_one_patient_under_two_looks_is_refused():
 def test_rows_features_and_settings_are_checked():
     images = np.zeros((4, 32, 32), np.uint8)
     encoder = build_encoder("tiny_padded", "batch", 0)
-    for rows in (np.ones(3, bool), [[0, 1]], [0.0], np.zeros(4, bool)):
+    for rows in (np.ones(3, bool), [[0, 1]], [0.0], np.zeros(4, bool), [1, -1]):
         with pytest.raises(ValueError, match=r"no slice to take features of: rows"):
             probe.extract_features(encoder, images, rows)
     with pytest.raises(ValueError, match=r"the encoder gave .*expected features"):
@@ -546,6 +574,12 @@ def test_rows_features_and_settings_are_checked():
         probe.judge(features[:-1], slices, "d1")
     with pytest.raises(ValueError, match=r"positions .79,. of 80 slices"):
         probe.plane_quality(features[:, :2], np.zeros(79), labels, patients)
+    with pytest.raises(ValueError, match=r"positions .80,. of 80 slices, 1 missing"):
+        lost = np.r_[np.nan, np.zeros(79)]
+        probe.plane_quality(features[:, :2], lost, labels, patients)
+    pictures = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.uint8)
+    found = probe.extract_features(encoder, torch.from_numpy(pictures), [0, 2])
+    assert np.array_equal(found, probe.extract_features(encoder, pictures, [0, 2]))
 
 
 def test_features_do_not_depend_on_autocast_and_follow_the_weights_type():

@@ -22,6 +22,7 @@ name: str = "a"  # name
 flag: bool = True  # flag
 many: list = []  # list"""
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+HUNG = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
 
 
 @pytest.fixture
@@ -473,9 +474,11 @@ def test_foreign_notebooks_beside_ours_are_passed_over(notebook, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, *[HUNG] * (signal.getsignal(HUNG) == signal.SIG_DFL)]
+)
 def test_a_stopped_run_lets_its_kernel_save(tmp_path, number):
-    """SIGTERM as from Slurm, Ctrl-C as in a terminal: the kernel is told and waited for."""
+    """SIGTERM as from Slurm, Ctrl-C, a terminal that is closed: the kernel is told, waited for."""
     code = "import pathlib, signal, time\nstopped = []\n"
     code += "for s in (signal.SIGINT, signal.SIGTERM):\n"
     code += "    signal.signal(s, lambda *_: stopped.append(1))\n"
@@ -617,3 +620,13 @@ def test_a_daemon_may_have_closed_what_is_standard(tmp_path, closed):
     command = f"exec '{sys.executable}' -m wspnb.run {notebook.name} o.ipynb {closed}"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path).returncode == 0
     assert "here" in (tmp_path / "o.ipynb").read_text()
+
+
+def test_the_log_of_the_shell_is_kept(tmp_path):
+    notebook = simple(tmp_path, "raise ValueError('no such cohort')")
+    for old in ("out.log", "of_before.log"):  # python -m wspnb.run n.ipynb out.ipynb > out.log 2>&1
+        with open(tmp_path / old, "w") as log:
+            command = [sys.executable, "-m", "wspnb.run", notebook, tmp_path / "out.ipynb"]
+            assert subprocess.run(command, stdout=log, stderr=log).returncode == 1
+        assert "no such cohort" in (tmp_path / old).read_text()
+    assert not (tmp_path / "out.log").exists()

@@ -188,6 +188,8 @@ def test_errors_say_what_to_do():
         sampler(patients, mixed, 4, 1)
     with pytest.raises(ValueError, match="2 slices without patient"):
         sampler(["a", None, "b", None], None, 2, 1)
+    with pytest.raises(ValueError, match="2 slices without patient"):  # no patient called nan
+        sampler(["a", np.nan, "b", np.nan], None, 2, 1)
 
 
 def test_epochs_differ_and_repeat():
@@ -261,3 +263,11 @@ def test_large_codes_are_classes_of_their_own_beside_missing_ones():
     labels = np.repeat([2**60, 2**60 + 1, 2**60 + 2, -1], 8)
     ours = sampler(np.arange(32), labels, 8, 5)
     assert all((np.unique(labels[batch], return_counts=True)[1] == 2).all() for batch in ours)
+
+
+def test_batches_are_those_of_the_generator_on_any_default_device():
+    plain, pairs = list(range(8)), [("a", k) for k in range(8)]  # a patient by two keys
+    first = OneSlicePerPatient(plain, None, 4, 1, torch.Generator().manual_seed(0)).batch(0)
+    with torch.device("meta"):
+        again = OneSlicePerPatient(pairs, None, 4, 1, torch.Generator().manual_seed(0)).batch(0)
+    assert again == first

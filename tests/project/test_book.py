@@ -118,3 +118,20 @@ def test_a_run_is_no_place_for_its_pages(tmp_path):
     with pytest.raises(ValueError, match="holds something else"):
         book.main(tmp_path, tmp_path)
     assert (tmp_path / "scores.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["paper_cohorts = False", "paper_cohorts: bool = False  # own", "paper_cohorts = True"],
+)
+def test_a_report_of_other_patients_is_without_the_papers_however_it_was_run(tmp_path, source):
+    first = nbformat.v4.new_code_cell("paper_cohorts: bool = True  # the paper's")
+    paper = nbformat.v4.new_markdown_cell("of the paper", metadata={"tags": ["paper"]})
+    cells = [first, nbformat.v4.new_code_cell(source), paper]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "05.ipynb")
+    shown = "of the paper" in pages.page(tmp_path / "05.ipynb", [], report=True)
+    assert shown == source.endswith("True")
+    (tmp_path / "www").mkdir()
+    (tmp_path / "html").symlink_to(tmp_path / "www")  # where a web server looks
+    pages.write_pages(tmp_path / "html", [tmp_path / "05.ipynb"])
+    assert (tmp_path / "html").is_symlink() and (tmp_path / "www" / "05.html").exists()

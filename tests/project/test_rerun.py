@@ -109,6 +109,7 @@ ALL = {
 
 
 def test_content_decides_not_dates(project):
+    (project.folder / "figures" / "paper").mkdir(parents=True)  # committed tables that are shown
     project.run()
     assert project.ran() == ALL
     # JupyterLab saves on opening: new dates, outputs, execution counts, another layout.
@@ -132,6 +133,10 @@ def test_content_decides_not_dates(project):
     assert project.ran() == drawn  # pictures are what these give
     project.run()
     assert project.ran() == set()
+    for name, shown in (("kernels_help", "08_kernels"), ("paper/counts", "06_audit-all-tiny_pa")):
+        (project.folder / "figures" / f"{name}.csv").write_text("another score")
+        project.run()
+        assert project.ran() == {n for n in ALL if n.startswith((shown, "05_results"))}
 
     project.edit("params/smoke.yaml", "n_steps: 4", "n_steps: 5  # a comment")
     project.run()
@@ -364,6 +369,26 @@ def test_the_content_of_a_folder_decides(tmp_path, monkeypatch):
             content.digest_of_file.cache_clear()
             sums.add(content.digest_of_file(str(tmp_path)))
     assert len(sums) == 4
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "patient").symlink_to(tmp_path, target_is_directory=True)
+    for text in ("1,1", "1,2"):  # behind a link to a large disk
+        (tmp_path / "stages.csv").write_text(text)
+        content.digest_of_file.cache_clear()
+        sums.add(content.digest_of_file(str(tmp_path / "copy")))
+    assert len(sums) == 6
+
+
+def test_an_empty_note_is_none(tmp_path, monkeypatch):
+    """As a power cut leaves it."""
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    monkeypatch.chdir(tmp_path)
+    import guard
+
+    stamp = Path("runs/x/notebooks/.done/01")
+    for file in (stamp, guard.record(stamp.as_posix())):
+        file.parent.mkdir(parents=True)
+        file.write_text("key" if file == stamp else "")
+    assert guard.settle(stamp, "runs/x/notebooks/01.ipynb", "key")
 
 
 def test_a_folder_that_was_looked_at_is_the_same(tmp_path, monkeypatch):

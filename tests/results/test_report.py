@@ -4,11 +4,13 @@ import html
 import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import mistune
 import numpy as np
 import pandas as pd
 import pytest
 
+from wspnb import plots
 from wspnb.results import report, statistics, tables
 
 
@@ -64,7 +66,11 @@ def test_main_result_of_one_method_compares_nothing():
 
 def test_what_was_run_counts_methods_seeds_steps_and_patients():
     slices = pd.DataFrame({"patient": ["a", "a", "b", "c", "d"], "weak_label": [1, 1, 2, None, 3]})
-    slices["cohort"] = ["radio"] * 4 + ["d1"]  # a weak label of a judged patient is not trained on
+    slices.loc[5] = ["e", -1]  # unknown, too
+    slices["cohort"] = ["radio"] * 4 + [
+        "d1",
+        "radio",
+    ]  # a weak label of a judged patient is not trained on
     text = report.what_was_run([run("random", 0, 2), run("wsp", 0, 3), run("wsp", 1, 3)], slices)
     assert text == (
         "None (random) · WSP (TinyNet); 2 training seeds; pretrained for 1,500 steps on 2 patients "
@@ -171,3 +177,29 @@ def test_names_of_the_users_are_shown_as_they_are():
     table = report.shown(pd.DataFrame({"x<b": ["a<b"], "n": [0.123]}), 2).to_html()
     assert "x&lt;b" in table and "a&lt;b" in table and "0.12" in table
     assert report.as_html("a<b") == "a&lt;b"
+
+
+def test_variants_alone_are_reported_each_in_its_colour():
+    runs = [run("wsp_floor.3", 0, 2), run("wsp_own", 0, 3)]
+    runs = [one | {"folder": Path(f"{one['name']}-tiny-seed0")} for one in runs]
+    assert "WSP, floor .3 0.20, WSP, one's own class" in report.main_result(runs)
+    table = tables.auc_table(runs)
+    figure = report.auc_figure(table, runs, None)
+    drawn = [line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert drawn == [plots.PALETTE["wsp_floor"], plots.PALETTE["wsp_own"]]
+    renamed = [one | {"results": {"a_on_b": one["results"]["d1"]}} for one in runs]
+    renamed = [one | {"scores": one["scores"].assign(cohort="a_on_b")} for one in renamed]
+    figure = report.auc_figure(tables.auc_table(renamed), renamed, None)
+    assert figure.axes[0].get_xlabel() == "mean AUC of the folds"
+    plt.close("all")
+
+
+def test_what_cannot_be_drawn_is_refused_and_a_column_of_titles_is_taken():
+    axis = plt.subplots()[1]
+    with pytest.raises(ValueError, match=r"2 points of class 2.0: draw 0 and 1"):
+        plots.scatter(axis, np.zeros((4, 2)), [0, 1, 2, np.nan], "class")
+    with pytest.raises(ValueError, match="no picture to draw"):
+        plots.mosaic(np.zeros((0, 8, 8, 3), np.uint8), [])
+    sheet = plots.contact_sheet(np.zeros((2, 4, 4)), pd.Series(["a", "b"], index=[5, 7]))
+    assert [one.get_title() for one in sheet.axes[:2]] == ["a", "b"]
+    plt.close("all")

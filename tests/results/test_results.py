@@ -232,3 +232,22 @@ def test_the_interval_of_an_accuracy_asks_for_places_not_for_names_of_rows(tmp_p
         assert tables.accuracy_interval([other]) == (low, high)
     low, high = tables.accuracy_interval([table.sample(frac=1, random_state=1)])
     assert low < probe.fold_balanced_accuracy(table).mean() < high
+
+
+def test_entries_of_one_column_are_refused_and_runs_without_steps_have_no_positives(tmp_path):
+    folder = save(tmp_path, "imagenet", backbone="resnet18")
+    (run,) = tables.read_runs(tmp_path)
+    log = tmp_path / "pretrain" / folder.name / "log.csv"
+    write_csv(log, pd.DataFrame([], columns=["step"]))  # as save_run writes it
+    assert np.isnan(tables.effective_positives(run))
+    for meets in ({"ct_mr": 0, "ct+mr": 0}, {"a_on_b": 0, "a>b": 0}):
+        with pytest.raises(ValueError, match="two make one column: rename a cohort"):
+            tables.auc_table([run | {"results": meets}])
+
+
+def test_a_run_of_an_unknown_encoder_is_named(tmp_path):
+    save(tmp_path, "wsp", backbone="convnext")
+    with pytest.raises(ValueError, match="wsp-convnext-seed0: no backbone of tiny, "):
+        tables.read_runs(tmp_path)
+    save(tmp_path, "wsp")
+    assert len(tables.read_runs(tmp_path, backbones=["tiny"])) == 1

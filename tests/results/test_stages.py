@@ -159,3 +159,18 @@ def test_slices_without_patient_or_stage_are_refused():
         unknown[at] = np.nan
         with pytest.raises(ValueError, match=f"patient p{at:02d}: stage nan"):
             stages.read_stages(given[0], unknown, *given[2:])
+
+
+def test_slices_of_no_side_and_features_without_value_are_refused():
+    rng, n = np.random.default_rng(0), 24
+    features, stage = rng.normal(size=(n, 3)), np.tile([1, 2, 3], 8)
+    names, train = [f"p{i:02d}" for i in range(n)], np.arange(n) < 12
+    with pytest.raises(ValueError, match="1 slices of no side"):  # NaN as bool is True
+        stages.read_stages(features, stage, names, [*train[:-1], np.nan])
+    with pytest.raises(ValueError, match="1 slices without patient"):  # none is called nan
+        stages.read_stages(features, stage, [*names[:-1], np.nan], train)
+    with pytest.raises(ValueError, match="25 features, 24 labels"):
+        stages.read_stages(rng.normal(size=(n + 1, 3)), stage, names, train)
+    features[3] = np.nan
+    with pytest.raises(ValueError, match="'p03': train or extract them again"):
+        stages.read_stages(features, stage, names, train)

@@ -366,11 +366,33 @@ def test_a_patient_twice_or_of_no_data_set_is_refused():
     other = run.iloc[::-1].reset_index(drop=True)
     with pytest.raises(ValueError, match="other patients"):
         tables.accuracy_interval([run.assign(threshold=0.5), other.assign(threshold=0.5)])
+    kinds = {"label": float, "fold": "int8", "patient": "category"}  # the same in other types
+    assert statistics.paired_difference([run], [run.astype(kinds)]).mean == 0
     for nobody in (None, np.nan):
         strata = np.array(["a", "b"] * len(run), dtype=object)[: len(run)]
         strata[0] = nobody
         with pytest.raises(ValueError, match="1 patients without data set"):
             statistics.stratified_auc(run.label, run.score, strata)
+    with pytest.raises(ValueError, match="1 patients without data set"):  # none is called nan
+        statistics.stratified_auc([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4], ["a", np.nan, "a", "a"])
+    with pytest.raises(ValueError, match="1 patients without fold"):
+        statistics.stratified_auc([0, 1, 0], [0.3, 0.2, 0.1], ["a"] * 3, [0, np.nan, 0])
+
+
+def test_shuffles_keep_each_patient_in_one_data_set():
+    n = 20
+    features, labels = np.random.default_rng(0).normal(size=(n, 2)), np.arange(n) // 2 % 2
+    patients = [f"p{k // 2}" for k in range(n)]
+    for strata in (np.tile(["ct", "mr"], n // 2), [None, None, *"a" * (n - 2)]):
+        with pytest.raises(ValueError, match=r"patient p0: no data set \(strata\), or two"):
+            rng = np.random.default_rng(0)
+            statistics.permutation_null(features, labels, patients, 2, rng, strata, n_folds=2)
+
+
+def test_two_at_infinity_are_a_tie():
+    scores = [-np.inf, -np.inf, np.log(0.5), np.log(0.25), np.inf, np.inf]
+    found = statistics.pairwise_wins([1, 0, 1, 0, 1, 0], scores)
+    assert found.tolist() == [[0.5, 0, 0], [1, 1, 0], [1, 1, 0.5]]
 
 
 def test_a_difference_that_is_the_same_in_every_pair_has_no_p():

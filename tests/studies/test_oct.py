@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -321,3 +322,18 @@ def test_a_run_of_infinite_width_is_finished(tmp_path):
     (tmp_path / "config.json").write_text(text)
     assert oct.finished(tmp_path, settings)
     assert not oct.finished(tmp_path, make_settings("soft"))
+
+
+def test_the_queue_of_a_checkpoint_goes_where_the_module_is():
+    old, new = (Moco(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), 5, 0.1) for _ in range(2))
+    old.queue = torch.ones(3, 2)
+    new.to("meta").load_state_dict(old.state_dict(), assign=False)
+    assert new.queue.shape == (3, 2) and new.queue.device.type == "meta"
+
+
+def test_resamples_of_many_patients_need_no_table_of_all_pairs_per_draw():
+    rng, n = np.random.default_rng(0), 300
+    tracemalloc.start()
+    oct.macro_draws(rng.integers(0, 2, (n, 1)), [rng.random((n, 1))], np.arange(n))
+    assert tracemalloc.get_traced_memory()[1] < 60e6  # 2,000 draws x 300 x 8 bytes are 4.8 MB
+    tracemalloc.stop()

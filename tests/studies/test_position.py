@@ -337,3 +337,9 @@ def test_two_processes_that_add_runs_lose_none(tmp_path):
     position_runs.append_rows(path, empty, [row | {"seed": 1}])  # another, which began as early
     position_runs.append_rows(path, one, [row | {"seed": 2}])
     assert position_runs.read_table(path).seed.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "warmup_steps", "sigma"])
+def test_settings_below_0_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=-1"):
+        position.Settings(**{name: -1})

@@ -54,7 +54,7 @@ def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
     encoders = list(dict.fromkeys(tables.BACKBONES[run["backbone"]] for run in runs))
     steps = sorted({run["training"]["n_steps"] for run in runs if run.get("training")})
     cohorts = {run["training"].get("train_cohort") for run in runs if run.get("training")}
-    known = slices.weak_label.notna() & slices.cohort.isin(cohorts)
+    known = (slices.weak_label.fillna(-1) >= 0) & slices.cohort.isin(cohorts)
     trained = slices[known].patient.nunique()
     judged = {NAMES.get(c, c): result["n"] for c, result in runs[0]["results"].items()}
     parts = [" · ".join(methods) + f" ({', '.join(encoders)})"]
@@ -73,14 +73,15 @@ def main_result(runs: list[dict]) -> str:
     the other method was picked after looking, which flatters it.
     """
     cohort = max(runs[0]["results"], key=lambda c: runs[0]["results"][c]["n"])
-    own = [r for r in runs if r["backbone"] == runs[0]["backbone"] and r["name"] in tables.ROWS]
+    plain = [run for run in runs if run["name"] in tables.ROWS] or runs  # variants alone, too
+    own = [run for run in plain if run["backbone"] == plain[0]["backbone"]]
     groups = {name: group for (_, name), group in tables.grouped(own).items()}
     means = {k: np.mean([r["results"][cohort]["auc"] for r in g]) for k, g in groups.items()}
     where = NAMES.get(cohort, cohort).replace("Population", "the population")
     where = f"On {where} ({plural(runs[0]['results'][cohort]['n'], 'patient')})"
     others = [name for name in means if name not in ("wsp", "supervised")]
     if "wsp" not in means or not others:
-        found = ", ".join(f"{tables.ROWS[k]} {mean:.2f}" for k, mean in means.items())
+        found = ", ".join(f"{tables.row_label(k)} {mean:.2f}" for k, mean in means.items())
         return f"{where} the mean AUC is: {found}. Nothing was compared."
     spoken = tables.ROWS | {"random": "the untrained network"}
     best, here = max(others, key=means.get), spoken["wsp"]
@@ -113,10 +114,12 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         runs: those of the table, for the single seeds.
         printed: the paper's Table 1, drawn as crosses, or None.
     """
-    main = table[table.method.isin(tables.ROWS.values())].reset_index(drop=True)
-    colours = {label: plots.colour(name) for name, label in tables.ROWS.items()}
+    main = table[table.method.isin(tables.ROWS.values())]
+    main = (main if len(main) else table).reset_index(drop=True)  # variants alone
+    colours = {tables.row_label(run["name"]): plots.colour(run["name"]) for run in runs}
     tags = [name.removeprefix("auc_") for name in table if name.startswith("auc_")]
     names = people(runs[0]["results"])
+    judged = {tables.short(entry): entry for entry in runs[0]["results"]}
     size = (2 + 3.2 * len(tags), 1.1 + 0.32 * len(main))
     fig, axes = plt.subplots(1, len(tags), figsize=size, sharey=True, squeeze=False)
     for axis, tag in zip(axes.flat, tags, strict=True):
@@ -133,7 +136,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
                 axis.plot(printed[same][f"auc_{tag}"], [y - 0.22] * same.sum(), "kx", ms=5)
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
         axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), yticks=range(len(main)))
-        below = "AUC" if "_on_" in tag else "mean AUC of the folds"
+        below = "AUC" if ">" in judged[tag] else "mean AUC of the folds"
         axis.set(title=plots.as_text(names.get(tag, tag)), xlabel=below)
         beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
         axis.set(yticklabels=main.method + beside)

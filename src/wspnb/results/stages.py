@@ -16,7 +16,7 @@ import pandas as pd
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from wspnb.files import read_csv, write_csv
-from wspnb.folds import check_names
+from wspnb.folds import check_names, checked
 from wspnb.plots import save_figure
 from wspnb.probe import classifier, read_slices
 from wspnb.results import tables
@@ -42,11 +42,14 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
         One row per judged patient: ``stage``, ``p1, p2, p3`` (mean over the slices).
 
     Raises:
-        ValueError: if a slice has no patient or no stage, a patient two stages, a stage is missing
-            in the training part, or a patient is on both sides.
+        ValueError: if a slice has no patient, stage or side, a patient two stages, a stage is
+            missing in the training part, a patient is on both sides, or features are not finite.
     """
-    stage, patients, train = np.asarray(stage), np.asarray(patients), np.asarray(train, bool)
     check_names(patients)
+    stage, patients, train = (np.asarray(v) for v in (stage, patients, train))
+    if lost := int(pd.isna(train).sum()):
+        raise ValueError(f"{lost} slices of no side (train): True where fitted on, else False")
+    train = train.astype(bool)
     if (lost := ~np.isin(stage, (1, 2, 3))).any():
         raise ValueError(f"patient {patients[lost][0]}: stage {stage[lost][0]}, not 1, 2 or 3")
     each = pd.DataFrame({"patient": patients, "stage": stage}).drop_duplicates().patient
@@ -60,6 +63,7 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
         raise ValueError(
             f"stages {np.unique(stage[train]).tolist()} to fit on: all of 1, 2, 3 are needed"
         )
+    features, *_ = checked(features, train, patients)
     found = {"patient": patients[~train], "stage": stage[~train]}
     for k in (1, 2, 3):  # one against the rest, as the two classes are weighted equally
         model = classifier(C).fit(features[train], stage[train] == k)

@@ -35,7 +35,8 @@ def pairwise_wins(labels, scores) -> np.ndarray:
     if labels.shape != scores.shape or not np.isin(labels, (0, 1)).all() or np.isnan(scores).any():
         found = f"labels {labels.shape}, scores {scores.shape}, {int(np.isnan(scores).sum())} NaN"
         raise ValueError(f"{found}: one label, 0 or 1, and one score each; score those without")
-    return np.sign(scores[labels == 1][:, None] - scores[labels == 0]) / 2 + 0.5
+    positive, negative = scores[labels == 1][:, None], scores[labels == 0]
+    return (positive > negative) + (positive == negative) / 2  # two at infinity are a tie
 
 
 def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
@@ -51,12 +52,13 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
     if (twice := runs[0].patient.duplicated()).any():
         who = runs[0].patient[twice].iloc[0]
         raise ValueError(f"patient {who} is there twice: give one score for each patient")
-    for other in runs[1:]:
-        if not other[keys].reset_index(drop=True).equals(runs[0][keys].reset_index(drop=True)):
-            raise ValueError(
-                "the runs were probed on other patients or folds: probe them with one fold_seed"
-            )
     check_classes(runs[0])
+    for other in runs[1:]:
+        if not np.array_equal(*(run[keys].to_numpy(object) for run in (other, runs[0]))):
+            raise ValueError(
+                "the runs were probed on other patients or folds, or their rows stand in another"
+                " order: probe them with one fold_seed, sort them by patient"
+            )
     parts = [[run[run.fold == fold] for run in runs] for fold in runs[0].fold.unique()]
     return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]
 
@@ -197,10 +199,11 @@ def stratified_auc(labels, scores, strata, folds=None) -> dict[str, float]:
     Returns:
         ``pooled``, ``within``, ``between``; NaN where there is no such pair.
     """
-    labels, strata = np.asarray(labels), np.asarray(strata)
-    if lost := int(pd.isna(strata).sum()):
-        raise ValueError(f"{lost} patients without data set (strata): name it, or leave them out")
+    labels, given, strata = np.asarray(labels), strata, np.asarray(strata)
     folds = np.zeros(len(labels)) if folds is None else np.asarray(folds)
+    for what, each in (("data set (strata)", given), ("fold", folds)):
+        if lost := int(pd.isna(np.asarray(each, dtype=object)).sum()):
+            raise ValueError(f"{lost} patients without {what}: name it, or leave them out")
     positive, negative = labels == 1, labels == 0
     wins = pairwise_wins(labels, scores)
     counted = folds[positive][:, None] == folds[negative]
@@ -216,6 +219,8 @@ def null_of_fold_mean(
 
     Classes are dealt evenly to the folds; folds count as independent.
     """
+    check_whole("n_folds", n_folds, 1)
+    n_folds = int(n_folds)
     if min(n_positive, n_negative) < n_folds:
         raise ValueError(f"{n_positive}, {n_negative} patients: too few for {n_folds} folds")
     total = np.zeros(n)
@@ -253,8 +258,11 @@ def permutation_null(
     n = int(n)
     auc = cross_validate(features, labels, patients, C, n_folds, seed).mean
     table = pd.DataFrame({"label": np.asarray(labels), "patient": np.asarray(patients)})
-    people = table.assign(strata=0 if strata is None else np.asarray(strata))
-    people = people.groupby("patient").first()
+    people = table.assign(strata=0 if strata is None else np.asarray(strata, dtype=object))
+    people = people.drop_duplicates(["patient", "strata"]).set_index("patient").sort_index()
+    if (lost := people.strata.isna() | people.index.duplicated()).any():
+        who = people.index[lost][0]
+        raise ValueError(f"patient {who}: no data set (strata), or two: give one to each")
     null = np.zeros(n)
     for number in range(n):
         shuffled = people.groupby("strata").label.transform(rng.permutation)

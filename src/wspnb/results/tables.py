@@ -63,6 +63,8 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     if absent := sorted(set(seeds) - found):
         raise ValueError(f"seeds {absent} were not probed; found {sorted(found)}")
     runs = [run for run in runs if not seeds or run["seed"] in seeds]
+    if unknown := [run["folder"].name for run in runs if run["backbone"] not in BACKBONES]:
+        raise ValueError(f"{unknown[0]}: no backbone of {', '.join(BACKBONES)}: move it elsewhere")
     return sorted(runs, key=order)
 
 
@@ -138,6 +140,9 @@ def auc_table(runs: list[dict]) -> pd.DataFrame:
     records = []
     for (backbone, name), own in grouped(runs).items():
         record = {"backbone": BACKBONES[backbone], "method": row_label(name)}
+        if len({*map(short, own[0]["results"])}) < len(own[0]["results"]):
+            found = ", ".join(own[0]["results"])
+            raise ValueError(f"evaluate: of {found} two make one column: rename a cohort of them")
         for cohort in own[0]["results"]:
             tag, results = short(cohort), [run["results"][cohort] for run in own]
             auc = [result["auc"] for result in results]

@@ -30,7 +30,8 @@ class Settings:
 
     def __post_init__(self):
         rates = (self.sigma, self.temperature, self.learning_rate, self.n_steps)
-        if not (min(rates) > 0 and self.batch_size > 1 and self.warmup_steps >= 0):
+        least = min(self.warmup_steps, self.weight_decay)
+        if not (min(rates) > 0 and self.batch_size > 1 and least >= 0):
             raise ValueError(f"{self}: all above 0, a batch of two or more")
 
 
