@@ -164,11 +164,12 @@ def add_runs(runs: list[dict], target: Path, *kept) -> list[str]:
         return str(run.get("phantom"))
 
     with tempfile.TemporaryDirectory() as place:
-        drawn = {phantom(run): run["drawn"] for run in runs}
+        drawn = {phantom(run): run.get("drawn") for run in runs}
         names = {(run["folder"].name, phantom(run)) for run in runs}
         old = unpack(target, Path(place)) if (target / "runs.json").exists() else []
         runs = [*runs, *(run for run in old if (run["folder"].name, phantom(run)) not in names)]
-        runs = [run for run in runs if run["drawn"] == drawn.get(phantom(run), run["drawn"])]
+        alike = [(run.get("drawn"), drawn.get(phantom(run))) for run in runs]  # None: not said
+        runs = [run for run, (a, b) in zip(runs, alike, strict=True) if a == b or None in (a, b)]
         runs.sort(key=lambda run: (phantom(run), *tables.order(run)))
         return publish_runs(runs, target, *kept)
 
