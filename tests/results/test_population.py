@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from wspnb.files import read_csv, write_csv
-from wspnb.results import population, statistics, tables
+from wspnb.results import committed, population, statistics, tables
+from wspnb.run import run
 
 FIGURES = Path(__file__).parents[2] / "figures"
 
@@ -27,6 +28,18 @@ def found(phantoms):
             score = {"patient": np.arange(80).astype(str), "label": labels}
             parts.append(pd.DataFrame(score | run | {"score": labels + base + own}))
     return {"runs": pd.DataFrame(runs), "population": pd.concat(parts)}
+
+
+def test_the_notebook_runs_with_wsp_alone(tmp_path):
+    """As where somebody has trained no other method: tables without pairs are empty."""
+    runs = committed.unpack(FIGURES / "runs" / "reference", tmp_path / "all")
+    own = [run for run in runs if run["name"] == "wsp"]
+    committed.publish_runs(own, tmp_path / "figures" / "runs" / "mine", "")
+    given = {"scores_dir": str(tmp_path / "figures" / "runs" / "mine"), "judged_dir": ""}
+    notebook = FIGURES.parent / "notebooks" / "05b_population.ipynb"
+    run(notebook, tmp_path / "05b.ipynb", given | {"run_dir": str(tmp_path / "out")})
+    table = read_csv(tmp_path / "out" / "figures" / "reference_population.csv")
+    assert table.name.tolist() == ["wsp"] and table.n_seeds.tolist() == [3]
 
 
 def reach(table):
