@@ -140,3 +140,12 @@ def test_methods_without_a_kernel(small_store, method, tmp_path, capfd):
         assert torch.equal(saved["layer4.1.conv2.weight"], weights["layer4.1.conv2.weight"])
     else:
         assert len(pd.read_csv(folder / "log.csv")) == 12
+
+
+def test_the_log_of_a_narrowing_sigma_is_that_of_its_steps(small_store):
+    few = ("backbone=tiny_padded", "batch_size=6", "n_steps=8", "warmup_steps=1", "log_every=1")
+    assert run("02_pretrain", small_store, *few, "existing=replace", "method=wsp_narrowing") == 0
+    log = pd.read_csv(
+        small_store / "run" / "pretrain" / "wsp_narrowing-tiny_padded-seed0" / "log.csv"
+    )
+    assert log.effective_positives.head(3).mean() > log.effective_positives.tail(3).mean() + 0.1
