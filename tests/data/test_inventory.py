@@ -273,7 +273,9 @@ def test_one_scan_in_two_forms_is_named(tmp_path, change):
         own = organ[::-1] if name == "b" and change == "mirrored" else organ
         save(tmp_path / f"{name}_mask.nii.gz", own[:, :, : array.shape[2]])
     rows = ["a.nii.gz,a_mask.nii.gz,A,0,,radio,", f"b.nii.gz,b_mask.nii.gz,B,,1,d1,{said}"]
-    with pytest.warns(UserWarning, match="the same kept slices as .*, but of patients A, B"):
+    with pytest.warns(
+        UserWarning, match=r"a.nii.gz, b.nii.gz \(patients A, B\) have the same kept slices"
+    ):
         write_slices(cohort(tmp_path, rows), tmp_path / "s", 80, workers=1, organ_ml=(0, np.inf))
     assert open_slices(tmp_path / "s").table.patient.nunique() == 2
 

@@ -161,10 +161,10 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
     Returns:
         ``dtype, slope, intercept, shape, spacing_mm, axes, oblique_deg``; ``minimum, maximum`` of
         all voxels and ``p0_5, p50, p99_5`` of up to 16 planes, header's scaling applied, not
-        decoded; ``padding`` (a value below -1024 that at least 0.1 % of the voxels hold, else
-        None); ``coding`` and ``evidence`` (a sentence); ``window_low`` and ``window_high`` of
-        an MRI; ``voxels``, a hash that is the same for the same values however they are stored,
-        turned or compressed.
+        decoded; ``at_maximum``, the share of these planes; ``padding`` (a value below -1024 that at
+        least 0.1 % of the voxels hold, else None); ``coding`` and ``evidence`` (a sentence);
+        ``window_low`` and ``window_high`` of an MRI; ``voxels``, a hash that is the same for the
+        same values however they are stored, turned or compressed.
 
     Raises:
         ValueError: if ``said`` is no coding.
@@ -197,6 +197,7 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         "p50": round(middle, 3),
         "p99_5": round(high, 3),
         "maximum": ends[1],
+        "at_maximum": round(float((sample >= ends[1]).mean()), 4),
         "shape": "x".join(map(str, scan.voxels.shape)),
         "spacing_mm": "x".join(f"{s:.4g}" for s in scan.spacing),
         "axes": scan.axes,

@@ -305,8 +305,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
             words[k] = f"volumes, masks or patients of {k}_dir{who}"
         if other := store.changes(then, settings, words):
             raise ValueError(
-                f"{folder}: what is there was made with other settings ({other}): draw anew, with"
-                " -p resume false at the command's end"
+                f"{folder}: what is there was made with other settings ({other}): repeat the -p of"
+                " the first command, or draw anew, with -p resume false at the command's end"
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)

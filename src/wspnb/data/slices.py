@@ -304,9 +304,11 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
     looks = [entry.get("look", "") if entry["z"] else "" for entry in used]
-    same = inventory.duplicates(looks, cohort.patient, cohort.volume, what="kept slices")
-    if same:  # also where one was clipped, cut, mirrored, or is in other numbers
-        warnings.warn("; ".join([*same.values()][:5]), stacklevel=3)
+    for look, alike in cohort.groupby(looks):  # clipped, cut, mirrored, or in other numbers
+        if look and len(alike) > 1:
+            own, who = ", ".join(alike.volume[:5]), ", ".join(alike.patient.unique()[:5])
+            words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"
+            warnings.warn(f"{words} Then delete all but one line", stacklevel=3)
     own = cohort[["volume", "patient"]].assign(
         n_kept=[len(entry["z"]) for entry in used],
         reason=reasons,
@@ -373,9 +375,9 @@ def _warn(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[st
         f"CT, such as {{}}, change by more than {STEP} HU from one slice to the next, as where one"
         " was scaled otherwise: look at the sheets and at slice_step": used.slice_step > STEP,
         f"CT, such as {{}}, were cut above within the window (to {high:g} HU): contrast and bone"
-        " are lost; look at p99_5 and maximum": (used.coding == "HU")
+        " are lost; look at maximum and at_maximum": (used.coding == "HU")
         & (used.maximum < high)
-        & (used.p99_5 >= used.maximum)
+        & (used.at_maximum > 0.001)
         & ~used.evidence.str.contains("drawn"),
         "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
         " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,

@@ -51,6 +51,13 @@ def read_probes(
         if other := {k: run[k] for k, v in settings.items() if run.get(k, v) != v}:
             found = f"{run['folder']} says {other}, asked for {settings}"
             raise ValueError(f"{found}: use the same in 03 and 06{tables.OLD}")
+    for run in runs:
+        if run.get("data") != runs[0].get("data"):
+            pair = f"{run['folder'].name} and {runs[0]['folder'].name}"
+            again = "give the report's command for all methods, or run notebook 03 again"
+            raise ValueError(
+                f"{pair} were probed on different slices or labels: {again}{tables.OLD}"
+            )
     probes, scores = by_cohort(runs)
     found = sorted({name for name, _ in probes})
     if reference not in found or len(found) < 2:
