@@ -64,6 +64,10 @@ def test_all_runs_of_the_seeds_are_read(folder):
         audit.read_probes(folder, "tiny", [], "byol", SETTINGS)
     with pytest.raises(ValueError, match=r"says {'C': 0\.01}, asked for.*delete its folder"):
         audit.read_probes(folder, "tiny", [], "wsp", SETTINGS | {"C": 1.0})
+    file = folder / "probe" / "random-tiny-seed1" / "results.json"  # after a label was corrected
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "of other labels"}))
+    with pytest.raises(ValueError, match="random-tiny-seed1 and .* were probed on diff"):
+        audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
 
 
 def test_differences_use_the_seeds_that_both_have(folder):
