@@ -66,7 +66,7 @@ def test_all_runs_of_the_seeds_are_read(folder):
         audit.read_probes(folder, "tiny", [], "wsp", SETTINGS | {"C": 1.0})
     file = folder / "probe" / "random-tiny-seed1" / "results.json"  # after a label was corrected
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "of other labels"}))
-    with pytest.raises(ValueError, match="random-tiny-seed1 and .* were probed on diff"):
+    with pytest.raises(ValueError, match=r"random-tiny-seed1 and .* were probed on diff"):
         audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
 
 
