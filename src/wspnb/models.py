@@ -239,8 +239,10 @@ def _known(backbone: str) -> str:
 
 
 def on_sphere(views: Tensor) -> Tensor:
-    """Rows of length 1, at least float32; squares of very small or large ones would leave range."""
+    """Rows of length 1, at least float32; squares of very small or large ones would leave range,
+    and so would gradients of those at the end of the type's range, which stay as they are."""
     views = views if views.dtype == torch.float64 else views.float()
     largest = views.detach().abs().amax(1, keepdim=True)
-    usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
+    nothing = largest < 100 * torch.finfo(views.dtype).tiny
+    usual = ((largest > 1e-6) & (largest < 1e15)) | nothing
     return nn.functional.normalize(views / largest.masked_fill(usual, 1), dim=1)

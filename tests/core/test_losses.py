@@ -259,6 +259,17 @@ def test_always_finite_and_not_negative(example, denominator, normalise):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-39, 1e-36, 1e-30])
+def test_gradients_of_the_smallest_embeddings_are_finite(size):
+    view_1, view_2 = (
+        torch.zeros(4, 2),
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
+    )
+    view_1[3, 0] = size
+    loss = contrastive_loss(view_1.requires_grad_(), view_2, torch.eye(4), 0.05)
+    assert torch.autograd.grad(loss, view_1)[0].isfinite().all()
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(batches(), st.floats(0.1, 100), st.sampled_from(DENOMINATORS))
 def test_scale_of_embeddings_does_not_matter(example, scale, denominator):
