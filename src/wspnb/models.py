@@ -240,9 +240,10 @@ def _known(backbone: str) -> str:
 
 def on_sphere(views: Tensor) -> Tensor:
     """Rows of length 1, at least float32; squares of very small or large ones would leave range,
-    and so would gradients of those at the end of the type's range, which stay as they are."""
+    and so would gradients of those at the end of the type's range, which get none."""
     views = views if views.dtype == torch.float64 else views.float()
     largest = views.detach().abs().amax(1, keepdim=True)
-    nothing = largest < 100 * torch.finfo(views.dtype).tiny
-    usual = ((largest > 1e-6) & (largest < 1e15)) | nothing
+    usual = ((largest > 1e-6) & (largest < 1e15)) | (largest == 0)
+    end = (largest < 100 * torch.finfo(views.dtype).tiny) & ~usual
+    views = torch.where(end, views.detach(), views)
     return nn.functional.normalize(views / largest.masked_fill(usual, 1), dim=1)
