@@ -173,7 +173,9 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         raise ValueError(f"coding {said!r}: choose one of {', '.join(CODINGS)}")
     depth = scan.voxels.shape[2]
     some = np.unique(np.linspace(0, depth - 1, PLANES).astype(int))
-    sample = np.stack([scaled(scan.voxels[:, :, z], scan) for z in some], axis=2)
+    sample = np.empty((*scan.voxels.shape[:2], len(some)), np.float32, "F")
+    for plane, z in enumerate(some):
+        sample[:, :, plane] = scaled(scan.voxels[:, :, z], scan)
     ends = sorted(float(scaled(np.asarray(f()), scan)) for f in (scan.voxels.min, scan.voxels.max))
     dtype = scan.dtype or str(scan.voxels.dtype)
     coding, evidence = decide(sample, *ends, dtype)
@@ -187,7 +189,7 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
     elif said:
         told += "" if coding == said else f"; the voxels say {coding}: {evidence}"
         coding, evidence = said, told
-    low, middle, high = np.percentile(sample, [0.5, 50, 99.5]).tolist()
+    low, middle, high = np.percentile(sample.ravel("K"), [0.5, 50, 99.5]).tolist()
     return {
         "dtype": dtype,
         "slope": scan.slope,
@@ -197,12 +199,12 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
         "p50": round(middle, 3),
         "p99_5": round(high, 3),
         "maximum": ends[1],
-        "at_maximum": round(float((sample >= ends[1]).mean()), 4),
+        "at_maximum": round(_share(sample >= ends[1]), 4),
         "shape": "x".join(map(str, scan.voxels.shape)),
         "spacing_mm": "x".join(f"{s:.4g}" for s in scan.spacing),
         "axes": scan.axes,
         "oblique_deg": scan.oblique,
-        "padding": _padding(sample),
+        "padding": _padding(sample) if ends[0] < -1024 else None,
         "coding": coding,
         "evidence": evidence,
         "voxels": voxel_hash(scan),
@@ -213,8 +215,10 @@ def describe(scan: Scan, said: str = "") -> dict[str, Any]:
 def voxel_hash(scan: Scan) -> str:
     """sha256 of shape and values on canonical axes: the same for the same scan."""
     content = hashlib.sha256(str(scan.voxels.shape).encode())
-    for z in range(scan.voxels.shape[2]):
-        content.update(np.ascontiguousarray(scaled(scan.voxels[:, :, z], scan) + 0.0))  # no -0.0
+    for z in range(scan.voxels.shape[2]):  # turned before it is float: five times as quick
+        plane = scaled(np.ascontiguousarray(scan.voxels[:, :, z]), scan)
+        plane += 0.0  # no -0.0
+        content.update(plane)
     return content.hexdigest()
 
 
@@ -235,32 +239,30 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
     if dtype == "int8":
         return "wrapped", "HU do not fit into int8: convert from the source again"
     if low < 0:
-        soft = float(((sample >= 0) & (sample <= 100)).mean())
-        shifted = float(((sample >= 950) & (sample <= 1150)).mean())
         if low > -90:
             found = f"{span}, nothing below, where fat and air are (an MRI that was resampled?)"
             return "unknown", f"{found}: {SAY}"
         if high - low < 200:
             return "unknown", f"{span}, too few for HU (normalised?): convert from the source again"
-        if (beyond := float((sample > 32767).mean())) > 0.001:
+        if (beyond := _share(sample > 32767) if high > 32767 else 0) > 0.001:
             found = (
                 f"{span}, {beyond:.1%} above 32767, as where padding below 0 is read as unsigned"
             )
             return "unknown", f"{found}: convert from the source again"
-        lowest = (
-            sample[sample > padding].min(initial=np.inf) if (padding := _padding(sample)) else low
-        )
-        if lowest > -90:
+        padding = _padding(sample) if low < -1024 else None
+        if padding and (sample[sample > padding] > -90).all():
             found = f"{span}, of which {padding:g} is padding and nothing else below -90"
             return "unknown", f"{found}: HU + 1024? If so, {SAY}"
         edge = float(np.median(sample[:: len(sample) - 1, :: sample.shape[1] - 1]))
-        if -50 <= edge <= 150 and float((sample < -90).mean()) < 0.02:
+        if -50 <= edge <= 150 and _share(sample < -90) < 0.02:
             found = (
                 f"{span}, few of them below -90, where fat and air are, and {edge:g} at the corners"
             )
             return "unknown", f"{found} (an MRI?): {SAY}"
+        shifted = _share((sample >= 950) & (sample <= 1150)) if high >= 950 else 0
         if shifted > 0.05:
             return "unknown", f"{span}, {shifted:.0%} at 950 to 1150: HU + 1024? If so, {SAY}"
+        soft = _share((sample >= 0) & (sample <= 100))
         if soft < 0.01 and len(kinds := np.unique(sample)) <= 8:
             return "HU", f"{span}, {len(kinds)} values in all: drawn, not scanned"
         if soft < 0.01:
@@ -324,9 +326,15 @@ def _comb(counts: np.ndarray) -> str:
     return "other"
 
 
+def _share(which: np.ndarray) -> float:
+    """Of True in an array; ``mean`` takes ten times as long."""
+    return np.count_nonzero(which) / which.size
+
+
 def _padding(sample: np.ndarray) -> float | None:
     """The commonest value below -1024, which neither air nor tissue has."""
-    values, counts = np.unique(sample[sample < -1024], return_counts=True)
+    flat = sample.ravel("K")  # as it lies in memory
+    values, counts = np.unique(flat[flat < -1024], return_counts=True)
     if not len(values) or counts.max() < 0.001 * sample.size:
         return None
     return float(values[np.argmax(counts)])

@@ -28,9 +28,9 @@ OURS += [f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv")]
 OURS += [f"{folder}/{5 * '[0-9]'}-*.nii.gz" for folder in ("predicted", "given")]
 
 
-def read_given(mask, volume, value: int | None = None) -> np.ndarray:
+def read_given(mask, volume, value: int | None = None, header=None) -> np.ndarray:
     """A given mask, ``(x, y, z)`` bool, as :func:`wspnb.data.volumes.load_mask`, never empty."""
-    liver = load_mask(mask, volume, value)
+    liver = load_mask(mask, volume, value, header)
     if not liver.any():
         raise ValueError(f"{mask}: the mask is empty: leave it out or draw it")
     return liver

@@ -7,7 +7,7 @@ written, ``part.py`` keeps it resumable.
 import os
 import shutil
 import warnings
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,7 @@ def prepare_volume(
             largest part is kept.
         mask_value: label of the organ in the mask, None for all that is not zero.
         organ_ml: least and most of a mask, ml; one that the scan cuts off may be smaller.
-        coding: of the intensities, see :data:`wspnb.data.inventory.CODINGS`; empty to decide by
-            evidence.
+        coding: one of :data:`wspnb.data.inventory.CODINGS`; empty to decide by evidence.
         row: filled with what :func:`wspnb.data.inventory.describe` finds, also where an error is
             raised after it.
 
@@ -86,12 +85,14 @@ def prepare_volume(
             if the intensities are no HU and cannot be decoded; if the mask lies on no organ, or no
             liver has its size.
     """
-    inside, problem, row = None, None, {} if row is None else row
+    inside, problem, header, row = None, None, None, {} if row is None else row
     kept = np.arange(0)
+    with suppress(OSError, ValueError):  # raised below, beside what is wrong with the mask
+        header = open_header(volume)
     if mask:  # before the volume, so that raw labels and volume are not in memory together
         try:
-            inside, header = read_given(mask, volume, mask_value), open_header(volume)
-            row.update(measure(inside, header))
+            inside = read_given(mask, volume, mask_value, header)
+            row.update(measure(inside, header := header or open_header(volume)))
             if coding == "MR":
                 inside = keep_largest(inside, row, header)
             kept = volumes.central_slices(inside, fraction)
@@ -99,7 +100,7 @@ def prepare_volume(
         except ValueError as error:  # the volume is described all the same
             problem = error
     try:
-        scan = volumes.read_scan(volume)
+        scan = volumes.read_scan(volume, header)
     except ValueError as error:
         if not problem or str(problem) == str(error):
             raise

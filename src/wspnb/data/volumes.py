@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from wspnb.data.headers import check_same_grid, open_header, read_voxels
+from wspnb.data.headers import Header, check_same_grid, open_header, read_voxels
 from wspnb.files import whole
 
 # A slice without a mask shows the body where this share of its pixels is denser than fat and air
@@ -52,12 +52,13 @@ def load_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     return scaled(scan.voxels, scan), scan.spacing
 
 
-def read_scan(path: str | Path) -> Scan:
+def read_scan(path: str | Path, header: Header | None = None) -> Scan:
     """A CT volume as it is stored, turned to canonical axes; :func:`scaled` makes its values.
 
-    Args, Raises: as :func:`load_volume`, which holds all values as float32 at once.
+    Args, Raises: as :func:`load_volume`, which holds all values as float32 at once. ``header``: the
+        volume's, where it is open already.
     """
-    header = open_header(path)
+    header = header or open_header(path)
     proxy = header.image.dataobj
     raw = isinstance(header.image, nib.Nifti1Pair)  # other formats scale in ways of their own
     cosines = header.affine[:3, :3] / header.spacing
@@ -82,7 +83,10 @@ def scaled(voxels: np.ndarray, scan: Scan) -> np.ndarray:
 
 
 def load_mask(
-    path: str | Path, volume: str | Path | None = None, value: int | None = None
+    path: str | Path,
+    volume: str | Path | None = None,
+    value: int | None = None,
+    opened: Header | None = None,
 ) -> np.ndarray:
     """A mask in canonical orientation, checked against the volume that it belongs to.
 
@@ -92,6 +96,7 @@ def load_mask(
             checks nothing.
         value: label of the organ, such as 5; None takes all that is not zero, such as an organ and
             its lesions, of at most three labels.
+        opened: the volume's header, where it is open already.
 
     Returns:
         ``(x, y, z)`` bool.
@@ -104,7 +109,7 @@ def load_mask(
     """
     header = open_header(path)
     if volume is not None:
-        check_same_grid(path, header, volume, open_header(volume))
+        check_same_grid(path, header, volume, opened or open_header(volume))
     labels = read_voxels(path, header)
     if labels.dtype.kind == "f":
         # Slice by slice and in place: a mask must not cost more memory than its volume.
