@@ -27,7 +27,7 @@ CODE = r"\s*[-+]?(0\d|\d{16,}$|\d+[eE]\d+$|Infinity$)|(TRUE|FALSE|true|false)$"
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """A temporary name in the same folder to write to; at the end it becomes ``path``.
 
     The folder is made if missing. What was written is flushed to the disk before it is renamed, so
@@ -37,6 +37,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: file that is to appear.
+        flush: leave it out for what is checked when it is read.
 
     Yields:
         ``.tmp-PID-NAME`` beside it: each process has its own, and the ending is the file's.
@@ -51,8 +52,9 @@ def whole(path: str | Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-        with temporary.open("rb+") as file, suppress_unable():
-            os.fsync(file.fileno())
+        if flush:
+            with temporary.open("rb+") as file, suppress_unable():
+                os.fsync(file.fileno())
         mask = os.umask(0)  # some libraries write for the owner alone
         os.umask(mask)
         with suppress_unable():

@@ -16,9 +16,10 @@ from wspnb.data.inventory import (
     duplicates,
     open_hu,
     slice_images,
+    voxel_hash,
 )
 from wspnb.data.slices import open_slices, prepare_volume, write_slices
-from wspnb.data.volumes import load_volume, read_scan, window
+from wspnb.data.volumes import Scan, load_volume, read_scan, window
 
 
 def body(seed=0, shape=(160, 160, 12)):
@@ -200,6 +201,23 @@ def test_the_hash_knows_a_scan_in_any_dress(tmp_path):
     other = HU.copy()
     other[0, 0, 0] += 1
     assert describe(read_scan(save(tmp_path / "5.nii.gz", other)))["voxels"] != hashes[0]
+
+
+@pytest.mark.parametrize("more", [0.25, -0.25, 65536, -65536, 1e9])
+def test_the_hash_takes_no_number_for_another(more):
+    """Small whole numbers are hashed as 16 bits: none that is not one may become one."""
+
+    def hash_of(voxels, slope=1.0):
+        return voxel_hash(Scan(voxels, slope, 0.0, np.ones(3), "RAS", 0.0))
+
+    plane = np.array([[[-0.0], [5]], [[-1024], [32767]]], np.float32)
+    whole = hash_of(plane)
+    assert whole == hash_of(plane.astype(np.int16)) == hash_of(plane.astype(">i2"))
+    assert whole == hash_of(plane.astype(np.float64)) == hash_of(plane / 2, 2.0)
+    for place in np.ndindex(plane.shape):
+        other = plane.copy()
+        other[place] += more
+        assert hash_of(other) != whole
 
 
 def test_duplicates():

@@ -128,7 +128,7 @@ def prepare_volume(
                 if end in row["mask_cut"] or np.ptp(scan.voxels[:, :, z]) == 0
             )
             body = hu[:, :, kept[len(kept) // 2]] > body_above(row)
-            counts = inside[:, :, kept].sum((1, 2)), body.sum(1)
+            counts = inside[:, :, kept[0] : kept[-1] + 1].sum((1, 2)), body.sum(1)
             middles = [own @ np.arange(len(own)) / own.sum() for own in counts]
             row["mask_right_mm"] = round(float((middles[0] - middles[1]) * scan.spacing[0]), 1)
     return inventory.slice_images(hu, kept, image_size, low, high), {

@@ -211,17 +211,17 @@ def write_store(
     store = {"format": FORMAT, "convention": "k/(n-1)", "image_size": size, "n_slices": len(table)}
     store |= {"n_patients": int(table.patient.nunique()), "n_failed": len(failed)}
     store |= {"versions": {"wspnb": package_version("wspnb")}} | settings
-    with whole(folder / "slices.npy") as temporary:
-        images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with whole(folder / "slices.npy") as temporary, open(temporary, "wb") as images:
+        np.lib.format.write_array_header_1_0(images, header)
         for block in blocks:
             if block.dtype != np.uint8 or block.shape[1:] != shape[1:]:
                 raise ValueError(f"{folder}: images {block.dtype}{block.shape}, expected {shape}")
-            images[done : done + len(block)] = block
+            images.write(np.ascontiguousarray(block))
             done += len(block)
         if done != len(table):
             raise ValueError(f"{folder}: {done} images for {len(table)} rows")
         images.flush()
-        del images
         tables = (table, failed) if inventory is None else (table, failed, inventory)
         (folder / "slices.npy").unlink(missing_ok=True)  # of other settings: never beside these
         describe_store(folder, temporary, store, *tables)
