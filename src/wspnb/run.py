@@ -152,8 +152,7 @@ def log_progress(path: str) -> None:
 
 def run(notebook: Path, out: Path, parameters: dict) -> float:
     """Execute a notebook in its own folder, print its warnings, and say the seconds taken; ``out``
-    appears only on success. On failure the notebook so far is kept beside it as
-    ``NAME.failed.ipynb``."""
+    appears on success only, on failure ``NAME.failed.ipynb``, the notebook so far."""
     import tempfile  # imports random, of which a file beside the caller may have the name
 
     import nbclient.client
@@ -216,15 +215,12 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
         os.environ.update(environment)
     temporary.replace(out)
     failed.unlink(missing_ok=True)
-    texts = [output.get("text", "") for cell in code for output in cell.outputs]
-    for text in dict.fromkeys(re.findall("UserWarning: (.*)", "\n".join(texts))):
-        _say(f"  warning: {text}")
     return time.monotonic() - start
 
 
 def _finish(notebook: Path, out: Path) -> None:
     """The executed notebook under the name it will have, and without Infinity and NaN, which
-    papermill writes for such a parameter and no browser reads.
+    papermill writes for such a parameter and no browser reads; its warnings are printed.
 
     Raises:
         ValueError: half a file.
@@ -234,6 +230,10 @@ def _finish(notebook: Path, out: Path) -> None:
     content = json.loads(notebook.read_text(encoding="utf-8"))
     content["metadata"].get("papermill", {})["output_path"] = str(out)
     notebook.write_text(plain_json(content) + "\n", encoding="utf-8")
+    outputs = [output for cell in content["cells"] for output in cell.get("outputs", ())]
+    texts = ["".join(output.get("text", "")) for output in outputs]
+    for text in dict.fromkeys(re.findall("UserWarning: (.*)", "\n".join(texts))):
+        _say(f"  warning: {text}")
 
 
 def _own_kernel(folder: Path) -> None:

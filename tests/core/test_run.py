@@ -180,8 +180,15 @@ def test_warnings_of_the_notebook_are_said_once_each(notebook, tmp_path, capfd):
         content.cells.append(new_code_cell(f"import warnings; warnings.warn('{text}')"))
     nbformat.write(content, notebook)
     assert run.main([str(notebook), str(tmp_path / "out.ipynb")]) == 0
+    told = ["  warning: two masks are cut", "  warning: one is of a spleen"]
     lines = [line for line in capfd.readouterr().out.splitlines() if "warning" in line]
-    assert lines == ["  warning: two masks are cut", "  warning: one is of a spleen"]
+    assert lines == told
+    content.cells.append(new_code_cell("raise ValueError('no slices')"))  # they may say why
+    nbformat.write(content, notebook)
+    assert run.main([str(notebook), str(tmp_path / "out.ipynb")]) == 1
+    said = capfd.readouterr()
+    assert [line for line in said.out.splitlines() if "warning" in line] == told
+    assert "FAILED in cell" in said.err and "ValueError: no slices" in said.err
 
 
 def test_exit_codes_and_files(notebook, tmp_path, capfd):

@@ -258,7 +258,9 @@ def test_a_lost_slice_at_an_end_is_not_left_out_in_silence(tmp_path, how, at):
     write_series(tmp_path / "p", volume())
     (file,) = (tmp_path / "p").glob(f"*-{at}.dcm")
     broken(file, how)
-    with pytest.raises(ValueError, match="1 files below cannot be read") as error:
+    with pytest.raises(
+        ValueError, match=r"files below that cannot be read and may be slices of it \(1\)"
+    ) as error:
         convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
     assert str(file) in str(error.value) and not (tmp_path / "p.nii.gz").exists()
 
@@ -378,6 +380,11 @@ def test_a_scout_beside_a_ct_asks_nothing_and_an_odd_end_slice_is_dropped_by_nam
     np.testing.assert_array_equal(hu, volume()[::-1, ::-1, :5])
     listing = pd.read_csv(nifti / "files" / "P.csv")
     assert (listing.use == "dropped as series.csv says").sum() == 1
+    sound = next((dicom / "P" / "a").glob("*-2.dcm")).name
+    table.loc[table.series == uid, "drop"] = sound
+    table.to_csv(nifti / "series.csv", index=False)
+    assert main(command) == 1  # a sound slice is still named there: the gap is of our own making
+    assert f"(without {sound}, as series.csv says" in capsys.readouterr().err
     table.loc[table.series == uid, "drop"] = "nothing.dcm"
     table.to_csv(nifti / "series.csv", index=False)
     assert main(command) == 1 and "no file nothing.dcm to drop" in capsys.readouterr().err
@@ -477,6 +484,16 @@ def test_numbers_that_do_not_begin_at_one_are_warned_of(tmp_path):
     write_series(tmp_path / "P1", hu, change=lambda k: {"InstanceNumber": k + 3})
     with pytest.warns(UserWarning, match="3 slices with InstanceNumber 3 to 5"):
         convert_series(tmp_path / "P1", tmp_path / "a.nii.gz")
+
+
+def test_a_warning_of_the_command_is_one_line_without_code(tmp_path):
+    hu = np.zeros((4, 5, 3), np.int16)
+    write_series(tmp_path / "in" / "P1", hu, change=lambda k: {"InstanceNumber": k + 3})
+    command = [sys.executable, "-m", "wspnb.data.dicom", str(tmp_path / "in"), str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "o" / "P1.nii.gz").exists()
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("  warning: ") and "3 slices with InstanceNumber 3 to 5" in line
 
 
 def test_slices_thinner_than_their_gaps_are_warned_of(tmp_path):
@@ -903,7 +920,9 @@ def test_slices_that_a_cloud_or_a_cipher_holds_are_missed(tmp_path):
         (folder / name.format(top.name)).write_bytes(b"bplist00" + bytes(range(1, 200)))
         convert_series(folder, tmp_path / "p.nii.gz")  # the slice itself is there
         top.unlink()
-        with pytest.raises(ValueError, match=r"1 files below cannot be read(.|\n)*5\.dcm"):
+        with pytest.raises(
+            ValueError, match=r"files below that cannot be read .*\(1\)(.|\n)*5\.dcm"
+        ):
             convert_series(folder, tmp_path / "p.nii.gz")
 
 

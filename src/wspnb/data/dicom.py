@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def convert_patient(
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := rows.index.intersection(series).tolist():
         rows["take"] = np.where(rows.index.isin(named), "x", "")
-    problem, uid, stays = "", "", ""
+    problem, uid, stays, without = "", "", "", ""
     try:
         if len(away) and not named:
             raise ValueError(
@@ -185,6 +186,9 @@ def convert_patient(
         drop = rows.loc[uid, "drop"]
         drop = "" if drop.strip().lower() in EMPTY else drop
         kept = leave_out(files, patient, drop, uid)
+        without = (
+            f" (without {drop}, as series.csv says: take it back if it is sound)" if drop else ""
+        )
         had = known[(known.series == uid) & (known.converted != "")].images
         had = int(had.iloc[0]) if len(had) and had.iloc[0].isdecimal() else 0
         if had > (now := rows.loc[uid, "images"]) and not lost_slices(files):  # these are named
@@ -217,6 +221,7 @@ def convert_patient(
         known_kind = isinstance(error, (ValueError, OSError, RuntimeError))
         problem, uid = str(error) if known_kind else repr(error), ""
         problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
+        problem += without
         if stays:
             problem += stays
         elif (rows.converted != "").any():  # of another choice, or of files that have changed since
@@ -313,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
             problems += _convert_all(patients, asked)
     except (OSError, ValueError) as error:  # of the table, whatever is wrong with a patient
         parser.error(f"{error}; when this is mended, give the command again")
-    print(*problems, sep="\n", file=sys.stderr)
+    print(*(f"{problem}\n" for problem in problems), sep="", end="", file=sys.stderr)
     volumes = (asked.out / f"{name}.nii.gz" for name in set(map(_name, patients)))
     there = sum(map(os.path.isfile, volumes))
     print(f"{there} of {len(patients)} patients have a volume in {asked.out}", flush=True)
@@ -389,4 +394,5 @@ def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
+    warnings.showwarning = lambda words, *_: print(f"  warning: {words}", file=sys.stderr)
     sys.exit(main())

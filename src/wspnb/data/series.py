@@ -84,9 +84,9 @@ def convert_series(
     name = f"{shown}: series {uid}"
     if lost := [file for file in own if file.damaged] + lost:
         raise ValueError(
-            f"{name}: {len(lost)} files below cannot be read and may be slices of it: copy them"
-            " again, delete those that are no slices of it, or write the name of an odd one under"
-            f" drop in series.csv{_listed(lost)}"
+            f"{name}: files below that cannot be read and may be slices of it ({len(lost)}): copy"
+            " them again, delete those that are no slices of it, or write the name of an odd one"
+            f" under drop in series.csv{_listed(lost)}"
         )
     own = _without_copies(own, name)
     if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
