@@ -162,15 +162,23 @@ def test_who_judges_nobody_is_told_what_to_ask_for(tmp_path):
     (tmp_path / "params" / "own_160.yaml").write_text(own, encoding="utf-8")
     (tmp_path / "masks").mkdir()
     (tmp_path / "a").write_bytes(b"x")
-    lines = "volume,mask,patient,weak_label,label,cohort\na,a,A,1,,r\n"
+    lines = "volume,mask,patient,weak_label,label,cohort\na,a,A,1,,radio\n"
     (tmp_path / "cohort.csv").write_text(lines, encoding="utf-8")
     drawn = read_cohort(tmp_path / "cohort.csv").assign(mask_source="predicted")
     write_cohort(tmp_path / "masks", drawn, None, tmp_path / "cohort.csv")
     assert "pretrain" in dry_run("report", *config, folder=tmp_path)
+    (tmp_path / "cohort.csv").write_text(lines.replace("radio", "d1"), encoding="utf-8")
+    drawn = read_cohort(tmp_path / "cohort.csv").assign(mask_source="predicted")
+    write_cohort(tmp_path / "masks", drawn, None, tmp_path / "cohort.csv")
+    with pytest.raises(AssertionError, match=r"nobody of cohort 'radio', there are \['d1'\]"):
+        dry_run("report", *config, folder=tmp_path)
+    (tmp_path / "cohort.csv").write_text(lines, encoding="utf-8")
+    drawn = read_cohort(tmp_path / "cohort.csv").assign(mask_source="predicted")
+    write_cohort(tmp_path / "masks", drawn, None, tmp_path / "cohort.csv")
     (tmp_path / "cohort.csv").write_text(lines.replace("1,,r", "2,,r"), encoding="utf-8")
     with pytest.raises(AssertionError, match=r"cohort\.csv: says something else than when"):
         dry_run("report", *config, folder=tmp_path)
-    more = "volume,mask,patient,weak_label,label,cohort,scanner\na,a,A,1,,r,Force\n"
+    more = "volume,mask,patient,weak_label,label,cohort,scanner\na,a,A,1,,radio,Force\n"
     (tmp_path / "cohort.csv").write_text(more, encoding="utf-8")
     with pytest.raises(AssertionError, match=r"cohort\.csv: says something else than when"):
         dry_run("report", *config, folder=tmp_path)
