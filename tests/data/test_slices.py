@@ -671,6 +671,28 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
     assert found.repeated_slices.tolist() == [0, 0, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("value", "warned"), [(0, True), (60, True), (-1024, False), (None, False)]
+)
+def test_corners_of_one_value_that_is_no_air_are_warned_of(tmp_path, value, warned):
+    """Round fields of view, whose outside an export has filled."""
+    csv = make_cohort(tmp_path / "source", 2)
+    image = nib.load(tmp_path / "source" / "v1.nii.gz")
+    hu = np.asarray(image.dataobj).copy()
+    x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in hu.shape[:2]), indexing="ij")
+    outside = np.hypot(x, y) > 1.1
+    if value is not None:
+        hu[outside] = value
+    nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "source" / "v1.nii.gz")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write(csv, tmp_path / "store")
+    words = "1 CT, such as v1.nii.gz, are filled at the corners with one value"
+    assert (words in " ".join(str(warning.message) for warning in said)) is warned
+    found = pd.read_csv(tmp_path / "store" / "inventory.csv")
+    assert (found.corner_hu.tolist()[1] == value) if warned else "corner_hu" not in found
+
+
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ImportError("no pyzstd")])
 @pytest.mark.parametrize("stopped", [False, True])
 def test_what_the_drive_or_a_package_did_not_give_is_tried_again(

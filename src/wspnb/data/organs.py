@@ -17,6 +17,7 @@ LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 # The median under a mask of the liver is well inside, in any phase. Air of a CT that is cut below,
 # such as bytes of the window, is its lowest value, and no organ's: paper silent.
 ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
+CORNER = 0.05  # share of the pixels that have the corners' one value, to be named; paper silent
 
 
 def measure(mask: np.ndarray, header: Header) -> dict:
@@ -124,7 +125,8 @@ def body_above(row: dict[str, Any]) -> float:
 def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     """Count kept slices that are of one value, all over or in an eighth of the rows that their
     neighbours fill (``flat_slices``), or the same as the one below (``repeated_slices``); of a CT
-    the largest change of the 95th percentile from slice to slice, HU (``slice_step``)."""
+    the largest change of the 95th percentile from slice to slice, HU (``slice_step``), and the one
+    value of all corners where it is no air (``corner_hu``)."""
     near = slice(kept[0], kept[-1] + 1)
     planes, some = np.moveaxis(hu.scan.voxels[:, :, near], 2, 0), hu.scan.voxels[::4, :, near]
     rows = np.count_nonzero(some.min(0) == some.max(0), axis=0)
@@ -136,8 +138,13 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     row["repeated_slices"] = int((np.array(same, bool) & ~whole[1:]).sum())
     if row["coding"] != "MR":
         step = -(-min(hu.shape[:2]) // 64)
-        tops = np.percentile(hu[::step, ::step, near], 95, axis=(0, 1))[~whole]
+        some = hu[::step, ::step, near]
+        tops = np.percentile(some, 95, axis=(0, 1))[~whole]
         row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
+        ends = hu[[0, 0, -1, -1], [0, -1, 0, -1], near]
+        if np.ptp(ends) == 0 and (one := ends.flat[0]) > body_above(row):
+            if (some == one).mean() > CORNER:
+                row["corner_hu"] = round(float(one), 1)
 
 
 def look_of(images: np.ndarray) -> str:

@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion
 
-from wspnb.data.inventory import Hu
+from wspnb.data.inventory import SAY, Hu
 from wspnb.data.masks import summarise
 from wspnb.data.volumes import resize, to_image, window
 from wspnb.files import read_csv, relative
 from wspnb.folds import cohorts_of
 
 PICTURE = 96  # pixels a side of a volume's coronal picture
+STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is named; paper silent
+BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
+OBLIQUE = 20  # degrees; paper silent
+LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
 OUTLINE, BAND = (213, 94, 0), (86, 180, 233)  # orange: the mask; blue: ends of the kept slices
 
 
@@ -225,3 +229,66 @@ def refuse_mixed(cohort: pd.DataFrame) -> None:
             " positions in the scan do not compare with those in the liver: draw the missing masks"
             " with notebook 01b, delete these rows, or leave all masks empty"
         )
+
+
+def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[str]:
+    """Say what is odd about volumes that are used, and whose masks are livers or not; returns those
+    decoded by evidence. ``high`` end of the window."""
+    measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
+    measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
+    measured += ["slice_step", "corner_hu"]  # of CT
+    measured += ["mask_mm", "mask_tail_mm"]
+    used = used.reindex(columns=used.columns.union(measured))
+    guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
+    apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
+    halves = ~apart & (used.mask_share < 0.9)
+    kinds = {  # the released code reads files that hold (HU + 100) / 2
+        "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
+        f" decoded: read it, and if you know better, {SAY}": guessed,
+        "masks, such as that of {}, have slices without mask between their ends, or parts that"
+        " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
+        " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
+        f"volumes, such as {{}}, are turned by more than {OBLIQUE} degrees against the body: their"
+        " slices are not axial, and positions mix; look at oblique_deg": used.oblique_deg > OBLIQUE,
+        "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
+        "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
+        " the scan has not the positions of a whole one: look at mask_cut": used.mask_cut.notna()
+        & (used.mask_cut != ""),
+        "masks, such as that of {}, lie on the patient's left, where no liver is: mirrored, or of"
+        " another organ? Look at mask_right_mm": used.mask_right_mm < -10,
+        "masks, such as that of {}, hold a tenth of air, lung or bone: are they shifted, turned"
+        " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
+        f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
+        " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
+        "volumes, such as {}, have kept slices of one value only, or of one in an eighth of the"
+        " rows, as where an export did not end: look at flat_slices": used.flat_slices > 0,
+        "volumes, such as {}, have kept slices that are the same as the one below, bit by bit:"
+        " look at repeated_slices": used.repeated_slices > 0,
+        f"CT, such as {{}}, change by more than {STEP} HU from one slice to the next, as where one"
+        " was scaled otherwise: look at the sheets and at slice_step": used.slice_step > STEP,
+        "CT, such as {}, are filled at the corners with one value, as with padding that was meant"
+        " to be air; the window shows it as tissue: look at corner_hu": used.corner_hu.notna()
+        & ~used.evidence.str.contains("drawn"),
+        f"CT, such as {{}}, were cut above within the window (to {high:g} HU): contrast and bone"
+        " are lost; look at maximum and at_maximum": (used.coding == "HU")
+        & (used.maximum < high)
+        & (used.at_maximum > 0.001)
+        & ~used.evidence.str.contains("drawn"),
+        "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
+        " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
+    }
+    uncut = used.mask_cut.isna() | (used.mask_cut == "")
+    low, high = LIVER_MM
+    kinds |= {
+        f"masks, such as that of {{}}, are less than {low:g} mm tall, or over {high:g}, which no"
+        " whole liver is: look at mask_mm": (uncut & (used.mask_mm < low)) | (used.mask_mm > high),
+        f"masks, such as that of {{}}, have a thread of more than {TAIL} mm at an end, which moves"
+        " every position: look at mask_tail_mm": used.mask_tail_mm > TAIL,
+    } if liver else {}  # fmt: skip
+    for words, those in kinds.items():
+        if those.any():
+            one, files = used.volume[those].iloc[0], used.volume.map(os.path.basename).tolist()
+            name = os.path.basename(one)  # without a way from elsewhere, where it tells
+            told = words.format(name if files.count(name) == 1 else one)
+            warnings.warn(f"{those.sum()} {told} ({folder / 'inventory.csv'})", stacklevel=4)
+    return used.volume[guessed].tolist()

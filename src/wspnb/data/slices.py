@@ -4,7 +4,6 @@
 written, ``part.py`` keeps it resumable.
 """
 
-import os
 import shutil
 import warnings
 from contextlib import closing, suppress
@@ -32,7 +31,7 @@ from wspnb.data.organs import (
     look_of,
     measure,
 )
-from wspnb.data.quality import PICTURE, coronal
+from wspnb.data.quality import PICTURE, coronal, warn_of
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
 from wspnb.files import alone, package_version, relative, whole
 from wspnb.workers import in_order
@@ -41,10 +40,6 @@ __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", 
 
 PACKAGES = ("wspnb", "numpy", "nibabel", "torch")
 WITHOUT_MASK = "all body slices (no mask)"
-STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is named; paper silent
-BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
-OBLIQUE = 20  # degrees; paper silent
-LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
 
 
 def prepare_volume(
@@ -327,7 +322,7 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     about = settings | {
         "n_volumes": len(done) - len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
-        "not_hu": _warn(  # decoded by evidence
+        "not_hu": warn_of(  # decoded by evidence
             folder, listed[listed.n_kept > 0], is_liver(settings["organ_ml"]), settings["high"]
         ),
         "versions": {name: package_version(name) for name in PACKAGES},
@@ -338,63 +333,3 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     images, size = part.read_parts(kept, "images"), about.pop("image_size")
     store.write_store(folder, images, table, size, failed, listed, **about)
     return again
-
-
-def _warn(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[str]:
-    """Say what is odd about volumes that are used, and whose masks are livers or not; returns those
-    decoded by evidence. ``high`` end of the window."""
-    measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
-    measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
-    measured += ["slice_step"]  # of CT
-    measured += ["mask_mm", "mask_tail_mm"]
-    used = used.reindex(columns=used.columns.union(measured))
-    guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
-    apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
-    halves = ~apart & (used.mask_share < 0.9)
-    kinds = {  # the released code reads files that hold (HU + 100) / 2
-        "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
-        f" decoded: read it, and if you know better, {inventory.SAY}": guessed,
-        "masks, such as that of {}, have slices without mask between their ends, or parts that"
-        " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
-        " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
-        f"volumes, such as {{}}, are turned by more than {OBLIQUE} degrees against the body: their"
-        " slices are not axial, and positions mix; look at oblique_deg": used.oblique_deg > OBLIQUE,
-        "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
-        "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
-        " the scan has not the positions of a whole one: look at mask_cut": used.mask_cut.notna()
-        & (used.mask_cut != ""),
-        "masks, such as that of {}, lie on the patient's left, where no liver is: mirrored, or of"
-        " another organ? Look at mask_right_mm": used.mask_right_mm < -10,
-        "masks, such as that of {}, hold a tenth of air, lung or bone: are they shifted, turned"
-        " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
-        f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
-        " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
-        "volumes, such as {}, have kept slices of one value only, or of one in an eighth of the"
-        " rows, as where an export did not end: look at flat_slices": used.flat_slices > 0,
-        "volumes, such as {}, have kept slices that are the same as the one below, bit by bit:"
-        " look at repeated_slices": used.repeated_slices > 0,
-        f"CT, such as {{}}, change by more than {STEP} HU from one slice to the next, as where one"
-        " was scaled otherwise: look at the sheets and at slice_step": used.slice_step > STEP,
-        f"CT, such as {{}}, were cut above within the window (to {high:g} HU): contrast and bone"
-        " are lost; look at maximum and at_maximum": (used.coding == "HU")
-        & (used.maximum < high)
-        & (used.at_maximum > 0.001)
-        & ~used.evidence.str.contains("drawn"),
-        "masks, such as that of {}, lie in parts that touch nowhere: the largest is kept; look"
-        " at mask_parts and mask_left_out_ml": used.mask_left_out_ml > 0,
-    }
-    uncut = used.mask_cut.isna() | (used.mask_cut == "")
-    low, high = LIVER_MM
-    kinds |= {
-        f"masks, such as that of {{}}, are less than {low:g} mm tall, or over {high:g}, which no"
-        " whole liver is: look at mask_mm": (uncut & (used.mask_mm < low)) | (used.mask_mm > high),
-        f"masks, such as that of {{}}, have a thread of more than {TAIL} mm at an end, which moves"
-        " every position: look at mask_tail_mm": used.mask_tail_mm > TAIL,
-    } if liver else {}  # fmt: skip
-    for words, those in kinds.items():
-        if those.any():
-            one, files = used.volume[those].iloc[0], used.volume.map(os.path.basename).tolist()
-            name = os.path.basename(one)  # without a way from elsewhere, where it tells
-            told = words.format(name if files.count(name) == 1 else one)
-            warnings.warn(f"{those.sum()} {told} ({folder / 'inventory.csv'})", stacklevel=4)
-    return used.volume[guessed].tolist()
