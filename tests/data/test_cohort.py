@@ -57,6 +57,13 @@ def test_semicolons_and_tabs_of_a_spreadsheet_separate_as_commas_do(tmp_path, si
     assert table.age.tolist() == ["63,5", "70,1"]
 
 
+@pytest.mark.parametrize("start", ["\ufeff\ufeff", "\ufeff\u200b", "\u200b"])
+def test_marks_that_nobody_sees_before_the_first_column_are_dropped(tmp_path, start):
+    """Two programs have saved the table as UTF-8 with a mark, one after the other."""
+    path = write(tmp_path, "a.nii.gz,,A,2,,radio", header=start + HEADER)
+    assert read_cohort(path).patient.tolist() == ["A"]
+
+
 def test_column_order_and_blank_lines_do_not_matter(tmp_path):
     path = write(
         tmp_path,

@@ -453,6 +453,14 @@ def test_a_note_of_a_mac_is_no_slice_and_a_name_like_the_slices_is(tmp_path):
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a scout or pictures"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "a scout or pictures"),
         ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "a scout or pictures"),
+        (
+            {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM7 VPCT", "BF"]},
+            "pictures, or maps",
+        ),
+        (
+            {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM8 PERF", "BV"]},
+            "pictures, or maps",
+        ),
         ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "PERFUSION"]}, "pictures, or maps"),
         (
             {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"},

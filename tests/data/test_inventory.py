@@ -363,6 +363,29 @@ def test_a_mask_on_air_is_refused(tmp_path):
     assert 60 < row["mask_hu"] < 140
 
 
+def test_hu_times_two_are_warned_of(tmp_path):
+    """A slope that was applied twice: air at -2000, and not in one value as padding is."""
+    noise = np.random.default_rng(0).normal(0, 20, HU.shape)
+    hu = np.where(HU < -900, HU + noise, HU)
+    assert "-1300" not in decide(hu[:, :, ::4], hu.min(), hu.max())[1]
+    coding, evidence = decide(2 * hu[:, :, ::4], 2 * hu.min(), 2 * hu.max())
+    assert coding == "HU" and "below -1300, in many values" in evidence
+    save(tmp_path / "v.nii.gz", (2 * hu).astype(np.int16))
+    csv = tmp_path / "cohort.csv"
+    csv.write_text("volume,mask,patient,weak_label,label,cohort\nv.nii.gz,,A,1,,radio\n")
+    with pytest.warns(UserWarning, match=r"1 CT, such as v\.nii\.gz, have much below -1300 HU"):
+        write_slices(csv, tmp_path / "store", 32, workers=1, progress=False)
+    padded = hu.copy()
+    padded[:3] = -3024
+    assert "-1300" not in decide(padded[:, :, ::4], -3024, hu.max())[1]
+
+
+def test_one_column_of_voxels_is_described(tmp_path):
+    """A scout that a converter has left among the volumes."""
+    row = describe(read_scan(save(tmp_path / "a.nii.gz", HU[4:5])))
+    assert row["coding"] == "unknown" and "as of a scout" in row["evidence"]
+
+
 def test_padding_that_was_read_as_unsigned_is_no_hu():
     padded = HU.astype(np.float32)
     padded[:2] = 62512

@@ -237,6 +237,29 @@ def test_bytes_lost_in_a_crash_are_done_again(tmp_path, monkeypatch):
     assert contents(write(csv, folder)) == whole
 
 
+def test_parts_of_an_earlier_version_are_done_again(tmp_path, monkeypatch):
+    """Hashes of two kinds side by side would not find a scan that is there twice."""
+    csv, prepare, done = make_cohort(tmp_path / "source", 4), module.prepare_volume, []
+
+    def watched(volume, *given, **options):
+        done.append(Path(volume).name)
+        return prepare(volume, *given, **options)
+
+    monkeypatch.setattr(module, "prepare_volume", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write(csv, tmp_path / "store")
+        first = tmp_path / "store" / "slices.part" / "00000.npz"
+        entry = next(module.part.read_parts([first], "entry"))
+        images, picture = (next(module.part.read_parts([first], n)) for n in ("images", "picture"))
+        patch.setattr(module.part, "MADE", 1)
+        module.part.write_part(first, images, picture, entry)
+    done.clear()
+    write(csv, tmp_path / "store")
+    assert done == ["v0.nii.gz"]
+
+
 def test_other_settings_or_inputs_are_refused(tmp_path):
     csv = make_cohort(tmp_path / "source", 3)
     folder = write(csv, tmp_path / "store")
@@ -674,15 +697,17 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
 @pytest.mark.parametrize(
     ("value", "warned"), [(0, True), (60, True), (-1024, False), (None, False)]
 )
-def test_corners_of_one_value_that_is_no_air_are_warned_of(tmp_path, value, warned):
-    """Round fields of view, whose outside an export has filled."""
+@pytest.mark.parametrize("side", [False, True])
+def test_corners_of_one_value_that_is_no_air_are_warned_of(tmp_path, value, warned, side):
+    """Round fields of view, whose outside an export has filled; a side that a shift has left."""
     csv = make_cohort(tmp_path / "source", 2)
     image = nib.load(tmp_path / "source" / "v1.nii.gz")
     hu = np.asarray(image.dataobj).copy()
     x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in hu.shape[:2]), indexing="ij")
-    outside = np.hypot(x, y) > 1.1
+    outside = x < -0.8 if side else np.hypot(x, y) > 1.1
     if value is not None:
         hu[outside] = value
+        hu[-1, -1, hu.shape[2] // 2] = 3000  # a letter burnt in
     nib.save(nib.Nifti1Image(hu, image.affine), tmp_path / "source" / "v1.nii.gz")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -691,6 +716,16 @@ def test_corners_of_one_value_that_is_no_air_are_warned_of(tmp_path, value, warn
     assert (words in " ".join(str(warning.message) for warning in said)) is warned
     found = pd.read_csv(tmp_path / "store" / "inventory.csv")
     assert (found.corner_hu.tolist()[1] == value) if warned else "corner_hu" not in found
+
+
+def test_stacks_that_are_not_axial_are_warned_of_by_their_pixels(tmp_path):
+    csv = make_cohort(tmp_path / "source", 2)
+    for name in ("v1", "m1"):
+        image = nib.load(tmp_path / "source" / f"{name}.nii.gz")
+        affine = image.affine @ np.diag([1, 4, 1, 1])
+        nib.save(nib.Nifti1Image(image.get_fdata().astype(np.int16), affine), image.get_filename())
+    with pytest.warns(UserWarning, match=r"1 volumes, such as v1\.nii\.gz, have pixels longer"):
+        write(csv, tmp_path / "store")
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ImportError("no pyzstd")])

@@ -325,7 +325,7 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True, delimiter=separator(path))
-            names = [name.strip() for name in next(reader, [])]
+            names = [visible(name) for name in next(reader, [])]
             # Blanks go, line breaks stay: a quote that is left open ends in one and swallows rows.
             ends = re.compile(r"^[^\S\r\n]+|[^\S\r\n]+$")
             stripped = ([ends.sub("", field) for field in row] for row in reader)

@@ -41,6 +41,7 @@ CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is giv
 PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACTION|IODINE|CALCIUM"
 PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|(?<![A-Z_])DOSE"
 PICTURES += r"|ATOMIC_NUM|MAT_(SPECIFIC|FRACTIONAL|VALUE)|Z_EFF|EFFECTIVE_Z|\b(RHO|WATER)\b"
+PICTURES += r"|\b(VPCT|PERF)\b(?!.*\bAVG\b)"  # of perfusion all but the mean over time, which is HU
 PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")

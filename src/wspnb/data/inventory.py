@@ -33,6 +33,7 @@ CODINGS = {
     "MR": (1.0, 0.0),  # no HU: as stored, with a window of its own
 }
 SAY = f"say which it is in a column 'coding' of cohort.csv: {', '.join(list(CODINGS)[:-1])}"
+FAR = "below -1300, in many values, where no CT has any"  # as where a slope was applied twice
 SAY += "; for MRI write mr in a column 'modality'"
 
 # Paper silent: what is brighter than this share of the 99th percentile is body, and the window of
@@ -242,6 +243,8 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
         A key of :data:`CODINGS`, ``"wrapped"`` or ``"unknown"``; and why, in a sentence.
     """
     span = f"values from {low:g} to {high:g}"
+    if 1 in sample.shape[:2]:
+        return "unknown", "one sagittal or coronal plane, as of a scout: take it out of the table"
     if dtype == "int8":
         return "wrapped", "HU do not fit into int8: convert from the source again"
     if low < 0:
@@ -259,7 +262,7 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
         if padding and not ((sample > padding) & (sample <= -90)).any():
             found = f"{span}, of which {padding:g} is padding and nothing else below -90"
             return "unknown", f"{found}: HU + 1024? If so, {SAY}"
-        edge = float(np.median(sample[:: len(sample) - 1, :: sample.shape[1] - 1]))
+        edge = float(np.median(sample[np.ix_((0, -1), (0, -1))]))
         if -50 <= edge <= 150 and _share(sample < -90) < 0.02:
             found = (
                 f"{span}, few of them below -90, where fat and air are, and {edge:g} at the corners"
@@ -273,7 +276,11 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
             return "HU", f"{span}, {len(kinds)} values in all: drawn, not scanned"
         if soft < 0.01:
             return "unknown", f"{span}, only {soft:.1%} at 0 to 100 where soft tissue is: {SAY}"
-        return "HU", f"{span}, {soft:.0%} at 0 to 100 where soft tissue is"
+        found = f"{span}, {soft:.0%} at 0 to 100 where soft tissue is"
+        far = sample[(sample < -1300) & (sample != padding)] if low < -1300 else sample[:0]
+        if far.size > 0.05 * sample.size and len(np.unique(far)) > 20:  # paper silent
+            found += f", but {far.size / sample.size:.0%} {FAR}"
+        return "HU", found
     if high <= 1:
         coding, evidence = _bytes(np.rint(sample * 255).astype(np.uint8))
         return ("window 0..1" if coding in CODINGS else coding), f"{span}; {evidence}"
@@ -334,7 +341,7 @@ def _comb(counts: np.ndarray) -> str:
 
 def _share(which: np.ndarray) -> float:
     """Of True in an array; ``mean`` takes ten times as long."""
-    return np.count_nonzero(which) / which.size
+    return float(np.count_nonzero(which) / which.size)
 
 
 def _padding(sample: np.ndarray) -> float | None:

@@ -126,7 +126,7 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     """Count kept slices that are of one value, all over or in an eighth of the rows that their
     neighbours fill (``flat_slices``), or the same as the one below (``repeated_slices``); of a CT
     the largest change of the 95th percentile from slice to slice, HU (``slice_step``), and the one
-    value of all corners where it is no air (``corner_hu``)."""
+    value of many corners where it is no air (``corner_hu``)."""
     near = slice(kept[0], kept[-1] + 1)
     planes, some = np.moveaxis(hu.scan.voxels[:, :, near], 2, 0), hu.scan.voxels[::4, :, near]
     rows = np.count_nonzero(some.min(0) == some.max(0), axis=0)
@@ -141,10 +141,12 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
         some = hu[::step, ::step, near]
         tops = np.percentile(some, 95, axis=(0, 1))[~whole]
         row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
-        ends = hu[[0, 0, -1, -1], [0, -1, 0, -1], near]
-        if np.ptp(ends) == 0 and (one := ends.flat[0]) > body_above(row):
+        ends = hu[[0, 0, -1, -1], [0, -1, 0, -1], near]  # a quarter of them in one value is enough
+        values, counts = np.unique(ends[ends > body_above(row)], return_counts=True)
+        if counts.max(initial=0) >= max(2, ends.size / 4):
+            one = float(values[counts.argmax()])
             if (some == one).mean() > CORNER:
-                row["corner_hu"] = round(float(one), 1)
+                row["corner_hu"] = round(one, 1)
 
 
 def look_of(images: np.ndarray) -> str:

@@ -19,6 +19,9 @@ import pandas as pd
 from wspnb.data.store import IMAGE_COLUMNS, PART, TABLES, Slices, changes, replace_tables
 from wspnb.files import read_csv, read_json, whole, write_text
 
+MADE = (
+    2  # changes with what a part holds, such as the hash of the voxels: older ones are done again
+)
 LABELS = ("volume", "cohort", "weak_label", "label")  # joined to the images' columns
 OWN_COLUMNS = (*IMAGE_COLUMNS[:7], *LABELS, *IMAGE_COLUMNS[7:])
 
@@ -52,7 +55,8 @@ def begin(folder: Path, settings: dict[str, Any], n_volumes: int, overwrite: boo
 def write_part(file: Path, images: np.ndarray, picture: np.ndarray, entry: dict[str, Any]) -> None:
     """A volume's slices, its picture, and what else is known of it."""
     with whole(file, flush=False) as temporary, open(temporary, "wb") as output:  # has checksums
-        np.savez(output, images=images, picture=picture, entry=json.dumps(entry))
+        content = json.dumps(entry | {"made": MADE})
+        np.savez(output, images=images, picture=picture, entry=content)
 
 
 def read_parts(files: Iterable[Path], name: str) -> Iterator[Any]:
@@ -66,7 +70,7 @@ def is_done(file: Path, stamp: list) -> bool:
     """Whether a volume's file is there, every byte sound, and of files that have not changed."""
     try:
         _, _, entry = (next(read_parts([file], n)) for n in ("images", "picture", "entry"))
-        return entry["stamp"] == stamp
+        return entry["stamp"] == stamp and entry.get("made") == MADE
     except Exception:  # whatever a crash has left there
         return False
 

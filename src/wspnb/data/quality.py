@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion
 
-from wspnb.data.inventory import SAY, Hu
+from wspnb.data.inventory import FAR, SAY, Hu
 from wspnb.data.masks import summarise
 from wspnb.data.volumes import resize, to_image, window
 from wspnb.files import read_csv, relative
@@ -242,6 +242,8 @@ def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[
     guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
     halves = ~apart & (used.mask_share < 0.9)
+    pixel = used.spacing_mm.str.split("x", expand=True).iloc[:, :2].astype(float)
+    oblong = pixel.max(axis=1) > 1.5 * pixel.min(axis=1)
     kinds = {  # the released code reads files that hold (HU + 100) / 2
         "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
         f" decoded: read it, and if you know better, {SAY}": guessed,
@@ -250,6 +252,10 @@ def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[
         " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
         f"volumes, such as {{}}, are turned by more than {OBLIQUE} degrees against the body: their"
         " slices are not axial, and positions mix; look at oblique_deg": used.oblique_deg > OBLIQUE,
+        "CT, such as {}, have much below -1300 HU, and not in one value, as where a slope was"
+        " applied twice: look at evidence": used.evidence.str.contains(FAR),
+        "volumes, such as {}, have pixels longer than wide, or wider than long, by half, in axial"
+        " slices, as stacks of coronal or sagittal ones: look at spacing_mm": oblong,
         "masks, such as that of {}, have a tenth outside the largest part: mask_share": halves,
         "masks, such as that of {}, reach the first or last slice: an organ that is cut off by"
         " the scan has not the positions of a whole one: look at mask_cut": used.mask_cut.notna()
