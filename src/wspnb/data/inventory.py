@@ -39,6 +39,7 @@ SAY += "; for MRI write mr in a column 'modality'"
 # Paper silent: what is brighter than this share of the 99th percentile is body, and the window of
 # an MRI goes from the first to the last of these percentiles of it.
 MR_BODY, MR_PERCENTILES = 0.1, (0.5, 99.5)
+FAR_SHARE = 0.05  # of the voxels, below -1300 HU and in over 20 values, is named; paper silent
 PLANES = 16  # axial planes, evenly spread, that percentiles and evidence are taken from
 
 
@@ -278,7 +279,7 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
             return "unknown", f"{span}, only {soft:.1%} at 0 to 100 where soft tissue is: {SAY}"
         found = f"{span}, {soft:.0%} at 0 to 100 where soft tissue is"
         far = sample[(sample < -1300) & (sample != padding)] if low < -1300 else sample[:0]
-        if far.size > 0.05 * sample.size and len(np.unique(far)) > 20:  # paper silent
+        if far.size > FAR_SHARE * sample.size and len(np.unique(far)) > 20:
             found += f", but {far.size / sample.size:.0%} {FAR}"
         return "HU", found
     if high <= 1:
