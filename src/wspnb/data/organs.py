@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 from wspnb.data.headers import Header
@@ -152,7 +151,7 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
 def look_of(images: np.ndarray) -> str:
     """Kept slices ``(n, size, size)`` by the histogram of each, so that mirrored ones are alike;
     empty where there is none or they are drawn in few values."""
-    counts = [Image.fromarray(image).histogram() for image in images]  # bincount takes 5 times that
+    counts = [np.bincount(image.ravel(), minlength=256) for image in images]
     drawn = not counts or min(np.count_nonzero(count) for count in counts) <= 16
     return "" if drawn else hashlib.sha256(np.stack(counts).tobytes()).hexdigest()
 
