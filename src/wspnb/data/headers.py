@@ -6,9 +6,11 @@ do, as every position and every millilitre hangs on it.
 """
 
 import gzip
+import io
 import math
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,7 +133,7 @@ def read_voxels(path: str | Path, header: Header, raw: bool = False) -> np.ndarr
         packed = data.lower().endswith((".gz", ".mgz"))
         need, more = _check_size(data, header.image, packed), 0
         nifti = isinstance(header.image, nib.Nifti1Pair)  # others have their notes behind
-        with gzip.open(data) if packed else Opener(data) as stream:
+        with _gunzip(data) if packed else Opener(data) as stream:
             if packed and hasattr(header.image, "from_stream"):  # once, without nibabel's cache
                 stream.readinto = lambda buffer: _fill(stream, buffer)
                 array = _read(type(header.image).from_stream(stream), raw)
@@ -294,6 +296,19 @@ def _check_size(data: str, image: nib.spatialimages.SpatialImage, packed: bool) 
     if data.lower().endswith(ends) and need > most:
         raise ValueError(f"shape {image.shape} in the header, which the file is too small for")
     return need
+
+
+class _Pieces(io.FileIO):
+    """A packed file that gives 64 KB where gzip asks for 8, as in Python 3.11: a fifth quicker."""
+
+    def read(self, size=-1):
+        return super().read(1 << 16 if size == io.DEFAULT_BUFFER_SIZE else size)
+
+
+@contextmanager
+def _gunzip(path: str) -> Iterator[gzip.GzipFile]:
+    with _Pieces(path) as file, gzip.GzipFile(fileobj=file) as stream:
+        yield stream
 
 
 def _fill(stream: gzip.GzipFile, buffer) -> int:
