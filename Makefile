@@ -80,7 +80,7 @@ browser: $(STAMP)  ## JupyterLab and the pages of the smoke run in Chromium (aft
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py
 
-check: $(STAMP)  ## lint, stripped notebooks, unit tests: two or three minutes
+check: $(STAMP)  ## lint, stripped notebooks, unit tests: some ten minutes
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
 	$(BIN)/python -m pytest -m "not slow and not slurm and not trust and not browser"

@@ -1,8 +1,13 @@
-"""For all tests: no network but this machine's own."""
+"""For all tests: no network but this machine's own, and a thread for each that computes."""
 
 import ipaddress
 import os
 import sys
+
+# Arrays of tests are small: beside another test or a notebook a second thread of each waits more
+# than it works (a notebook on busy cores: 360 s, and 95 s with one). Who sets the number has it.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 
 def _local(host) -> bool:
