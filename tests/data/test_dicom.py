@@ -730,6 +730,11 @@ def test_lossy_compression_is_warned_of_by_header_or_by_kind(tmp_path):
     }.items():
         with pytest.warns(UserWarning, match=words):
             convert_series(tmp_path / name, tmp_path / "a.nii.gz")
+    shutil.rmtree(tmp_path / "q")  # of the same series
+    command = [sys.executable, "-m", "wspnb.data.dicom", tmp_path, tmp_path / "out"]
+    silent = os.environ | {"PYTHONWARNINGS": "ignore"}  # as in many containers
+    done = subprocess.run(command, env=silent, capture_output=True, text=True, check=True)
+    assert sum(line.startswith("  warning: ") for line in done.stderr.splitlines()) == 1
 
 
 def test_a_stack_that_is_moved_aside_is_no_tilted_gantry(tmp_path):

@@ -512,7 +512,10 @@ def measured(tmp_path, mask):
 def test_a_mask_is_measured(tmp_path):
     whole = {"mask_ml": 588.0, "mask_mm": 140.0, "mask_cut": "", "mask_gaps": 0}
     alone = {"mask_parts": 1, "mask_share": 1.0, "mask_reach": 0, "mask_tail_mm": 0.0}
-    assert measured(tmp_path, organ()) == whole | alone
+    found = measured(tmp_path, organ())
+    moved = measured(tmp_path, np.roll(organ(), 1, 0))
+    assert len({row.pop("mask_voxels") for row in (found, moved)}) == 2
+    assert found == moved == whole | alone
     assert measured(tmp_path, organ(0, 10))["mask_cut"] == "bottom"
     assert measured(tmp_path, organ(9, 19))["mask_cut"] == "top"
     assert measured(tmp_path, organ(0, 19))["mask_cut"] == "bottom and top"

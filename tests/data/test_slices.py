@@ -680,12 +680,16 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
     rng = np.random.default_rng(9)
     other = nib.load(tmp_path / "source" / "v0b.nii.gz")
     noise = rng.integers(-500, 900, other.shape).astype(np.int16)
-    nib.save(nib.Nifti1Image(noise, other.affine), tmp_path / "source" / "v0b.nii.gz")
+    elsewhere = other.affine.copy()  # a loop over patients that forgot to renew the mask
+    elsewhere[:3, 3] += (3, -7, 12)
+    nib.save(nib.Nifti1Image(noise, elsewhere), tmp_path / "source" / "v0b.nii.gz")
+    mask = np.asarray(nib.load(tmp_path / "source" / "m0.nii.gz").dataobj)
+    nib.save(nib.Nifti1Image(mask, elsewhere), tmp_path / "source" / "m0b.nii.gz")
     table.to_csv(csv, index=False)
     with pytest.warns(UserWarning) as said:
         write(csv, tmp_path / "store")
     said = " ".join(str(warning.message) for warning in said)
-    assert "the masks of 000, 002 are the same, byte by byte" in said
+    assert "the masks of 000, 001, 002 are the same, voxel by voxel" in said
     assert "2 volumes, such as v1.nii.gz, have kept slices of one value only" in said
     assert "1 volumes, such as v3.nii.gz, have kept slices that are the same as the one bel" in said
     assert "CT, such as v3.nii.gz, change by more than 500 HU from one slice to the next" in said

@@ -218,6 +218,9 @@ def test_wrong_tables_are_named(folder):
         olives.read_labels(broken(**{"Path (Trial/Arm)": "/x/y"}))
     with pytest.raises(ValueError, match=r"bad\.csv, line 3: .* a second time"):
         olives.read_labels(broken(**{"Path (Trial/Arm)": "/a/W0/OD/1.tif"}))
+    twice = [f"/a/W0/OD/{name}.tif" for name in ("5", "05", *range(6, 16))]  # converted once more
+    with pytest.raises(ValueError, match=r"bad\.csv, line 3: '/a/W0/OD/05.tif' is a scan that sta"):
+        olives.read_labels(broken(**{"Path (Trial/Arm)": twice}))
     with pytest.raises(ValueError, match=r"0007TOS/W0/OS has 3 patients"):
         olives.read_labels(broken(Patient_ID=range(12)))
     for name, value in (("BCVA", "HM"), ("Patient_ID", ""), ("Eye_ID", 1.5)):

@@ -395,4 +395,5 @@ def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
 
 if __name__ == "__main__":
     warnings.showwarning = lambda words, *_: print(f"  warning: {words}", file=sys.stderr)
+    warnings.simplefilter("always", UserWarning)  # also where PYTHONWARNINGS says ignore
     sys.exit(main())

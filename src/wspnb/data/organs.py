@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial.distance import pdist, squareform
 
 from wspnb.data.headers import Header
 from wspnb.data.inventory import Hu, decode
@@ -16,6 +17,7 @@ LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 # The median under a mask of the liver is well inside, in any phase. Air of a CT that is cut below,
 # such as bytes of the window, is its lowest value, and no organ's: paper silent.
 ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
+ALIKE = 0.5  # grey values of 255 that a slice's mean and spread may differ by; paper silent
 CORNER = 0.05  # share of the pixels that have the corners' one value, to be named; paper silent
 
 
@@ -28,11 +30,11 @@ def measure(mask: np.ndarray, header: Header) -> dict:
 
     Returns:
         ``mask_ml``; ``mask_mm`` from end to end; ``mask_cut`` ("bottom", "top", "bottom and top" or
-        ""): the mask reaches the first
-        or last slice of the scan, so that the organ may go on outside; ``mask_gaps``, slices
-        without mask between its ends; ``mask_parts`` that hang together by faces, edges or corners,
-        ``mask_share`` of the voxels in the largest, and ``mask_reach``, by how many slices the
-        other parts go beyond the ends of the largest; ``mask_tail_mm`` of slices at an end with
+        ""): the mask reaches the first or last slice of the scan, so that the organ may go on
+        outside; ``mask_voxels``, a hash of where it is; ``mask_gaps``, slices without mask between
+        its ends; ``mask_parts`` that hang together by faces, edges or corners, ``mask_share`` of
+        the voxels in the largest, and ``mask_reach``, by how many slices the other parts go beyond
+        the ends of the largest; ``mask_tail_mm`` of slices at an end with
         less than 1 % of the largest section.
     """
     box, parts, sizes = _parts(mask, np.ones((3, 3, 3)))
@@ -41,11 +43,13 @@ def measure(mask: np.ndarray, header: Header) -> dict:
     areas = np.count_nonzero(parts, axis=(0, 1))  # of the sections, voxels
     thick = np.flatnonzero(areas >= 0.01 * areas.max())
     tail = max(thick[0], len(areas) - 1 - thick[-1])
+    place = str([(side.start, side.stop) for side in box]).encode()
     own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
     return {
         "mask_ml": round(n_voxels * header.voxel_ml, 1),
         "mask_mm": round(float((z.stop - z.start) * header.spacing[2]), 1),
         "mask_cut": " and ".join(end for end, cut in ends.items() if cut),
+        "mask_voxels": hashlib.sha256(place + np.packbits(parts > 0).tobytes()).hexdigest(),
         "mask_gaps": int((~mask[box].any((0, 1))).sum()),
         "mask_parts": len(sizes),
         "mask_share": round(int(sizes.max()) / n_voxels, 4),
@@ -148,12 +152,29 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
                 row["corner_hu"] = round(one, 1)
 
 
-def look_of(images: np.ndarray) -> str:
-    """Kept slices ``(n, size, size)`` by the histogram of each, so that mirrored ones are alike;
-    empty where there is none or they are drawn in few values."""
-    counts = [np.bincount(image.ravel(), minlength=256) for image in images]
-    drawn = not counts or min(np.count_nonzero(count) for count in counts) <= 16
-    return "" if drawn else hashlib.sha256(np.stack(counts).tobytes()).hexdigest()
+def look_of(images: np.ndarray) -> list[float]:
+    """Mean and spread of each kept slice ``(n, size, size)``, 2n numbers, so that mirrored ones are
+    alike; empty where there is none or they are drawn in few values."""
+    counts = np.array([np.bincount(image.ravel(), minlength=256) for image in images])
+    if not len(counts) or np.count_nonzero(counts, axis=1).min() <= 16:
+        return []
+    shares, values = counts / images[0].size, np.arange(256)
+    means = shares @ values
+    spreads = np.sqrt(np.maximum(shares @ values**2 - means**2, 0))
+    return np.r_[means, spreads].round(3).tolist()
+
+
+def same_looks(looks: list[list[float]]) -> list[list[int]]:
+    """Numbers of the looks that are within a grey value of one another, in groups of two or more:
+    one scan, also clipped, mirrored, or saved again with voxels that are rounded otherwise."""
+    lengths, groups = np.array([len(look) for look in looks]), []
+    for length in {*lengths.tolist()} - {0}:
+        rows = np.flatnonzero(lengths == length)
+        alike = squareform(pdist([looks[row] for row in rows], "chebyshev") < ALIKE)
+        firsts = (alike | np.eye(len(rows), dtype=bool)).argmax(1)
+        numbers, counts = np.unique(firsts, return_counts=True)
+        groups += [rows[firsts == first].tolist() for first in numbers[counts > 1]]
+    return sorted(groups)
 
 
 def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> None:

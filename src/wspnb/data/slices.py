@@ -30,6 +30,7 @@ from wspnb.data.organs import (
     look_at_planes,
     look_of,
     measure,
+    same_looks,
 )
 from wspnb.data.quality import PICTURE, coronal, warn_of
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
@@ -203,12 +204,6 @@ def write_slices(
     }
     seen = [(file_stamp(r.path), file_stamp(r.mask_path)) for r in cohort.itertuples()]
     check_drawn(cohort, seen, cohort_csv)
-    drawn = cohort.assign(stamp=[str(mask) for _, mask in seen])[cohort.mask_path != ""]
-    for _, alike in drawn.groupby("stamp"):
-        if alike.patient.nunique() > 1 and alike.mask_path.nunique() > 1:
-            who = ", ".join(alike.patient.unique()[:5])
-            words = f"the masks of {who} are the same, byte by byte: is it the liver of each?"
-            warnings.warn(f"{cohort_csv}: {words}", stacklevel=2)
     stamps = [volume + mask for volume, mask in seen]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -299,12 +294,17 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     for row, own in enumerate(cohort.itertuples()):  # named as in the table, wherever that lies
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
-    looks = [entry.get("look", "") if entry["z"] else "" for entry in used]
-    for look, alike in cohort.groupby(looks):  # clipped, cut, mirrored, or in other numbers
-        if look and len(alike) > 1:
-            own, who = ", ".join(alike.volume[:5]), ", ".join(alike.patient.unique()[:5])
-            words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"
-            warnings.warn(f"{words} Then delete all but one line", stacklevel=3)
+    for alike in same_looks([entry["look"] if entry["z"] else [] for entry in used]):
+        alike = cohort.iloc[alike]
+        own, who = ", ".join(alike.volume[:5]), ", ".join(alike.patient.unique()[:5])
+        words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"
+        warnings.warn(f"{words} Then delete all but one line", stacklevel=3)
+    masks = pd.Series([row.get("mask_voxels", "") for row in rows], cohort.index)
+    for voxels, alike in cohort.groupby(masks):
+        if voxels and alike.patient.nunique() > 1:
+            who = ", ".join(alike.patient.unique()[:5])
+            words = f"the masks of {who} are the same, voxel by voxel: is it the liver of each?"
+            warnings.warn(words, stacklevel=3)
     own = cohort[["volume", "patient"]].assign(
         n_kept=[len(entry["z"]) for entry in used],
         reason=reasons,

@@ -62,6 +62,8 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     _refuse(csv, raw[column], raw[column].duplicated(), "a second time")
     beyond = parts[3].astype(int) >= N_SCANS
     _refuse(csv, raw[column], beyond, f"is no scan of 0 to {N_SCANS - 1}, as this protocol has")
+    place = raw[column].str.rpartition("/")[0] + "/" + parts[3].astype(int).astype(str)
+    _refuse(csv, raw[column], place.duplicated(), "is a scan that stands there under another name")
     numbers = {}
     for name in [name for name in ("BCVA", "CST", *WHO) if name in raw]:
         found = numbers[name] = pd.to_numeric(raw[name], errors="coerce")
