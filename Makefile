@@ -17,7 +17,7 @@ STAMP  := $(VENV)/.ready
 MOVED  := $(shell test -L $(VENV) -o ! -e $(BIN)/snakemake || head -n 3 $(BIN)/snakemake | grep -qF "$$(pwd -P)/" || echo moved)
 FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/profiles/local --cores $(CORES)
 .DEFAULT_GOAL := help
-.PHONY: moved help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench check lab clean
+.PHONY: moved help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench lint check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ADRENAL LIHC CIRRMRI LABELS IMAGENET ENCODERS RUN  # the shell reads paths from here, whatever characters they have
 
@@ -80,9 +80,11 @@ browser: $(STAMP)  ## JupyterLab and the pages of the smoke run in Chromium (aft
 bench: $(STAMP)  ## speed and memory against plain versions, side by side -> benchmarks/results.csv
 	$(BIN)/python benchmarks/bench.py
 
-check: $(STAMP)  ## lint, stripped notebooks, unit tests: some ten minutes
+lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
+
+check: lint  ## lint, stripped notebooks, unit tests: some ten minutes
 	$(BIN)/python -m pytest -m "not slow and not slurm and not trust and not browser"
 
 lab: $(STAMP)  ## JupyterLab with working copies of the notebooks (LAB=--port=8890: another port): yours to change, runs/ of the workflow stays
