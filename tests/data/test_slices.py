@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import ndimage
 
 from wspnb.data import part, quality
 from wspnb.data import slices as module
@@ -696,6 +697,39 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
     found = pd.read_csv(tmp_path / "store" / "inventory.csv").set_index("volume")
     assert found.flat_slices.tolist() == [0, 1, 0, 1]
     assert found.repeated_slices.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "apart", "weave"),
+    [("", 0, 0), ("by name", 3, 0), ("appended", 26, 0), ("woven", 0, 60), ("noise", 0, 0)],
+)
+def test_slices_out_of_order_or_of_two_phases_are_named(tmp_path, change, apart, weave):
+    """Sorted by name (1, 10, 11, ..., 2), a phase behind another, or two phases in turn."""
+    rng = np.random.default_rng(0)
+    hu = 800 * ndimage.gaussian_filter(rng.normal(size=(64, 64, 30)), 4) * 15
+    hu[:8] = -1000
+    hu += rng.normal(0, 100 if change == "noise" else 5, hu.shape)
+    second, step = hu + 60 * (hu > -200), 0.6 if change == "noise" else 5.0
+    if change == "by name":
+        hu = hu[:, :, [int(k) - 1 for k in sorted(map(str, range(1, 31)))]]
+    if change == "appended":
+        hu = np.concatenate([hu[:, :, ::2], second[:, :, ::2]], 2)
+    if change == "woven":
+        hu[:, :, 1::2] = second[:, :, 1::2]
+    affine, mask = np.diag([-4, -4, step, 1]), np.zeros(hu.shape, np.uint8)
+    mask[16:40, 16:40] = 1
+    for name, array in (("v", hu.round().astype(np.int16)), ("m", mask)):
+        nib.save(nib.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "c.csv").write_text(
+        "volume,mask,patient,weak_label,label,cohort\nv.nii.gz,m.nii.gz,p,0,,radio\n"
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_slices(tmp_path / "c.csv", tmp_path / "s", 32, 1.0, workers=1, progress=False)
+    found = pd.read_csv(tmp_path / "s" / "inventory.csv").iloc[0]
+    assert found.slices_apart == apart and found.slice_weave == pytest.approx(weave, abs=8)
+    said = " ".join(str(warning.message) for warning in said)
+    assert ("slices_apart" in said) == (apart > 0) and ("slice_weave" in said) == (weave > 0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 # such as bytes of the window, is its lowest value, and no organ's: paper silent.
 ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
 ALIKE = 0.5  # grey values of 255 that a slice's mean and spread may differ by; paper silent
+NOISE = 1.5  # of two squared distances of slices: where one is larger; paper silent
 CORNER = 0.05  # share of the pixels that have the corners' one value, to be named; paper silent
 
 
@@ -127,9 +128,10 @@ def body_above(row: dict[str, Any]) -> float:
 
 def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     """Count kept slices that are of one value, all over or in an eighth of the rows that their
-    neighbours fill (``flat_slices``), or the same as the one below (``repeated_slices``); of a CT
-    the largest change of the 95th percentile from slice to slice, HU (``slice_step``), and the one
-    value of many corners where it is no air (``corner_hu``)."""
+    neighbours fill (``flat_slices``), the same as the one below (``repeated_slices``), or most like
+    one that is no neighbour (``slices_apart``); of a CT the largest change of the 95th percentile
+    from slice to slice, HU (``slice_step``), and the one value of many corners where it is no air
+    (``corner_hu``)."""
     near = slice(kept[0], kept[-1] + 1)
     planes, some = np.moveaxis(hu.scan.voxels[:, :, near], 2, 0), hu.scan.voxels[::4, :, near]
     rows = np.count_nonzero(some.min(0) == some.max(0), axis=0)
@@ -139,9 +141,11 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     row["flat_slices"] = int(whole.sum() + (part & ~whole[1:-1]).sum())
     same = [np.array_equal(one, other) for one, other in pairwise(planes)]
     row["repeated_slices"] = int((np.array(same, bool) & ~whole[1:]).sum())
+    step = -(-min(hu.shape[:2]) // 64)
+    some = hu[::step, ::step, near]
+    seen = np.moveaxis(some[::2, ::2], 2, 0).reshape(len(whole), -1)[~whole]
+    row["slices_apart"] = _apart(seen, hu.spacing[2])
     if row["coding"] != "MR":
-        step = -(-min(hu.shape[:2]) // 64)
-        some = hu[::step, ::step, near]
         tops = np.percentile(some, 95, axis=(0, 1))[~whole]
         row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
         ends = hu[[0, 0, -1, -1], [0, -1, 0, -1], near]  # a quarter of them in one value is enough
@@ -150,6 +154,21 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
             one = float(values[counts.argmax()])
             if (some == one).mean() > CORNER:
                 row["corner_hu"] = round(one, 1)
+
+
+def _apart(slices: np.ndarray, step_mm: float) -> int:
+    """How many of slices ``(n, pixels)`` are more like one that is more than 10 mm away than like
+    their neighbours, and not by noise alone: none of a scan whose slices lie in order."""
+    if len(slices) < 2:
+        return 0
+    slices = slices - slices.mean(0)
+    products = slices @ slices.T
+    distance = np.add.outer(np.diag(products), np.diag(products)) - 2 * products  # squared
+    np.fill_diagonal(distance, np.inf)
+    away = np.abs(distance.argmin(1) - np.arange(len(slices)))
+    beside = np.pad(np.diag(distance, 1), 1, constant_values=np.inf)
+    less = np.minimum(beside[1:], beside[:-1]) > NOISE * distance.min(1)
+    return int(np.count_nonzero(less & (away > 3) & (away * step_mm > 10)))
 
 
 def look_of(images: np.ndarray) -> list[float]:
@@ -184,6 +203,11 @@ def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
         name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
         steps = np.array([np.median(v) for v in values if len(v)]).clip(low)
         row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
+    else:  # to and fro from slice to slice
+        steps = np.diff([v.mean() for v in values if len(v)])
+        turns = np.count_nonzero(steps[1:] * steps[:-1] < 0)
+        woven = len(steps) > 5 and turns > 0.8 * (len(steps) - 1)
+        row["slice_weave"] = round(float(np.median(np.abs(steps))), 1) if woven else 0.0
     values = np.concatenate(values)
     row[name] = round(float(np.median(values)), 1)
     outside = (values < body_above(row)) | (values > high)  # fat at the rim is no fault

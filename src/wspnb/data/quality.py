@@ -17,6 +17,7 @@ from wspnb.folds import cohorts_of
 
 PICTURE = 96  # pixels a side of a volume's coronal picture
 STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is named; paper silent
+WEAVE = 15  # HU; CT: change of the mean under the mask that is named; paper silent
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 OBLIQUE = 20  # degrees; paper silent
 LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
@@ -236,7 +237,8 @@ def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[
     decoded by evidence. ``high`` end of the window."""
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
-    measured += ["slice_step", "corner_hu"]  # of CT
+    measured += ["slice_step", "corner_hu", "slice_weave"]  # of CT
+    measured += ["slices_apart"]
     measured += ["mask_mm", "mask_tail_mm"]
     used = used.reindex(columns=used.columns.union(measured))
     guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
@@ -270,6 +272,11 @@ def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[
         " rows, as where an export did not end: look at flat_slices": used.flat_slices > 0,
         "volumes, such as {}, have kept slices that are the same as the one below, bit by bit:"
         " look at repeated_slices": used.repeated_slices > 0,
+        "volumes, such as {}, have kept slices most like one that is no neighbour, as where files"
+        " were sorted by name or two scans appended, so that positions are wrong: look at"
+        " slices_apart": used.slices_apart > 1,
+        f"CT, such as {{}}, go to and fro by more than {WEAVE} HU under the mask from slice to"
+        " slice, as two phases in turn: look at slice_weave": used.slice_weave > WEAVE,
         f"CT, such as {{}}, change by more than {STEP} HU from one slice to the next, as where one"
         " was scaled otherwise: look at the sheets and at slice_step": used.slice_step > STEP,
         "CT, such as {}, are filled at the corners with one value, as with padding that was meant"
