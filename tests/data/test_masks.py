@@ -406,13 +406,21 @@ def test_two_folds_learn_the_phantoms_liver_and_failures_leave_the_table(tmp_pat
     assert (again.dice[again.network == "0"] == 0.123).all()
     expected = found.set_index("volume").dice[again.volume[again.network == "1"]]
     np.testing.assert_allclose(again.dice[again.network == "1"], expected, atol=0.02)
-    # The project moves: nothing is learnt again.
+    # The project moves, who has no mask leaves, a file gets another name: nothing is learnt again.
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name} moved"))
+    learnt = written.patient[written.mask_source == "given"].iloc[0]
+    name = cohort.volume[cohort.patient == learnt].iloc[0]
+    renamed = cohort[cohort.patient != "air"]
+    (moved / name).rename(moved / "renamed.nii.gz")
+    renamed = renamed.replace({"volume": {name: "renamed.nii.gz"}})
+    renamed.to_csv(moved / "cohort.csv", index=False)
     before = (moved / "masks" / "fold-1.safetensors").stat().st_mtime_ns
     assert run(moved, *few) == 0
     assert (moved / "masks" / "fold-1.safetensors").stat().st_mtime_ns == before
     there = pd.read_csv(moved / "masks" / "dice.csv")
-    pd.testing.assert_frame_equal(there, again)  # paths are relative
+    again = again.replace({"volume": {f"../{name}": "../renamed.nii.gz"}})  # paths are relative
+    pd.testing.assert_frame_equal(there, again)
+    assert "air" not in pd.read_csv(moved / "masks" / "failed_masks.csv").patient.tolist()
     assert run(moved, *few, "low=-90") == 1
     assert "low: -100.0 there, -90.0 now" in capfd.readouterr().err
 
@@ -476,6 +484,9 @@ def test_lines_of_dice_find_their_volumes_under_other_names_of_folders():
     found = pd.DataFrame({"patient": ["B", "A", "A"], "volume": ["x/1.nii.gz", "2.nii", "x/1.nii"]})
     now = pd.DataFrame({"patient": ["A", "B", "A"], "volume": ["/y/1.nii", "/z/1.nii", "/y/2.nii"]})
     assert masks.named_again(found, now).volume.tolist() == ["/z/1.nii", "/y/2.nii", "/y/1.nii"]
+    renamed = now.assign(volume=["/y/1.nii", "/z/b.nii", "/y/2.nii"])
+    again = masks.named_again(found, renamed).volume
+    assert again.tolist() == ["/z/b.nii", "/y/2.nii", "/y/1.nii"]
 
 
 @pytest.mark.slow
@@ -666,9 +677,11 @@ def own_table(folder, lines, head="volume,mask,patient,weak_label,label,cohort")
 @pytest.mark.parametrize(
     ("before", "after", "who", "afresh"),
     [
-        ("c,,C,1,,r,61,", "d,,C,1,,r,61,", "C", True),  # another file
+        ("c,,C,1,,r,61,", "d,,C,1,,r,61,", "C", False),  # nobody has learnt from it
+        ("b,m,B,1,,r,61,", "b,d,B,1,,r,61,", "B", None),  # another mask, or a renamed one
         ("c,,C,1,,r,61,", "c,d,C,1,,r,61,", "C", True),  # corrected by hand, and given now
-        ("c,,C,1,,r,61,", "c,,C,1,,r,61,\nd,,B,1,,r,61,", "B", True),  # a second volume
+        ("c,,C,1,,r,61,", "c,,C,1,,r,61,\nd,,B,1,,r,61,", "B", False),  # a second volume
+        ("c,,C,1,,r,61,", "c,,C,1,,r,61,\nd,d,B,1,,r,61,", "B", True),  # with a mask
         ("b,m,B,1,,r,61,", "", "B", True),  # withdrawn
         ("b,m,B,1,,r,61,", "b,m,B,1,,r,61,HU+1024", "B", True),
         ("b,m,B,1,,r,61,", "b,m,B,1,,r,16,", "B", False),  # another column
@@ -695,7 +708,9 @@ def test_a_row_that_changed_after_the_drawing_is_asked_for(tmp_path, before, aft
     )
     with pytest.raises(ValueError, match=rf"\({who}\): give .* again") as error:
         masks.check_labels(made)
-    assert ("-p resume false" in str(error.value)) == afresh
+    said, ask = str(error.value), " (and -p resume false if they are other scans or masks"
+    assert (ask in said) == (afresh is None)
+    assert said.endswith("-p resume false at its end") == bool(afresh)
     if after.startswith("d,,C"):  # while masks are drawn
         with pytest.raises(ValueError, match=r"changed meanwhile \(C\)"):
             masks.write_cohort(made.parent, drawn, None, tmp_path / "own" / "cohort.csv")

@@ -25,7 +25,8 @@ __all__ += ["write_cohort", "write_mask"]
 OURS = ["settings.json", "cohort.csv", "failed_masks.csv", "dice.csv", "unet.safetensors"]
 OURS += ["source.csv", "unet-loss.csv", "fold-[0-9]*.safetensors"]
 OURS += [f"fold-[0-9]*{end}" for end in ("-loss.csv", "-dice.csv")]
-OURS += [f"{folder}/{5 * '[0-9]'}-*.nii.gz" for folder in ("predicted", "given")]
+OURS += [f"{folder}/{5 * '[0-9]'}-*.nii.gz" for folder in ("predicted", "given")]  # earlier ones
+OURS += [f"predicted/{16 * '[0-9a-f]'}-*.nii.gz"]
 
 
 def read_given(mask, volume, value: int | None = None, header=None) -> np.ndarray:
@@ -180,11 +181,15 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
     right = set() if new else right  # a further column is nowhere but in the table
     then, now = (table[~table.volume.isin(right)] for table in (then, now))
     if who := _whose(then.to_numpy().tolist(), now.to_numpy().tolist(), columns.index("patient")):
-        images = [name for name in ("volume", "mask", "patient", "coding") if name in columns]
-        same = {*map(tuple, then[images].to_numpy())} == {*map(tuple, now[images].to_numpy())}
+        learnt = [table[table["mask"] != ""] for table in (then, now)]  # what the network has seen
+        people = [name for name in ("patient", "coding") if name in columns]
+        one, other = ({*map(tuple, table[people].to_numpy())} for table in learnt)
+        again += " at its end" if one == other else f"{afresh} at its end"
+        one, other = ({*map(tuple, table[["volume", "mask"]].to_numpy())} for table in learnt)
+        if one != other and not again.endswith(f"{afresh} at its end"):
+            again += f" (and{afresh} if they are other scans or masks, not renamed ones)"
         raise ValueError(
-            f"{named}: says something else than when {csv} was made of it{who}:"
-            f" {again}{'' if same else afresh} at its end"
+            f"{named}: says something else than when {csv} was made of it{who}: {again}"
         )
 
 
@@ -246,14 +251,17 @@ def check_drawn(
 
 def named_again(found: pd.DataFrame, cohort: pd.DataFrame) -> pd.DataFrame:
     """Lines of :func:`compare` with the paths that the same volumes have in ``cohort`` now: folders
-    may have moved or changed their names."""
-
-    def keys(table):
-        own = pd.DataFrame({"patient": table.patient.array, "file": table.volume.map(stem).array})
-        return pd.MultiIndex.from_frame(own.assign(n=own.groupby([*own]).cumcount()))
-
-    paths = pd.Series(cohort.volume.array, keys(cohort))
-    return found.assign(volume=paths.reindex(keys(found)).array)
+    may have moved or changed their names, and files too, of a patient in their order."""
+    then, now = (table.assign(file=table.volume.map(stem)) for table in (found, cohort))
+    paths = pd.Series(np.nan, then.index, object)
+    for names in (["patient", "file"], ["patient"]):
+        keys = [
+            pd.MultiIndex.from_frame(t[names].assign(n=t.groupby(names).cumcount()))
+            for t in (now, then)
+        ]
+        again = pd.Series(now.volume.array, keys[0]).reindex(keys[1])
+        paths = paths.fillna(pd.Series(again.array, then.index))
+    return found.assign(volume=paths)
 
 
 def stem(path: str) -> str:
@@ -330,10 +338,10 @@ def same_scans(table: pd.DataFrame, cohort: pd.DataFrame) -> np.ndarray:
 
 def digest(table: pd.DataFrame) -> list[list[str]]:
     """What a resumed run must find again, row by row: the patient, and the content of their files.
-    Labels are none of a mask's business, and the project may move."""
+    Labels and names are none of a mask's business, and the project may move."""
     codings = table.get("coding", pd.Series("", table.index))
     rows = zip(table.patient, codings, table.volume, table["mask"], strict=True)
     return [
-        [who, store.digest([coding, stem(own), file_stamp(own), file_stamp(mask)])[:16]]
+        [who, store.digest([coding, file_stamp(own), file_stamp(mask)])[:16]]
         for who, coding, own, mask in rows
     ]
