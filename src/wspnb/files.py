@@ -181,12 +181,14 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
-def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+def write_csv(path: str | Path, table: pd.DataFrame, sep: str = ",") -> None:
     """A table without its index; compressed where the name ends in .gz, the same bytes for the same
-    table."""
-    text = table.to_csv(index=False, lineterminator="\n")
+    table. With another separator than a comma it is a spreadsheet's, and begins with its mark."""
+    text = table.to_csv(index=False, lineterminator="\n", sep=sep)
     if "\r" in text:  # else not quoted, and read as the end of a line
-        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        form = {"lineterminator": "\n", "sep": sep, "quoting": csv.QUOTE_NONNUMERIC}
+        text = table.to_csv(index=False, **form)
+    text = "\ufeff" * (sep != ",") + text
     if Path(path).suffix != ".gz":
         return write_text(path, text)
     with whole(path) as temporary:

@@ -126,8 +126,9 @@ def gather(notebook: Path, files: list[str], pairs: list[list[str]]) -> dict:
 
 
 def _line(error: BaseException | str) -> str:
-    """A message in one line."""
-    return " ".join(str(error).split())
+    """A message in one line; of a list below it, indented by two, each item in one."""
+    parts = [" ".join(part.split()) for part in str(error).strip().split("\n  ")]
+    return ("\n  " if len(parts) > 2 else " ").join(parts)
 
 
 def log_progress(path: str) -> None:
@@ -136,12 +137,12 @@ def log_progress(path: str) -> None:
     import tqdm.auto
 
     class Logged(tqdm.auto.tqdm):  # a bar that is also a log
-        last = 0.0
+        last, shown = 0.0, 0
 
         def display(self, *args, **kwargs):
             now = time.monotonic()
-            if self.n and (now - self.last > 20 or self.n == self.total):
-                self.last = now
+            if self.n != self.shown and (now - self.last > 20 or self.n == self.total):
+                self.last, self.shown = now, self.n
                 line = f"{time.strftime('%H:%M:%S')} {self.desc or ''} {self.n} of {self.total}"
                 with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
                     print(f"{line}, {self.format_dict['elapsed']:.0f} s", file=file)
@@ -289,8 +290,7 @@ def explain(error: Exception, out: Path, failed: Path | None) -> str:
 
 
 def _say(text: str) -> None:
-    """Print a line; where nobody can read it (a full disk, a pipe that is closed) the work goes
-    on."""
+    """Print a line; where nobody can read it (a full disk, a closed pipe) the work goes on."""
     try:
         print(text, flush=True)
     except OSError:

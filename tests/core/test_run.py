@@ -545,6 +545,14 @@ def test_a_notebook_of_another_kind_is_one_line(notebook, capfd, cell):
     assert said.count("\n") == 1 and "01_one.ipynb" in said
 
 
+def test_a_list_of_problems_stays_a_list():
+    error = ValueError("c.csv: 2 problems\n  line 3: this\n and that\n  line 4: those")
+    told = (
+        "FAILED: o.ipynb: ValueError: c.csv: 2 problems\n  line 3: this and that\n  line 4: those"
+    )
+    assert run.explain(error, Path("o.ipynb"), None) == told
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows has UTF-8")
 def test_names_survive_a_locale_without_letters(tmp_path):
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}

@@ -307,6 +307,13 @@ def test_the_command_goes_on_and_ends_with_one(tmp_path, capsys):
     (tmp_path / "dicom" / "nothing").rmdir()
     assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
     assert "good.nii.gz (there already, not converted again)" in capsys.readouterr().out
+    command = [sys.executable, "-m", "wspnb.data.dicom", tmp_path / "dicom", tmp_path / "nifti"]
+    ear, mouth = os.pipe()
+    os.close(ear)  # as | head leaves it
+    done = subprocess.run(command, stdout=mouth, stderr=subprocess.PIPE, text=True)
+    os.close(mouth)
+    assert done.returncode and "Broken pipe" in done.stderr
+    assert (tmp_path / "nifti" / "good.nii.gz").exists()
     with pytest.raises(SystemExit):
         main([str(tmp_path / "nothing"), str(tmp_path / "nifti")])
     assert "no such folder" in capsys.readouterr().err
@@ -349,8 +356,8 @@ def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_p
         twice.to_csv(nifti / "series.csv", index=False, sep=sign)
         assert main(command) == 0
         np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], hu[::-1, ::-1])
-        table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
-        table = table.set_index("series")
+        table = pd.read_csv(nifti / "series.csv", sep=sign, dtype=str, keep_default_na=False)
+        table = table.set_index("series")  # separated as its owner had it
         assert table.converted[uid] == "yes" and (table.converted == "yes").sum() == 1
     capsys.readouterr()
     assert main(command) == 0

@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import lzma
 import re
 from pathlib import Path
 
@@ -323,6 +324,8 @@ def test_what_is_no_nifti_is_called_what_it_is(tmp_path):
         "t.nii": (tar, "a tar archive, not a NIfTI: unpack it"),
         "t.nii.gz": (gzip.compress(tar), "a tar archive, not a NIfTI: unpack it"),
         "w.nii.gz": (gzip.compress(gzip.compress(content)), "compressed with gzip twice: unpack"),
+        "x.nii.gz": (lzma.compress(content), "compressed with xz, not with gzip: unpack it"),
+        "z.nii.gz": (bz2.compress(content), "compressed with bzip2, not with gzip: unpack it"),
         "p.nii.gz": (gzip.compress(b"<html>"), "a web page or XML"),
         "h.img": (bytes(240), "half of a pair, and h.hdr is missing: copy it beside"),
     }

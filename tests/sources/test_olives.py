@@ -1,5 +1,6 @@
 """OLIVES: the public label tables audited by number, and the reader on a folder of their layout."""
 
+import re
 import unicodedata
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def folder(tmp_path):
     Image.fromarray(random.integers(0, 255, (30, 40), dtype=np.uint8)).save(extra)
     more.append(more[0] | {"Path (Trial/Arm)": "/Prime_FULL/01-001/W20/OD/3.tif", "CST": 350})
     more = [{"File_Path": r.pop("Path (Trial/Arm)"), **r} for r in more]
+    more[0]["File_Path"] = re.sub(r"(\d+)\.", r"0\1.", more[0]["File_Path"])  # the same scan
     pd.DataFrame(more).to_csv(tmp_path / "pretrain.csv", index=False)
     return tmp_path
 
@@ -219,7 +221,7 @@ def test_wrong_tables_are_named(folder):
     with pytest.raises(ValueError, match=r"bad\.csv, line 3: .* a second time"):
         olives.read_labels(broken(**{"Path (Trial/Arm)": "/a/W0/OD/1.tif"}))
     twice = [f"/a/W0/OD/{name}.tif" for name in ("5", "05", *range(6, 16))]  # converted once more
-    with pytest.raises(ValueError, match=r"bad\.csv, line 3: '/a/W0/OD/05.tif' is a scan that sta"):
+    with pytest.raises(ValueError, match=r"bad\.csv, line 3: '/a/W0/OD/05.tif' is the scan of ano"):
         olives.read_labels(broken(**{"Path (Trial/Arm)": twice}))
     with pytest.raises(ValueError, match=r"0007TOS/W0/OS has 3 patients"):
         olives.read_labels(broken(Patient_ID=range(12)))

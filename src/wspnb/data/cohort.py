@@ -94,8 +94,9 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         if "labels_from" in raw:  # by notebook 01b
             own = os.path.normpath(path.parent / raw.labels_from.iloc[0])
-            more += f"\n  It was made of {own}: correct that one, and make this again with notebook"
-            more += f" 01b's command and -p source_dir {os.path.dirname(own)} -p resume false"
+            more += f"\n  It was made of {own}: correct that one where it is wrong, then give"
+            more += f" notebook 01b's command again, with -p source_dir {os.path.dirname(own)}"
+            more += " at its end"
         raise ValueError(f"{path}: {count} in the cohort table\n{shown}{more}")
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):
@@ -315,7 +316,7 @@ def _label_problem(column: str, value: str) -> str:
     if column == "label" and number not in (0, 1):
         return f"label {value!r} is not 0 or 1: write one of these, or leave it empty if unknown"
     if not 0 <= number < 2**31:
-        advice = "write digits alone, as 2 for 2,0, or leave it empty if unknown"
+        advice = "write digits alone, as 2 for 2,0 or for a word, or leave it empty if unknown"
         return f"weak_label {value!r} is not an integer from 0: {advice}"
     return ""
 

@@ -173,7 +173,7 @@ def convert_patient(
         rows[column] = known.set_index("series")[column].reindex(rows.index).fillna("")
     if named := rows.index.intersection(series).tolist():
         rows["take"] = np.where(rows.index.isin(named), "x", "")
-    problem, uid, stays, without = "", "", "", ""
+    problem, uid, stays, without, said = "", "", "", "", ()
     try:
         if len(away) and not named:
             raise ValueError(
@@ -186,9 +186,8 @@ def convert_patient(
         drop = rows.loc[uid, "drop"]
         drop = "" if drop.strip().lower() in EMPTY else drop
         kept = leave_out(files, patient, drop, uid)
-        without = (
-            f" (without {drop}, as series.csv says: take it back if it is sound)" if drop else ""
-        )
+        without = f" (without {drop}, as series.csv says: take it back if it is sound)"
+        without *= bool(drop)
         had = known[(known.series == uid) & (known.converted != "")].images
         had = int(had.iloc[0]) if len(had) and had.iloc[0].isdecimal() else 0
         if had > (now := rows.loc[uid, "images"]) and not lost_slices(files):  # these are named
@@ -205,17 +204,17 @@ def convert_patient(
             return [state[0], f"{state[1]}-{digest(file_stamp(str(file)))[:8]}"]
 
         if file.is_file() and rows.loc[uid, ["converted", "content"]].tolist() == made():
-            print(file, "(there already, not converted again)")
+            said = file, "(there already, not converted again)"
         else:
             convert_series(patient, file, (uid,), kept)
-            print(file, f"(without {drop})" if drop else "")
+            said = file, f"(without {drop})" if drop else ""
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()
         if len(former := before[~before.series.isin(rows.index)]):
             words = f"{file} is of series {uid} now, and was of {', '.join(former.series)}"
             words += ", which is not below any more: is it the same patient's? If not, delete it"
             print(words, file=sys.stderr)
-    except MemoryError:
+    except (MemoryError, BrokenPipeError):  # the latter of what is said here, as to head
         raise
     except Exception as error:  # one patient must not end the cohort, whatever is wrong
         known_kind = isinstance(error, (ValueError, OSError, RuntimeError))
@@ -230,6 +229,7 @@ def convert_patient(
             rows[["converted", "content"]] = ""
         elif file.exists() and not len(away):
             problem += f" ({file} is there from before, and not of these files)"
+    print(*said, end="\n" * bool(said))  # beside what takes a volume away
     listing = account(files, uid, problem.split("\n")[0])
     if uid:
         dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
@@ -270,9 +270,8 @@ def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
             continue
         for name in own.patient[own.converted != ""] if parts else ():
             (out / f"{name}.nii.gz").unlink(missing_ok=True)
-        what = (
-            "differ, so that each is a part, and no volume of it is kept" if parts else "are equal"
-        )
+        what = "differ, so that each is a part, and no volume of it is kept"
+        what = what if parts else "are equal"
         problems.append(
             f"{folder}: series {uid} of one PatientID is in the folders {', '.join(own.patient)},"
             f" whose files {what}: put them into one folder, or give two patients a PatientID each"
@@ -319,14 +318,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # of the table, whatever is wrong with a patient
         parser.error(f"{error}; when this is mended, give the command again")
     print(*(f"{problem}\n" for problem in problems), sep="", end="", file=sys.stderr)
-    volumes = (asked.out / f"{name}.nii.gz" for name in set(map(_name, patients)))
+    volumes = (asked.out / f"{name}.nii.gz" for name in {printable(path.name) for path in patients})
     there = sum(map(os.path.isfile, volumes))
     print(f"{there} of {len(patients)} patients have a volume in {asked.out}", flush=True)
     return 1 if problems else 0
-
-
-def _name(patient: Path) -> str:
-    return printable(patient.name)
 
 
 def _choices(table: Path, patients: list[str]) -> pd.DataFrame:
@@ -356,7 +351,7 @@ def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
     """Every patient in turn, the table after each; what is wrong. What its owner writes into it
     meanwhile stays."""
     table, problems, found, keys = asked.out / "series.csv", [], [], ["patient", "series"]
-    names, written = list(map(_name, patients)), None
+    names, written = [printable(path.name) for path in patients], None
     before = _choices(table, names)
     for patient, name in zip(patients, names, strict=True):
         if len(os.fsencode(name)) > 240:
@@ -379,7 +374,8 @@ def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
         rest = known[~known.patient.isin(done.patient) & rest]
         own = [name for name in known if name not in COLUMNS]
         whole = pd.concat([done, rest])[[*COLUMNS, *own]].fillna("")
-        write_csv(table, whole.rename(columns=lambda name: name.removesuffix(OWN)))
+        whole = whole.rename(columns=lambda name: name.removesuffix(OWN))
+        write_csv(table, whole, separator(table) if table.exists() else ",")
         written = table.read_bytes()
     gone = before[~before.patient.isin(names) & (before.converted != "")]
     for row in gone[gone.series.isin(done.series)].itertuples() if found else ():
@@ -396,4 +392,8 @@ def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:
 if __name__ == "__main__":
     warnings.showwarning = lambda words, *_: print(f"  warning: {words}", file=sys.stderr)
     warnings.simplefilter("always", UserWarning)  # also where PYTHONWARNINGS says ignore
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted: give the command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -17,7 +17,7 @@ LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 # The median under a mask of the liver is well inside, in any phase. Air of a CT that is cut below,
 # such as bytes of the window, is its lowest value, and no organ's: paper silent.
 ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
-ALIKE = 0.5  # grey values of 255 that a slice's mean and spread may differ by; paper silent
+ALIKE, FEW = 0.2, 5  # grey values that means and spreads may differ by; slices; paper silent
 NOISE = 1.5  # of two squared distances of slices: where one is larger; paper silent
 CORNER = 0.05  # share of the pixels that have the corners' one value, to be named; paper silent
 
@@ -187,7 +187,7 @@ def same_looks(looks: list[list[float]]) -> list[list[int]]:
     """Numbers of the looks that are within a grey value of one another, in groups of two or more:
     one scan, also clipped, mirrored, or saved again with voxels that are rounded otherwise."""
     lengths, groups = np.array([len(look) for look in looks]), []
-    for length in {*lengths.tolist()} - {0}:
+    for length in {*lengths[lengths >= 2 * FEW].tolist()}:  # fewer tell nobody from another
         rows = np.flatnonzero(lengths == length)
         alike = squareform(pdist([looks[row] for row in rows], "chebyshev") < ALIKE)
         firsts = (alike | np.eye(len(rows), dtype=bool)).argmax(1)

@@ -300,7 +300,7 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"
         warnings.warn(f"{words} Then delete all but one line", stacklevel=3)
     masks = pd.Series([row.get("mask_voxels", "") for row in rows], cohort.index)
-    for voxels, alike in cohort.groupby(masks):
+    for voxels, alike in cohort.groupby(masks, sort=False):
         if voxels and alike.patient.nunique() > 1:
             who = ", ".join(alike.patient.unique()[:5])
             words = f"the masks of {who} are the same, voxel by voxel: is it the liver of each?"

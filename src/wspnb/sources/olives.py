@@ -62,8 +62,6 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     _refuse(csv, raw[column], raw[column].duplicated(), "a second time")
     beyond = parts[3].astype(int) >= N_SCANS
     _refuse(csv, raw[column], beyond, f"is no scan of 0 to {N_SCANS - 1}, as this protocol has")
-    place = raw[column].str.rpartition("/")[0] + "/" + parts[3].astype(int).astype(str)
-    _refuse(csv, raw[column], place.duplicated(), "is a scan that stands there under another name")
     numbers = {}
     for name in [name for name in ("BCVA", "CST", *WHO) if name in raw]:
         found = numbers[name] = pd.to_numeric(raw[name], errors="coerce")
@@ -85,6 +83,8 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
             "volume": parts[0] + "/" + parts[1] + "/" + parts[2],
         }
     )
+    again = "is the scan of another line, whose name is written otherwise: delete one"
+    _refuse(csv, raw[column], _place(table).duplicated(), again)
     for name, header in BIOMARKERS.items():
         if header in raw:
             if not raw[header].isin([0, 1]).all():
@@ -95,6 +95,11 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
     if (mixed > 1).any():
         raise ValueError(f"{csv}: volume {mixed.idxmax()} has {mixed.max()} patients")
     return table
+
+
+def _place(table: pd.DataFrame) -> pd.Series:
+    """Folder and number of a scan, whatever form its file's name has."""
+    return table.image.str.rpartition("/")[0] + "/" + table.scan.astype(str)
 
 
 def _refuse(csv: Path, values: pd.Series, wrong: pd.Series, why: str, name: str = "") -> None:
@@ -213,7 +218,7 @@ def write_olives(
         raise ValueError(f"{train_csv} or {test_csv}: no biomarker {missing}")
     if pretrain_csv:
         more = read_labels(pretrain_csv, swapped)
-        train = pd.concat([train, more[~more.image.isin([*train.image, *test.image])]])
+        train = pd.concat([train, more[~_place(more).isin([*_place(train), *_place(test)])]])
     train, test = check_split(train, test, repair)
     table = pd.concat([train.assign(cohort="train"), test.assign(cohort="test")], ignore_index=True)
     kept, failed = drop_copies(Path(images), table)
