@@ -1,5 +1,6 @@
 """`make lab`: working copies, which the workflow does not read."""
 
+import contextlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -91,16 +93,17 @@ def test_lab_shows_the_project_and_starts_as_root(tmp_path):
         env=os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path / "config")},
     )
     try:
-        found, end = None, time.monotonic() + 120
-        while not found and time.monotonic() < end:
+        names, end = set(), time.monotonic() + 120
+        while not names and time.monotonic() < end:
             time.sleep(0.5)
             said = (tmp_path / "log").read_text()
             found = re.search(r"http://(127\.0\.0\.1|localhost):(\d+)/lab/tree/(\S+)\?", said)
+            address = found and f"http://127.0.0.1:{found[2]}/api/contents?token=t"
+            with contextlib.suppress(urllib.error.URLError):  # it may say so before it listens
+                with urllib.request.urlopen(address or "http://127.0.0.1:9", timeout=60) as reply:
+                    names = {entry["name"] for entry in json.load(reply)["content"]}
         assert found and found[3] == "runs/lab/00_the_loss.ipynb", said
         assert ("You are root" in said) == (os.geteuid() == 0)
-        address = f"http://127.0.0.1:{found[2]}/api/contents?token=t"
-        with urllib.request.urlopen(address, timeout=60) as reply:
-            names = {entry["name"] for entry in json.load(reply)["content"]}
         assert {"README.md", "figures", "notebooks", "runs"} <= names
     finally:
         server.terminate()
