@@ -84,7 +84,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info" notebooks/*.ipynb
 
-check: lint  ## lint, stripped notebooks, unit tests: some ten minutes
+check: lint  ## lint, stripped notebooks, unit tests
 	$(BIN)/python -m pytest -m "not slow and not slurm and not trust and not browser"
 
 lab: $(STAMP)  ## JupyterLab with working copies of the notebooks (LAB=--port=8890: another port): yours to change, runs/ of the workflow stays

@@ -683,6 +683,7 @@ def own_table(folder, lines, head="volume,mask,patient,weak_label,label,cohort")
         ("c,,C,1,,r,61,", "c,,C,1,,r,61,\nd,,B,1,,r,61,", "B", False),  # a second volume
         ("c,,C,1,,r,61,", "c,,C,1,,r,61,\nd,d,B,1,,r,61,", "B", True),  # with a mask
         ("b,m,B,1,,r,61,", "", "B", True),  # withdrawn
+        ("b,m,B,1,,r,61,", "b,m,B,1,,r,61,\nd,d,B,1,,r,61,", "B", True),  # one more of B
         ("b,m,B,1,,r,61,", "b,m,B,1,,r,61,HU+1024", "B", True),
         ("b,m,B,1,,r,61,", "b,m,B,1,,r,16,", "B", False),  # another column
         ("b,m,B,1,,r,61,", "b,m,B,2,,r,61,", "B", False),

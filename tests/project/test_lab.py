@@ -98,9 +98,11 @@ def test_lab_shows_the_project_and_starts_as_root(tmp_path):
             time.sleep(0.5)
             said = (tmp_path / "log").read_text()
             found = re.search(r"http://(127\.0\.0\.1|localhost):(\d+)/lab/tree/(\S+)\?", said)
-            address = found and f"http://127.0.0.1:{found[2]}/api/contents?token=t"
+            if not found:
+                continue
+            address = f"http://127.0.0.1:{found[2]}/api/contents?token=t"
             with contextlib.suppress(urllib.error.URLError):  # it may say so before it listens
-                with urllib.request.urlopen(address or "http://127.0.0.1:9", timeout=60) as reply:
+                with urllib.request.urlopen(address, timeout=60) as reply:
                     names = {entry["name"] for entry in json.load(reply)["content"]}
         assert found and found[3] == "runs/lab/00_the_loss.ipynb", said
         assert ("You are root" in said) == (os.geteuid() == 0)

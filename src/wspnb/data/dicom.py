@@ -229,7 +229,7 @@ def convert_patient(
             rows[["converted", "content"]] = ""
         elif file.exists() and not len(away):
             problem += f" ({file} is there from before, and not of these files)"
-    print(*said, end="\n" * bool(said))  # beside what takes a volume away
+    print(*said, end="\n" * bool(said))  # not above: a full log takes no volume away
     listing = account(files, uid, problem.split("\n")[0])
     if uid:
         dropped = ~listing.file.isin([printable(entry.path) for entry in kept])

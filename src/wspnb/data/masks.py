@@ -182,11 +182,13 @@ def check_labels(csv: str | Path, made: pd.DataFrame | None = None) -> None:
     then, now = (table[~table.volume.isin(right)] for table in (then, now))
     if who := _whose(then.to_numpy().tolist(), now.to_numpy().tolist(), columns.index("patient")):
         learnt = [table[table["mask"] != ""] for table in (then, now)]  # what the network has seen
-        people = [name for name in ("patient", "coding") if name in columns]
-        one, other = ({*map(tuple, table[people].to_numpy())} for table in learnt)
-        again += " at its end" if one == other else f"{afresh} at its end"
-        one, other = ({*map(tuple, table[["volume", "mask"]].to_numpy())} for table in learnt)
-        if one != other and not again.endswith(f"{afresh} at its end"):
+        scans = [table.reindex(columns=["patient", "coding"]).fillna("") for table in learnt]
+        others, renamed = (
+            sorted(one.to_numpy().tolist()) != sorted(other.to_numpy().tolist())
+            for one, other in (scans, [table[["volume", "mask"]] for table in learnt])
+        )
+        again += f"{afresh if others else ''} at its end"
+        if renamed and not others:
             again += f" (and{afresh} if they are other scans or masks, not renamed ones)"
         raise ValueError(
             f"{named}: says something else than when {csv} was made of it{who}: {again}"
