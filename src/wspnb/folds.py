@@ -13,7 +13,7 @@ def sides(group: str) -> tuple[list[str], list[str]]:
     "d1+d2" is both: its patients are dealt to folds. "d1>d2" is fitted on all of d1 and judged on
     d2, as one cohort's probe would be used in another hospital.
     """
-    fitted, _, judged = group.partition(">")
+    fitted, _, judged = unicodedata.normalize("NFC", group).partition(">")  # as the table's
     return fitted.split("+"), (judged or fitted).split("+")
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import re
+import unicodedata
 import zipfile
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
@@ -257,19 +258,18 @@ def health(view_1: Tensor, view_2: Tensor, features: Tensor) -> dict[str, float]
 
 
 def identity(images: str, slices: pd.DataFrame, label: str) -> str:
-    """Checksum of what is learnt from: the store's checksum of its images, and whose the slices are
-    and which label (column ``label``) they bear.
-
-    Only ``slices``, the rows that are used, count: a label corrected elsewhere trains nothing
-    again."""
+    """Checksum of what is learnt from: the store's checksum of its images, and patient, cohort and
+    column ``label`` of ``slices``, the rows used: a label corrected elsewhere trains nothing again.
+    """
     used = slices[["patient", "cohort", label]].to_csv(index=False)
     return hashlib.sha256(f"{images}{used}".encode()).hexdigest()
 
 
 def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
     """Row numbers of a cohort's slices in the store's table; a ValueError lists those there are."""
-    rows, there = np.flatnonzero(table.cohort == cohort), sorted(table.cohort.dropna().unique())
+    rows = np.flatnonzero(table.cohort == unicodedata.normalize("NFC", cohort))
     if not len(rows):
+        there = sorted(table.cohort.dropna().unique())
         raise ValueError(f"no slice of cohort {cohort!r}, there are {there}: correct train_cohort")
     return rows
 

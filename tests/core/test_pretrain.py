@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC2701
 from torch.utils._pytree import tree_leaves  # noqa: PLC2701
 
-from wspnb import distributed, pretrain, probe
+from wspnb import distributed, folds, pretrain, probe
 from wspnb.data.slices import reader
 from wspnb.keeper import Keeper
 from wspnb.models import build_encoder, build_head
@@ -253,6 +253,13 @@ def test_rows_of_a_cohort():
     assert np.array_equal(pretrain.read_rows(table, "radio"), [0, 2])
     with pytest.raises(ValueError, match=r"'d3'.*\['d1', 'radio'\]"):
         pretrain.read_rows(table, "d3")
+
+
+def test_a_cohort_is_found_whatever_form_its_accents_have():
+    """Pasted from a file's name on a Mac: accents in characters of their own."""
+    table = pd.DataFrame({"cohort": ["Z\u00fcrich", "d1"]})  # as read_cohort gives it
+    assert pretrain.read_rows(table, "Zu\u0308rich").tolist() == [0]
+    assert folds.cohorts_of(["Zu\u0308rich+d1"]) == ["Z\u00fcrich", "d1"]
 
 
 class Waits(TorchDispatchMode):

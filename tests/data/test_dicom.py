@@ -560,7 +560,29 @@ def test_a_scan_in_two_folders_is_no_two_patients(tmp_path, capsys):
     np.testing.assert_array_equal(open_hu(out / "DISC1.nii.gz")[...], as_read(hu))
     shutil.copytree(dicom / "DISC1", dicom / "DISC1 - Copy")
     assert main([str(dicom), str(out)]) == 1
-    assert "DISC1 - Copy, whose files are equal" in capsys.readouterr().err.replace("DISC1, ", "")
+    said = capsys.readouterr().err.replace("DISC1, ", "")
+    assert "DISC1 - Copy, whose files are equal" in said
+    assert "have one PatientID" not in said  # one fault, one message
+
+
+@pytest.mark.parametrize(
+    ("turn", "plane"),
+    [
+        ([1, 0, 0, 0, 1, 0], ""),
+        ([1, 0, 0, 0, 0, -1], "coronal"),
+        ([0, 1, 0, 0, 0, -1], "sagittal"),
+    ],
+)
+def test_a_series_that_is_not_axial_is_named(tmp_path, capsys, turn, plane):
+    def place(k):  # slices follow one another along their normal
+        at = np.cross(turn[:3], turn[3:]) * (2.5 * k - 40)
+        return {"ImagePositionPatient": at.tolist(), "ImageOrientationPatient": turn}
+
+    write_series(tmp_path / "dicom" / "P1", volume(), change=place)
+    for _ in range(2):  # also when it is there already
+        assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
+        said = capsys.readouterr().out
+        assert ("what is axial in it" in said) == (plane != "") and plane in said
 
 
 def test_one_uid_in_two_patients_keeps_their_choices_apart(tmp_path):

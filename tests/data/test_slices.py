@@ -735,14 +735,19 @@ def test_slices_out_of_order_or_of_two_phases_are_named(tmp_path, change, apart,
 @pytest.mark.parametrize(
     ("value", "warned"), [(0, True), (60, True), (-1024, False), (None, False)]
 )
-@pytest.mark.parametrize("side", [False, True])
+@pytest.mark.parametrize("side", ["round", "left", "tilted"])
 def test_corners_of_one_value_that_is_no_air_are_warned_of(tmp_path, value, warned, side):
-    """Round fields of view, whose outside an export has filled; a side that a shift has left."""
+    """Round fields of view, whose outside an export has filled; a side that a shift has left; two
+    wedges of some slices, 3 % of what is kept, where a tilted head or body was set upright."""
     csv = make_cohort(tmp_path / "source", 2)
     image = nib.load(tmp_path / "source" / "v1.nii.gz")
     hu = np.asarray(image.dataobj).copy()
     x, y = np.meshgrid(*(np.linspace(-1, 1, n) for n in hu.shape[:2]), indexing="ij")
-    outside = x < -0.8 if side else np.hypot(x, y) > 1.1
+    outside = np.hypot(x, y)[:, :, None] > 1.1 if side == "round" else (x < -0.8)[:, :, None]
+    outside = np.broadcast_to(outside, hu.shape)
+    if side == "tilted":
+        z = np.linspace(-1, 1, hu.shape[2])
+        outside = np.abs(y[:, :, None] + 0.17 * z / np.abs(z).max()) > 1
     if value is not None:
         hu[outside] = value
         hu[-1, -1, hu.shape[2] // 2] = 3000  # a letter burnt in

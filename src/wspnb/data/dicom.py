@@ -12,7 +12,6 @@ an end; several are parted by semicolons.
 import argparse
 import os
 import sys
-import unicodedata
 import warnings
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pandas as pd
 
 from wspnb.data.cohort import EMPTY, file_stamp
 from wspnb.data.dicom_files import File, account, find_series, index, index_file, is_ct, leave_out
+from wspnb.data.looks import as_respelt
 from wspnb.data.series import convert_series, lost_slices
 from wspnb.data.store import digest, digest_file
 from wspnb.files import (
@@ -210,6 +210,9 @@ def convert_patient(
             said = file, f"(without {drop})" if drop else ""
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()
+        if (plane := rows.loc[uid, "plane"]) not in ("", "axial"):
+            across = "what is axial in it is cut across them: take an axial series if there is one"
+            said = *said, f"({plane} slices; {across})"
         if len(former := before[~before.series.isin(rows.index)]):
             words = f"{file} is of series {uid} now, and was of {', '.join(former.series)}"
             words += ", which is not below any more: is it the same patient's? If not, delete it"
@@ -248,13 +251,8 @@ def convert_patient(
 def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
     """Series that lie in the folders of several patients: copies, or a scan in parts, whose volumes
     go."""
-    problems = []
+    problems, told = [], []
     used = rows[rows.converted != ""].reset_index(drop=True)
-    for who, own in used[used.id != ""].groupby("id", sort=False):
-        if own.patient.nunique() > 1:
-            names = ", ".join(own.patient.unique()[:5])
-            words = f"the folders {names} have one PatientID, {who}: where they are one patient"
-            print(f"{folder}: {words}, write one name in the cohort's table", file=sys.stderr)
     for uid, own in used.groupby("series", sort=False):
         if own.id.nunique() > 1:
             names = ", ".join(own.patient[:5])
@@ -276,6 +274,12 @@ def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
             f"{folder}: series {uid} of one PatientID is in the folders {', '.join(own.patient)},"
             f" whose files {what}: put them into one folder, or give two patients a PatientID each"
         )
+        told.append({*own.patient})
+    for who, own in used[used.id != ""].groupby("id", sort=False):
+        if own.patient.nunique() > 1 and {*own.patient} not in told:
+            names = ", ".join(own.patient.unique()[:5])
+            words = f"the folders {names} have one PatientID, {who}: where they are one patient"
+            print(f"{folder}: {words}, write one name in the cohort's table", file=sys.stderr)
     return problems
 
 
@@ -332,19 +336,13 @@ def _choices(table: Path, patients: list[str]) -> pd.DataFrame:
     known = read_csv(table, text=True, sep=separator(table))
     if missing := [name for name in NEEDED if name not in known]:
         raise ValueError(f"{table}: columns {missing} are missing: put them back, or delete it")
-    looks = [_look(name) for name in patients]
+    looks = [as_respelt(name) for name in patients]
     means = {
         look: name for look, name in zip(looks, patients, strict=True) if looks.count(look) < 2
     }
-    named = known.patient.map(lambda name: means.get(_look(name), name))
+    named = known.patient.map(lambda name: means.get(as_respelt(name), name))
     known = known.rename(columns={name: name + OWN for name in INNER})
     return known.assign(patient=known.patient.where(known.patient.isin(patients), named))
-
-
-def _look(name: str) -> str:
-    """A name whatever form its accents have, without zeros in front of a number."""
-    name = unicodedata.normalize("NFC", name)
-    return name.lstrip("0") if name.isdecimal() else name
 
 
 def _convert_all(patients: list[Path], asked: argparse.Namespace) -> list[str]:

@@ -20,6 +20,13 @@ def visible(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(seen)).strip()
 
 
+def as_respelt(name: str) -> str:
+    """What a spreadsheet or another system leaves of a name: accents in one character each, no
+    zeros in front of a number."""
+    name = unicodedata.normalize("NFC", name)
+    return name.lstrip("0") if name.isdecimal() else name
+
+
 def look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int]]]:
     """Pairs of names that differ in nothing but their look, each with its first line."""
     pairs, seen = {}, {}

@@ -19,7 +19,7 @@ LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
 ALIKE, FEW = 0.2, 5  # grey values that means and spreads may differ by; slices; paper silent
 NOISE = 1.5  # of two squared distances of slices: where one is larger; paper silent
-CORNER = 0.05  # share of the pixels that have the corners' one value, to be named; paper silent
+CORNER = 0.01  # share of the pixels that have the corners' one value, to be named; paper silent
 
 
 def measure(mask: np.ndarray, header: Header) -> dict:

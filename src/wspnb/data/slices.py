@@ -294,14 +294,16 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     for row, own in enumerate(cohort.itertuples()):  # named as in the table, wherever that lies
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
-    for alike in same_looks([entry["look"] if entry["z"] else [] for entry in used]):
-        alike = cohort.iloc[alike]
+    twins = same_looks([entry["look"] if entry["z"] else [] for entry in used])
+    twins = [cohort.iloc[rows] for rows in twins]
+    for alike in twins:
         own, who = ", ".join(alike.volume[:5]), ", ".join(alike.patient.unique()[:5])
         words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"
         warnings.warn(f"{words} Then delete all but one line", stacklevel=3)
     masks = pd.Series([row.get("mask_voxels", "") for row in rows], cohort.index)
     for voxels, alike in cohort.groupby(masks, sort=False):
-        if voxels and alike.patient.nunique() > 1:
+        told = any({*alike.patient} <= {*others.patient} for others in twins)
+        if voxels and alike.patient.nunique() > 1 and not told:
             who = ", ".join(alike.patient.unique()[:5])
             words = f"the masks of {who} are the same, voxel by voxel: is it the liver of each?"
             warnings.warn(words, stacklevel=3)
