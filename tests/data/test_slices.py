@@ -747,7 +747,7 @@ def test_corners_of_one_value_that_is_no_air_are_warned_of(tmp_path, value, warn
     outside = np.broadcast_to(outside, hu.shape)
     if side == "tilted":
         z = np.linspace(-1, 1, hu.shape[2])
-        outside = np.abs(y[:, :, None] + 0.17 * z / np.abs(z).max()) > 1
+        outside = np.abs(y[:, :, None] + 0.1 * z) > 1.04
     if value is not None:
         hu[outside] = value
         hu[-1, -1, hu.shape[2] // 2] = 3000  # a letter burnt in
