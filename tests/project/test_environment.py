@@ -63,6 +63,50 @@ def test_form_of_a_notebook(path):
         assert kind in ("int", "float", "str", "bool", "list"), name
 
 
+REFUSED = [  # notebook, what is given, what is said
+    ("00_the_loss", {"sigma": 0.0}, "all positive"),
+    ("00_the_loss", {"batch_size": 7, "n_labels": 2}, "a multiple of n_labels"),
+    ("00b_principle", {"toy_seeds": 1}, "2 seeds"),
+    ("00b_principle", {"reader_accuracy": 0.4}, "reader_accuracy=0.4 not in .5-1"),
+    ("01_preprocess", {"source": "dicom"}, "source='dicom': choose phantom"),
+    ("01b_liver_masks", {"mask_size": 100}, "mask_size=100: a multiple of 16"),
+    ("01b_liver_masks", {"masks_dir": "own", "source_dir": "own"}, "is source_dir too"),
+    ("02_pretrain", {"log_every": 0}, "log_every=0"),
+    ("02_pretrain", {"save_every": float("nan")}, "save_every=nan"),
+    ("03_linear_probe", {"methods": []}, r"methods=\[\]"),
+    ("03_linear_probe", {"C": 0.0}, "C=0.0: give"),
+    ("03b_supervised", {"supervised_steps": 0}, "supervised_steps=0"),
+    ("04_representations", {"n_patients": 1}, "n_patients=1"),
+    ("05_results", {"suffix": "../a"}, "suffix='../a': letters"),
+    ("06_audit", {"suffix": "a b"}, "suffix='a b': letters"),
+    ("06_audit", {"reference": "supervised"}, "no features to probe again"),
+    ("06_audit", {"n_permutations": 0}, "n_permutations=0, .*: give at least 1"),
+    ("06b_when_position_helps", {"study_seeds": [0]}, r"study_seeds=\[0\]: two or more"),
+    ("06b_when_position_helps", {"study_seeds": [0, 0]}, "two or more, each once"),
+    ("06b_when_position_helps", {"lengths": [5]}, r"lengths=\[5\]"),
+    ("07_oct_biomarkers", {"oct_seeds": []}, r"oct_seeds=\[\]"),
+    ("07_oct_biomarkers", {"oct_seeds": [1, 1]}, "there twice"),
+    ("08_kernels", {"choose_seeds": [0, 1], "judge_seeds": [1, 2]}, "no seed twice"),
+    ("08_kernels", {"choose_seeds": [0, 0]}, "no seed twice"),
+    ("08_kernels", {"judge_seeds": [5]}, "two or more each"),
+]
+
+
+@pytest.mark.parametrize(("notebook", "given", "said"), REFUSED)
+def test_a_setting_that_cannot_be_is_refused_at_once(notebook, given, said, tmp_path, monkeypatch):
+    """By the cell below the parameters, before any work; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    cells = nbformat.read(ROOT / "notebooks" / f"{notebook}.ipynb", 4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    names = {}
+    exec(code[0] + "\n" + code[1], names)
+    assert given.keys() <= names.keys(), "no parameters of this notebook"
+    names |= given
+    with pytest.raises(ValueError, match=said):
+        exec(code[2], names)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_parameter_has_one_meaning_in_the_series():
     """One YAML file serves all notebooks, so a name has one type and one default everywhere."""
     types, defaults = {}, {}
