@@ -689,6 +689,9 @@ def test_slices_of_one_value_and_copies_of_a_mask_are_warned_of(tmp_path):
     table.to_csv(csv, index=False)
     with pytest.warns(UserWarning) as said:
         write(csv, tmp_path / "store")
+    with pytest.warns(UserWarning) as again:  # by the experiment, whose first part is step 5
+        write(csv, tmp_path / "store")
+    assert [str(w.message) for w in again] == [str(w.message) for w in said]
     said = " ".join(str(warning.message) for warning in said)
     assert "the masks of 000, 001, 002 are the same, voxel by voxel" in said
     assert "2 volumes, such as v1.nii.gz, have kept slices of one value only" in said

@@ -200,7 +200,8 @@ def _misnamed(path: Path) -> str:
     if begin[257:262] == b"ustar":
         return "a tar archive, not a NIfTI: unpack it"
     if begin[128:132] == b"DICM":
-        return "a DICOM file, not a NIfTI: convert its series (python -m wspnb.data.dicom)"
+        way = "convert a series with python -m wspnb.data.dicom, a mask (SEG) with 3D Slicer"
+        return f"a DICOM file, not a NIfTI: {way}"
     return next((words for start, words in OTHERS.items() if begin.startswith(start)), "")
 
 

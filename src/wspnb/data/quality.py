@@ -232,23 +232,32 @@ def refuse_mixed(cohort: pd.DataFrame) -> None:
         )
 
 
-def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[str]:
-    """Say what is odd about volumes that are used, and whose masks are livers or not; returns those
-    decoded by evidence. ``high`` end of the window."""
+def decoded(used: pd.DataFrame) -> pd.Series:
+    """Which rows of an inventory were decoded by evidence, and not as the table says."""
+    return ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
+
+
+def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
+    """What is odd about volumes that are used, in sentences, from their inventory.
+
+    Args:
+        used: rows of the volumes that have slices.
+        liver: whether the masks are livers.
+        high: end of the window, HU.
+    """
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
     measured += ["slice_step", "corner_hu", "slice_weave"]  # of CT
     measured += ["slices_apart"]
     measured += ["mask_mm", "mask_tail_mm"]
     used = used.reindex(columns=used.columns.union(measured))
-    guessed = ~used.coding.isin(["HU", "MR"]) & ~used.evidence.str.startswith("said")
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
     halves = ~apart & (used.mask_share < 0.9)
     pixel = used.spacing_mm.str.split("x", expand=True).iloc[:, :2].astype(float)
     oblong = pixel.max(axis=1) > 1.5 * pixel.min(axis=1)
     kinds = {  # the released code reads files that hold (HU + 100) / 2
         "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
-        f" decoded: read it, and if you know better, {SAY}": guessed,
+        f" decoded: read it, and if you know better, {SAY}": decoded(used),
         "masks, such as that of {}, have slices without mask between their ends, or parts that"
         " lie apart and go beyond the largest, as a stray voxel or another organ does, which"
         " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
@@ -298,10 +307,11 @@ def warn_of(folder: Path, used: pd.DataFrame, liver: bool, high: float) -> list[
         f"masks, such as that of {{}}, have a thread of more than {TAIL} mm at an end, which moves"
         " every position: look at mask_tail_mm": used.mask_tail_mm > TAIL,
     } if liver else {}  # fmt: skip
+    said, files = [], used.volume.map(os.path.basename).tolist()
     for words, those in kinds.items():
         if those.any():
-            one, files = used.volume[those].iloc[0], used.volume.map(os.path.basename).tolist()
+            one = used.volume[those].iloc[0]
             name = os.path.basename(one)  # without a way from elsewhere, where it tells
             told = words.format(name if files.count(name) == 1 else one)
-            warnings.warn(f"{those.sum()} {told} ({folder / 'inventory.csv'})", stacklevel=4)
-    return used.volume[guessed].tolist()
+            said.append(f"{those.sum()} {told} (inventory.csv)")
+    return said

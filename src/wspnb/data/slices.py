@@ -32,7 +32,7 @@ from wspnb.data.organs import (
     measure,
     same_looks,
 )
-from wspnb.data.quality import PICTURE, coronal, warn_of
+from wspnb.data.quality import PICTURE, coronal, decoded, oddities
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
 from wspnb.files import alone, package_version, relative, whole
 from wspnb.workers import in_order
@@ -219,6 +219,7 @@ def write_slices(
             if not there.settings.get("try_again"):
                 shutil.rmtree(folder / store.PART, ignore_errors=True)
                 part.join_labels(folder, there, cohort)
+                _warn(folder, there.settings)  # also where nothing was to do
                 return folder
     with alone(folder / "slices.npy"):
         if overwrite:
@@ -294,19 +295,20 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
     for row, own in enumerate(cohort.itertuples()):  # named as in the table, wherever that lies
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
+    said = []  # what is odd, and used
     twins = same_looks([entry["look"] if entry["z"] else [] for entry in used])
     twins = [cohort.iloc[rows] for rows in twins]
     for alike in twins:
         own, who = ", ".join(alike.volume[:5]), ", ".join(alike.patient.unique()[:5])
         words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"
-        warnings.warn(f"{words} Then delete all but one line", stacklevel=3)
+        said.append(f"{words} Then delete all but one line of the table")
     masks = pd.Series([row.get("mask_voxels", "") for row in rows], cohort.index)
     for voxels, alike in cohort.groupby(masks, sort=False):
         told = any({*alike.patient} <= {*others.patient} for others in twins)
         if voxels and alike.patient.nunique() > 1 and not told:
             who = ", ".join(alike.patient.unique()[:5])
             words = f"the masks of {who} are the same, voxel by voxel: is it the liver of each?"
-            warnings.warn(words, stacklevel=3)
+            said.append(words)
     own = cohort[["volume", "patient"]].assign(
         n_kept=[len(entry["z"]) for entry in used],
         reason=reasons,
@@ -318,20 +320,25 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         shown = "\n".join(f"  {who}: {why}" for who, why in failed.values[:10, 1:])
         shutil.rmtree(folder / store.PART)
         raise ValueError(f"{folder}: none of {len(cohort)} volumes could be used\n{shown}")
-    table = part.slice_table(cohort, used)
+    table, kept = part.slice_table(cohort, used), listed[listed.n_kept > 0]
     with whole(folder / "pictures.npy") as temporary:
         np.save(temporary, np.stack(list(part.read_parts(files, "picture"))))
     about = settings | {
         "n_volumes": len(done) - len(failed),
         "without_mask": int((table.selection == WITHOUT_MASK).groupby(table.volume).any().sum()),
-        "not_hu": warn_of(  # decoded by evidence
-            folder, listed[listed.n_kept > 0], is_liver(settings["organ_ml"]), settings["high"]
-        ),
+        "not_hu": kept.volume[decoded(kept)].tolist(),
+        "warned": said + oddities(kept, is_liver(settings["organ_ml"]), settings["high"]),
         "versions": {name: package_version(name) for name in PACKAGES},
     }
     if again := sum(not entry["stamp"] for entry in done):
         about["try_again"] = again
-    kept = [file for file, entry in zip(files, used, strict=True) if entry["z"]]
-    images, size = part.read_parts(kept, "images"), about.pop("image_size")
+    own = [file for file, entry in zip(files, used, strict=True) if entry["z"]]
+    images, size = part.read_parts(own, "images"), about.pop("image_size")
     store.write_store(folder, images, table, size, failed, listed, **about)
+    _warn(folder, about)
     return again
+
+
+def _warn(folder: Path, settings: dict[str, Any]) -> None:
+    for words in settings.get("warned", []):  # a store of an earlier version has none
+        warnings.warn(f"{folder}: {words}", stacklevel=4)
