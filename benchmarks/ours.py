@@ -12,7 +12,8 @@ from wspnb.augment import augment
 from wspnb.losses import contrastive_loss
 from wspnb.methods import pair_kernel
 from wspnb.models import build_encoder, build_head
-from wspnb.pretrain import keep_memory, pick_precision
+from wspnb.pretrain import pick_precision
+from wspnb.workers import keep_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KIND = {"bf16": torch.bfloat16}.get(pick_precision("auto"))  # None: float32

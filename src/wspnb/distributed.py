@@ -10,7 +10,8 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor
 
-from wspnb.pretrain import keep_memory, pick_precision
+from wspnb.pretrain import pick_precision
+from wspnb.workers import keep_memory
 
 
 def start(precision: str) -> Accelerator:

@@ -68,6 +68,15 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
     return pd.DataFrame(rows)
 
 
+def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
+    """Row numbers of a cohort's slices in the store's table; a ValueError lists those there are."""
+    rows = np.flatnonzero(table.cohort == unicodedata.normalize("NFC", cohort))
+    if not len(rows):
+        there = sorted(table.cohort.dropna().unique())
+        raise ValueError(f"no slice of cohort {cohort!r}, there are {there}: correct train_cohort")
+    return rows
+
+
 def split(table: pd.DataFrame, group: str) -> list[pd.DataFrame]:
     """Rows of both :func:`sides`.
 
@@ -198,9 +207,9 @@ def check_judged(people: pd.DataFrame, *columns: str) -> None:
         raise ValueError(f"patient {who}: no {what}: judge those without, or run 03 again")
 
 
-def check_classes(people: pd.DataFrame) -> None:
+def check_classes(people: pd.DataFrame, *columns: str) -> None:
     """Refuse a fold of one class, and what :func:`check_judged` refuses."""
-    check_judged(people)
+    check_judged(people, *columns)
     for fold, labels in people.groupby("fold").label:
         if labels.nunique() < 2:
             raise ValueError(f"fold {fold} holds one class: no AUC; take fewer folds (n_folds)")

@@ -1,13 +1,11 @@
 """What the visible loop of notebook 02 needs tested: settings, schedule, health, files."""
 
-import ctypes
 import hashlib
 import io
 import json
 import math
-import platform
 import re
-import unicodedata
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
@@ -26,6 +24,7 @@ from wspnb.models import HEADS, on_sphere
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 UNTRAINED = ("random", "imagenet")  # no step is taken
+STEP = "augment blockwise distributed kernels losses methods models momentum sampling".split()
 LOST = ": the training diverged, take a lower learning_rate, more warmup_steps or precision no"
 
 
@@ -111,7 +110,7 @@ def weak_labels(table: pd.DataFrame, severe_from: int = 0) -> Tensor:
 
     ``severe_from``: 0 keeps all stages apart (paper); k makes two classes, stage k and above
     against the rest (released code: severe, 3)."""
-    stage = pd.to_numeric(table.weak_label).fillna(-1).to_numpy()
+    stage = pd.to_numeric(table.weak_label).to_numpy(float, copy=True, na_value=-1)
     if not (stage == stage.astype(int)).all():
         raise ValueError("weak_label: stages are whole numbers, 0, 1, 2 ..., or missing")
     stage = np.maximum(stage.astype(int), -1)
@@ -163,19 +162,6 @@ def pick_precision(precision: str) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     flags = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if flags.get("amx_bf16") or flags.get("avx512_bf16") else "no"
-
-
-def keep_memory() -> None:
-    """Let this process keep what it frees, up to 1 GiB, for its next large block.
-
-    Else the system takes every large block back and fills a new one with zeros, a quarter of a
-    training step on a CPU or more; the price is 0.3 GB. Results stay the same. Without glibc
-    (macOS, Windows) nothing happens.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
-        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
 
 
 def learning_rate_factor(step: int, n_steps: int, warmup_steps: int) -> float:
@@ -265,15 +251,6 @@ def identity(images: str, slices: pd.DataFrame, label: str) -> str:
     return hashlib.sha256(f"{images}{used}".encode()).hexdigest()
 
 
-def read_rows(table: pd.DataFrame, cohort: str) -> np.ndarray:
-    """Row numbers of a cohort's slices in the store's table; a ValueError lists those there are."""
-    rows = np.flatnonzero(table.cohort == unicodedata.normalize("NFC", cohort))
-    if not len(rows):
-        there = sorted(table.cohort.dropna().unique())
-        raise ValueError(f"no slice of cohort {cohort!r}, there are {there}: correct train_cohort")
-    return rows
-
-
 def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **parts) -> None:
     """Everything needed to go on after ``step`` steps, in one file that is replaced as a whole.
 
@@ -294,20 +271,27 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
     check_sound(f"{path}, not written", state, losses, when=when)
     log = json.loads(json.dumps(log, default=lambda v: v.item()))  # no numbers of numpy
     content = io.BytesIO()  # a full disk is then an error that says so
-    torch.save({"step": int(step), "log": log, "config": asdict(config), **state}, content)
+    about = {"step": int(step), "log": log, "config": asdict(config), "code": code()}
+    torch.save(about | state, content)
     with whole(path) as temporary:
         temporary.write_bytes(content.getbuffer())
+
+
+def code(*names: str) -> dict[str, str]:
+    """Checksums of files of this package, by default those that say what a step is."""
+    files = (Path(__file__).with_name(f"{name}.py") for name in names or STEP)
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict]]:
     """Put a checkpoint's state back into the given parts.
 
     Returns:
-        Steps done and the log so far; ``(0, [])`` when there is no checkpoint.
+        Steps done and the log so far; ``(0, [])`` when there is no checkpoint. One that other
+        code began is warned of.
 
     Raises:
-        ValueError: if the file cannot be read, is damaged, was written with other settings or by a
-            run that diverged; says which.
+        ValueError: if the file is damaged, of other settings or of a run that diverged; says so.
     """
     if not path.exists():
         return 0, []
@@ -319,15 +303,20 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
         state = torch.load(path, weights_only=True, map_location="cpu")
         then, log, step = dict(state["config"]), state["log"], state["step"]
         losses = [row["loss"] for row in log]
-        own = {name: state[name] for name, part in parts.items() if part is not None}
+        other = differences(then, config)
+        own = {} if other else {k: state[k] for k, part in parts.items() if part is not None}
     except Exception as error:
         said = " ".join(str(error).partition(". ")[0].split())  # torch goes on for a page
         raise ValueError(f"{path}: not a readable checkpoint ({said}){advice}") from None
     unknown = ", ".join(f"{k}: unknown here" for k in then if not hasattr(config, k))
-    if other := differences(then, config) or unknown:
+    if other := other or unknown:
         other = f"written with other settings ({other})"
         raise ValueError(f"{path}: {other}{advice} or another run_dir")
     check_sound(path, own, losses, advice)
+    now = code()
+    if other := ", ".join(k for k, v in state.get("code", {}).items() if now.get(k) != v):
+        words = f"{path}: begun with another {other}, so that the run is of both"
+        warnings.warn(f"{words}: existing=restart begins anew", stacklevel=2)
     if step not in range(config.n_steps + 1):
         raise ValueError(f"{path}: {step} of {config.n_steps} steps{advice}")
     for name, values in own.items():

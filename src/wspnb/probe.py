@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from wspnb.files import plain_json, read_csv, read_json, whole, write_csv, write_text
-from wspnb.folds import check_classes, check_judged, checked, cohorts_of, deal, patient_folds
+from wspnb.folds import check_classes, check_whole, checked, cohorts_of, deal, patient_folds
 
 if TYPE_CHECKING:  # scores of features need no torch, which takes seconds
     from torch import nn
@@ -130,7 +130,7 @@ def check_unseen(trained: dict, store: dict, cohorts: list[str]) -> None:
 def extract_features(
     encoder: "nn.Module", images: np.ndarray, rows, batch_size: int = 16, progress=None
 ) -> np.ndarray:
-    """Frozen features of slices, in float32 and without augmentation (paper: none at inference).
+    """Frozen features of slices, ``(n, d)`` float32, not augmented (paper: none at inference).
 
     Args:
         encoder: ``(b, 1, h, w)`` in [0, 1] -> ``(b, d)``; used on its device, weights channels last
@@ -140,9 +140,6 @@ def extract_features(
         batch_size: slices at a time. With 32 of 160 px a layer exceeds what glibc keeps (32 MB):
             every batch asks for zeroed pages anew, a third slower, the same features.
         progress: wraps the iterable of batches (``tqdm``), or None.
-
-    Returns:
-        ``(n, d)`` float32.
 
     Raises:
         ValueError: no slice to read, or an encoder of half precision or of other results.
@@ -158,6 +155,7 @@ def extract_features(
     if not sound or images.ndim != 3:  # -1, not found, would be the last slice
         found = f"rows {rows.dtype} {rows.shape} {[*rows.flat[:3]]}, images {images.shape}"
         raise ValueError(f"no slice to take features of: {found}, give numbers, or a bool for each")
+    check_whole("batch_size", batch_size, 1)
     weight, features = next(encoder.parameters(), torch.empty(0)), []
     if weight.dtype.itemsize < 4:
         raise ValueError(f"the encoder is in {weight.dtype}: features are float32, take .float()")
@@ -180,11 +178,13 @@ def extract_features(
 
 
 def features_key(encoder: "nn.Module", data: str, rows) -> str:
-    """What features depend on, as one SHA-256: layers and weights of the encoder, checksum of the
-    store, slice numbers."""
+    """What features depend on, as one SHA-256: layers, code and weights of the encoder, checksum of
+    the store, slice numbers."""
     import torch
 
-    digest = hashlib.sha256(f"{encoder}{data}".encode())
+    from wspnb.pretrain import code
+
+    digest = hashlib.sha256(f"{encoder}{data}{code('models', 'augment', 'encoders')}".encode())
     rows = np.flatnonzero(rows) if np.asarray(rows).dtype == bool else rows
     digest.update(np.asarray(rows, dtype=np.int64).tobytes())
     for name, values in encoder.state_dict().items():
@@ -291,8 +291,7 @@ def fold_thresholds(features, labels, patients, people, C: float = 0.01, seed=0,
         people: scores of :func:`cross_validate`, for its folds.
         seed, n_folds: of the inner folds; None for as many as ``people`` has.
 
-    Returns:
-        Threshold of each row of ``people``, ``(n_patients,)``.
+    Returns ``(n_patients,)``, one for each row of ``people``.
     """
     features, labels, patients = checked(features, labels, patients)
     thresholds, folds = {}, people.fold[people.fold >= 0].unique()
@@ -314,16 +313,17 @@ def youden(labels, scores) -> float:
     if len(set(labels)) != 2:
         raise ValueError(f"labels {np.unique(labels).tolist()}: a threshold is between two classes")
     false_positive, true_positive, thresholds = roc_curve(labels, scores, drop_intermediate=False)
-    thresholds[0] = thresholds[1]  # scikit-learn's first is infinite: nobody positive
+    kind = np.result_type(np.asarray(scores), np.float16)
+    thresholds[0] = np.nextafter(kind.type(thresholds[1]), kind.type(np.inf))  # nobody positive
     best = int(np.argmax(true_positive - false_positive))
-    pair, kind = thresholds[best : best + 2], np.result_type(np.asarray(scores), np.float16)
+    pair = thresholds[best : best + 2]
     middle = kind.type(pair.mean())  # as scores are: of two neighbouring numbers it is one
     return float(pair[0] if middle <= pair[-1] else middle)
 
 
 def fold_balanced_accuracy(people: pd.DataFrame) -> np.ndarray:
     """Balanced accuracy of each fold of patients at its threshold, ``(n_folds,)``."""
-    check_judged(people, "score", "threshold")
+    check_classes(people, "score", "threshold")
     called = people.assign(decision=(people.score >= people.threshold).astype(int))
     folds = called.groupby("fold")[["label", "decision"]]
     return folds.apply(lambda p: balanced_accuracy_score(p.label, p.decision)).to_numpy()
@@ -377,7 +377,7 @@ def plane_quality(
 
 def fold_auc(people: pd.DataFrame) -> np.ndarray:
     """AUC of the patients of each fold, ``(n_folds,)``."""
-    check_classes(people)
+    check_classes(people, "score")
     folds = people.groupby("fold")
     return folds[["label", "score"]].apply(lambda p: roc_auc_score(p.label, p.score)).to_numpy()
 

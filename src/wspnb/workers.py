@@ -1,6 +1,8 @@
 """One pool of processes for all: results in order, nobody works on for a parent that is gone."""
 
+import ctypes
 import os
+import platform
 import re
 import signal
 import sys
@@ -14,6 +16,19 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
+
+
+def keep_memory() -> None:
+    """Let this process keep what it frees, up to 1 GiB, for its next large block.
+
+    Else the system takes every large block back and fills a new one with zeros, a quarter of a
+    training step on a CPU or more; the price is 0.3 GB. Results stay the same. Without glibc
+    (macOS, Windows) nothing happens.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, bytes
 
 
 def in_order(

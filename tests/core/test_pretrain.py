@@ -9,6 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -250,15 +251,15 @@ def test_saved_run_reads_back(tmp_path):
 
 def test_rows_of_a_cohort():
     table = pd.DataFrame({"cohort": ["radio", "d1", "radio"]})
-    assert np.array_equal(pretrain.read_rows(table, "radio"), [0, 2])
+    assert np.array_equal(folds.read_rows(table, "radio"), [0, 2])
     with pytest.raises(ValueError, match=r"'d3'.*\['d1', 'radio'\]"):
-        pretrain.read_rows(table, "d3")
+        folds.read_rows(table, "d3")
 
 
 def test_a_cohort_is_found_whatever_form_its_accents_have():
     """Pasted from a file's name on a Mac: accents in characters of their own."""
     table = pd.DataFrame({"cohort": ["Z\u00fcrich", "d1"]})  # as read_cohort gives it
-    assert pretrain.read_rows(table, "Zu\u0308rich").tolist() == [0]
+    assert folds.read_rows(table, "Zu\u0308rich").tolist() == [0]
     assert folds.cohorts_of(["Zu\u0308rich+d1"]) == ["Z\u00fcrich", "d1"]
 
 
@@ -337,7 +338,7 @@ def test_a_step_of_the_loop_never_waits_for_the_device(method, copies, n, monkey
 def test_freed_memory_is_used_again(kept):
     code = f"""
 import resource
-from wspnb.pretrain import keep_memory
+from wspnb.workers import keep_memory
 faults, size = [], 10**8
 if {kept}:
     keep_memory()
@@ -419,11 +420,16 @@ def test_a_changed_parameter_or_a_trained_network_is_no_run_of_these_settings():
     """Cells of notebook 02 out of order: config.json would not say what ran."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     (cell,) = (t for t in ("".join(c["source"]) for c in cells) if "\nasked = " in t)
-    guard = cell[cell.index("asked = ") : cell.index("read = ")]
+    guard = cell[cell.index("asked = ") : cell.index("sampler.start")]
+    guard += cell[cell.index("if parts[") : cell.index("read = ")]
     optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters())
     given = {"pretrain": pretrain, "names": [*SETTINGS], "config": pretrain.Config(**SETTINGS)}
     given |= SETTINGS | {"parts": {"optimizer": optimizer}, "log": []}
+    given |= {"positions": [], "sampler": []}
     exec(guard, dict(given))
+    for made in ("positions", "sampler", "parts"):  # of the settings before
+        with pytest.raises(ValueError, match="run all again from the settings on"):
+            exec(guard, given | {made: None})
     with pytest.raises(ValueError, match="run all again"):
         exec(guard, given | {"sigma": 5.0})
     sum(p.sum() for p in optimizer.param_groups[0]["params"]).backward()
@@ -567,9 +573,9 @@ def test_codes_below_minus_one_are_unknown_and_other_rows_may_have_no_cohort():
     table = pd.DataFrame({"weak_label": [-9, 0, 3, None], "cohort": ["d1", None, "d2", "d1"]})
     assert pretrain.weak_labels(table).tolist() == [-1, 0, 3, -1]
     assert pretrain.weak_labels(table, 3).tolist() == [-1, 0, 1, -1]
-    assert pretrain.read_rows(table, "d1").tolist() == [0, 3]
+    assert folds.read_rows(table, "d1").tolist() == [0, 3]
     with pytest.raises(ValueError, match=r"there are \['d1', 'd2'\]"):
-        pretrain.read_rows(table, "d3")
+        folds.read_rows(table, "d3")
 
 
 @pytest.mark.parametrize(
@@ -624,3 +630,32 @@ def test_a_rank_of_another_tool_starts_no_group():
     environment |= {"LOCAL_RANK": "0"}
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert found.stdout.split() == [b"1"], found.stderr
+
+
+def test_a_checkpoint_of_other_code_is_warned_of(tmp_path, monkeypatch):
+    """The package was updated in the midst of a training: half by one loss, half by another."""
+    config, parts, _ = make_run()
+    pretrain.save_checkpoint(tmp_path / "c", 2, [{"loss": 1.0}], config, **parts)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pretrain.load_checkpoint(tmp_path / "c", config, **parts)[0] == 2
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "losses.py"))
+    with pytest.warns(UserWarning, match=r"begun with another losses\.py.*existing=restart"):
+        assert pretrain.load_checkpoint(tmp_path / "c", config, **parts)[0] == 2
+
+
+def test_a_checkpoint_of_another_precision_says_so(tmp_path):
+    """Its scaler is missing, which is not what is wrong."""
+    config, parts, _ = make_run()
+    pretrain.save_checkpoint(tmp_path / "c", 2, [{"loss": 1.0}], config, **parts)
+    half = dataclasses.replace(config, precision="fp16")
+    with pytest.raises(ValueError, match=r"precision: .* there, fp16 now"):
+        pretrain.load_checkpoint(
+            tmp_path / "c", half, **parts | {"scaler": torch.amp.GradScaler("cpu")}
+        )
+
+
+def test_weak_labels_may_be_yes_no_or_unknown():
+    table = pd.DataFrame({"weak_label": pd.array([True, None, False], "boolean")})
+    assert pretrain.weak_labels(table).tolist() == [1, -1, 0]

@@ -752,3 +752,42 @@ def test_results_are_json_and_what_it_cannot_say_comes_back(tmp_path):
     text = (folder / "results.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["results"][0]["sd"] is None
     assert np.isnan(tables.read_runs(tmp_path)[0]["results"]["d1>d2"]["sd"])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_youden_of_scores_that_rank_the_wrong_way_calls_nobody_positive(kind):
+    """Sensitivity + specificity is 1 then; with the highest called positive it was 0."""
+    labels, scores = [1, 1, 0, 0], np.array([0.1, 0.2, 0.8, 1.0], kind)
+    threshold = probe.youden(labels, scores)
+    assert threshold > 1 and not (scores >= threshold).any()
+    rng = np.random.default_rng(0)
+    for _ in range(50):  # on noise, no choice is worse than none
+        labels, scores = np.arange(16) % 2, rng.random(16)
+        called = scores >= probe.youden(labels, scores)
+        assert called[labels == 1].mean() + (~called)[labels == 0].mean() >= 1
+
+
+def test_folds_of_one_class_and_patients_without_score_are_refused_by_name():
+    people = pd.DataFrame(
+        {"patient": [*"abcd"], "label": [0, 1, 1, 1], "fold": [0, 0, 1, 1], "threshold": 0.5}
+    )
+    with pytest.raises(ValueError, match="fold 1 holds one class"):
+        probe.fold_balanced_accuracy(people.assign(score=[0.1, 0.9, 0.8, 0.7]))
+    with pytest.raises(ValueError, match="patient b: no fold or score"):
+        probe.fold_auc(people.assign(score=[0.1, np.nan, 0.8, 0.7]))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_a_batch_of_no_slices_is_refused_by_name(size):
+    with pytest.raises(ValueError, match=f"batch_size={size}"):
+        images = np.zeros((2, 8, 8), np.uint8)
+        probe.extract_features(build_encoder("tiny_padded", "batch", 0), images, [0, 1], size)
+
+
+def test_features_are_of_the_code_that_computes_them(monkeypatch):
+    encoder = build_encoder("tiny_padded", "batch", 0)
+    before = probe.features_key(encoder, "d", [0])
+    assert before == probe.features_key(encoder, "d", [0])
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "models.py"))
+    assert before != probe.features_key(encoder, "d", [0])

@@ -158,7 +158,10 @@ def test_numbers_are_written_in_digits_and_nothing_else(tmp_path, label):
     if label in ("1.", "01"):
         assert read_cohort(write(tmp_path, quoted)).weak_label[0] == 1
         return
-    with pytest.raises(ValueError, match=r"weak_label .* from 0: write digits alone"):
+    with pytest.raises(
+        ValueError,
+        match=r"weak_label .* from 0: write digits alone \(2 for 2,0; a number for each word\)",
+    ):
         read_cohort(write(tmp_path, quoted))
     with pytest.raises(ValueError, match=r"label .* is not 0 or 1"):
         read_cohort(write(tmp_path, f'a.nii.gz,,p,,"{label}",d1'))

@@ -809,3 +809,19 @@ def test_drawn_masks_are_not_learnt_from_by_a_second_study(tmp_path, capfd):
     assert run(tmp_path, f"source_dir={tmp_path}", f"masks_dir={tmp_path / 'masks'}") == 1
     assert "masks there are drawn, and not to be learnt from" in capfd.readouterr().err
     assert not (tmp_path / "masks").exists()
+
+
+def test_a_fresh_start_that_was_interrupted_goes_on_by_the_same_command(tmp_path):
+    """`-p resume false` deletes what is finished or of other settings, not what it has begun."""
+    masks.claim(tmp_path, {"seed": 0}, resume=False)
+    (tmp_path / "fold-0.safetensors").touch()
+    masks.claim(tmp_path, {"seed": 0}, resume=False)
+    assert (tmp_path / "fold-0.safetensors").exists()
+    with pytest.raises(FileNotFoundError, match="notebook 01b writes it when it ends"):
+        read_cohort(tmp_path / "cohort.csv")
+    (tmp_path / "cohort.csv").touch()  # it has ended
+    masks.claim(tmp_path, {"seed": 0}, resume=False)
+    assert not (tmp_path / "fold-0.safetensors").exists()
+    (tmp_path / "fold-0.safetensors").touch()
+    masks.claim(tmp_path, {"seed": 1}, resume=False)
+    assert not (tmp_path / "fold-0.safetensors").exists()

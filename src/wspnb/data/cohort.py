@@ -71,7 +71,10 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such cohort table; give the path of a CSV file")
+        advice = "give the path of a CSV file"
+        if path.with_name("settings.json").is_file():
+            advice = "notebook 01b writes it when it ends: give its command again"
+        raise FileNotFoundError(f"{path}: no such cohort table; {advice}")
     names, lines, rows = _read_lines(path)
     folder = os.path.abspath(path.parent)
     raw = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=str)
@@ -95,8 +98,8 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         if "labels_from" in raw:  # by notebook 01b
             own = os.path.normpath(path.parent / raw.labels_from.iloc[0])
             more += f"\n  It was made of {own}: correct that one where it is wrong, then give"
-            more += f" notebook 01b's command again, with -p source_dir {os.path.dirname(own)}"
-            more += " at its end"
+            more += " notebook 01b's command again, with every -p that it had and -p source_dir"
+            more += f" {os.path.dirname(own)} at its end"
         raise ValueError(f"{path}: {count} in the cohort table\n{shown}{more}")
     table = raw.reset_index(drop=True)
     for column in ("weak_label", "label"):
@@ -316,7 +319,7 @@ def _label_problem(column: str, value: str) -> str:
     if column == "label" and number not in (0, 1):
         return f"label {value!r} is not 0 or 1: write one of these, or leave it empty if unknown"
     if not 0 <= number < 2**31:
-        advice = "write digits alone, as 2 for 2,0 or for a word, or leave it empty if unknown"
+        advice = "write digits alone (2 for 2,0; a number for each word), or nothing if unknown"
         return f"weak_label {value!r} is not an integer from 0: {advice}"
     return ""
 

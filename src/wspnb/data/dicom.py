@@ -237,9 +237,9 @@ def convert_patient(
     if uid:
         dropped = ~listing.file.isin([printable(entry.path) for entry in kept])
         listing.loc[dropped, "use"] = "dropped as series.csv says"
-    write_csv(out / "files" / f"{name}.csv", listing)
+    write_csv(listed := out / "files" / f"{name}.csv", listing)
     if left := (listing.use != "used").sum():
-        print(f"  {left} of {len(listing)} files not used: files/{name}.csv says why")
+        print(f"  {left} of {len(listing)} files not used: {listed} says why")
     noted = gone[["drop", *own_columns]].ne("").any(axis=1) & ~gone.series.isin(away.series)
     kept_rows = pd.concat([away, gone[noted].assign(converted="", content="")])
     kept_rows = kept_rows.set_index("series", drop=False).assign(

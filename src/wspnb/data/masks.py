@@ -291,7 +291,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
 
     Args:
         folder, settings: of masks and fold results; of this run, in JSON's types.
-        resume: False deletes what another run left here (its own files only).
+        resume: False deletes what a run left here (its own files only), unless it is of the same
+            settings and did not end: then it goes on.
 
     Raises:
         ValueError: if the folder holds a run of other settings; says which.
@@ -299,7 +300,8 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
     folder = Path(folder)
     note = folder / "settings.json"
     there = [file for name in OURS for file in own_files(folder, name)]
-    if not resume:
+    begun = note.exists() and not (folder / "cohort.csv").exists()
+    if not resume and not (begun and not store.changes(read_json(note), settings, {})):
         for file in there[::-1]:  # the note last: what is left by an interruption has one
             file.unlink()
     elif there and not note.exists():
@@ -314,9 +316,10 @@ def claim(folder: str | Path, settings: dict, resume: bool = True) -> None:
             who = _whose(then.get(k), settings.get(k)) or " (their order)" * rows
             words[k] = f"volumes, masks or patients of {k}_dir{who}"
         if other := store.changes(then, settings, words):
+            way = "repeat the -p of the first command, or " * (not other.startswith("volumes"))
             raise ValueError(
-                f"{folder}: what is there was made with other settings ({other}): repeat the -p of"
-                " the first command, or draw anew, with -p resume false at the command's end"
+                f"{folder}: what is there was made with other settings ({other}): {way}draw anew,"
+                " with -p resume false at the command's end"
             )
     for part in ("predicted", "given"):
         (folder / part).mkdir(parents=True, exist_ok=True)

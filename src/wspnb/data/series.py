@@ -151,7 +151,8 @@ def _no_ct(tags: dict, file: str) -> str:
     """Why slices with these tags are no CT in HU, or nothing."""
     if tags["Modality"] != "CT":
         found = f"Modality is {tags['Modality'] or 'unknown'}, not CT"
-        return f"{found}: take a series of CT; others are converted with dcm2niix"
+        way = "a mask becomes NIfTI in 3D Slicer, another series by dcm2niix"
+        return f"{found}: take a series of CT; {way}"
     if tags["SOPClassUID"] not in CT or PICTURES.search(tags["ImageType"].upper()):
         kind = f"{tags['SOPClassUID']}, {tags['ImageType']}"
         return f"no slices of a CT but a scout or pictures, or maps ({kind}): take another series"

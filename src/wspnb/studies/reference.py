@@ -101,7 +101,7 @@ def train(
     """Pretrain on the images of D_radio, as many of its patients as the run wants. ``watch`` is
     called with (steps done, encoder) at :data:`STEPS` and at the end; the encoder, and the log of
     :func:`wspnb.studies.loop.train`, are returned."""
-    rows = pretrain.read_rows(store.table, config.train_cohort)
+    rows = folds.read_rows(store.table, config.train_cohort)
     owner = store.table.patient.iloc[rows]
     people = owner.unique()[: round(share_of(run) * owner.nunique())]
     rows = rows[owner.isin(people)]
@@ -158,7 +158,7 @@ def supervised(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        logits = probe.extract_features(network.eval(), store.images, held, 256)[:, 0]
+        logits = probe.extract_features(network.eval(), store.images, held, 256)[:, 0].astype(float)
         score = pd.Series(1 / (1 + np.exp(-logits)), table.patient.to_numpy()[held])
         return score.groupby(level=0).mean()
 
