@@ -183,11 +183,9 @@ def convert_patient(
         if not len(rows):
             convert_series(patient, file, (), files)  # says why there is none
         uid = choose(rows)
-        drop = rows.loc[uid, "drop"]
-        drop = "" if drop.strip().lower() in EMPTY else drop
+        drop = "" if (drop := rows.loc[uid, "drop"]).strip().lower() in EMPTY else drop
         kept = leave_out(files, patient, drop, uid)
-        without = f" (without {drop}, as series.csv says: take it back if it is sound)"
-        without *= bool(drop)
+        without = f" (without {drop}, as series.csv says: take it back if sound)" * bool(drop)
         had = known[(known.series == uid) & (known.converted != "")].images
         had = int(had.iloc[0]) if len(had) and had.iloc[0].isdecimal() else 0
         if had > (now := rows.loc[uid, "images"]) and not lost_slices(files):  # these are named
@@ -206,13 +204,17 @@ def convert_patient(
         if file.is_file() and rows.loc[uid, ["converted", "content"]].tolist() == made():
             said = file, "(there already, not converted again)"
         else:
-            convert_series(patient, file, (uid,), kept)
+            new = file if len(before) or not file.exists() else out / f"{name}.new.nii.gz"
+            convert_series(patient, new, (uid,), kept)
+            if new != file:  # the other one is of the folder's owner
+                file.replace(former := out / f"{name}.former.nii.gz")
+                new.replace(file)
+                print(f"{file} is there from before, not in series.csv: it is {former} now")
             said = file, f"(without {drop})" if drop else ""
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()
         if (plane := rows.loc[uid, "plane"]) not in ("", "axial"):
-            across = "what is axial in it is cut across them: take an axial series if there is one"
-            said = *said, f"({plane} slices; {across})"
+            said = *said, f"({plane} slices; what is axial in it is cut across them)"
         if len(former := before[~before.series.isin(rows.index)]):
             words = f"{file} is of series {uid} now, and was of {', '.join(former.series)}"
             words += ", which is not below any more: is it the same patient's? If not, delete it"
@@ -268,8 +270,7 @@ def _shared(rows: pd.DataFrame, folder: Path, out: Path) -> list[str]:
             continue
         for name in own.patient[own.converted != ""] if parts else ():
             (out / f"{name}.nii.gz").unlink(missing_ok=True)
-        what = "differ, so that each is a part, and no volume of it is kept"
-        what = what if parts else "are equal"
+        what = "differ, so that each is a part, and no volume is kept" if parts else "are equal"
         problems.append(
             f"{folder}: series {uid} of one PatientID is in the folders {', '.join(own.patient)},"
             f" whose files {what}: put them into one folder, or give two patients a PatientID each"

@@ -33,7 +33,7 @@ BLOCKS = (
 TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames", "InstanceNumber"]
 # Hints of where slices lie, and how many there are.
 HINTS = ["SpacingBetweenSlices", "GantryDetectorTilt", "ImagesInAcquisition"]
-HINTS += ["NumberOfSeriesRelatedInstances"]
+HINTS += ["NumberOfSeriesRelatedInstances", "LossyImageCompressionRatio"]
 TAGS += ["ImagePositionPatient", "ContentTime", "PixelPaddingValue", *HINTS]
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 NUMBERS += ("ReconstructionDiameter",)
@@ -234,7 +234,13 @@ def _value(header, name: str):
             return tuple(round(float(v), 4) for v in value)
         if name in NUMBERS:
             return float(value)
-        return str(value).strip() if not isinstance(value, int) else int(value)
+        if isinstance(value, int):
+            return int(value)
+        if name == "PatientName":  # components that are empty may be left out
+            return str(value).rstrip("^= ")
+        if name.endswith("Time") and name != "ContentTime":  # 103012 is 103012.000
+            return re.sub(r"\.0*$|(\.\d*?)0+$", r"\1", str(value).strip())
+        return str(value).strip()
     except (ValueError, TypeError, OverflowError):
         return "not readable"
 

@@ -80,7 +80,8 @@ def mr_window(sample: np.ndarray) -> tuple[float, float]:
     low, high = np.percentile(body, MR_PERCENTILES).tolist() if len(body) else (0.0, 0.0)
     if not 0 < low < high:
         raise ValueError(f"no body in the MRI: its percentiles are {low:g} and {high:g}")
-    return round(low, 3), round(high, 3)
+    digits = max(3, 4 - int(np.floor(np.log10(low))))  # a map may be in mm2/s
+    return round(low, digits), round(high, digits)
 
 
 def window_of(row: dict[str, Any], low: float, high: float) -> tuple[float, float]:

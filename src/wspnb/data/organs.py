@@ -19,6 +19,8 @@ LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
 ORGAN_HU, CUT_HU = (-90.0, 400.0), 10.0
 ALIKE, FEW = 0.2, 5  # grey values that means and spreads may differ by; slices; paper silent
 NOISE = 1.5  # of two squared distances of slices: where one is larger; paper silent
+# Of CT, what is brighter than most vessels, and darker than fat by far; paper silent.
+BONE_HU, LUNG_HU = 250.0, -500.0
 CORNER = 0.01  # share of the pixels that have the corners' one value, to be named; paper silent
 
 
@@ -36,7 +38,8 @@ def measure(mask: np.ndarray, header: Header) -> dict:
         its ends; ``mask_parts`` that hang together by faces, edges or corners, ``mask_share`` of
         the voxels in the largest, and ``mask_reach``, by how many slices the other parts go beyond
         the ends of the largest; ``mask_tail_mm`` of slices at an end with
-        less than 1 % of the largest section.
+        less than 1 % of the largest section; ``mask_flat``, the larger share of the largest section
+        at an end that is not cut off.
     """
     box, parts, sizes = _parts(mask, np.ones((3, 3, 3)))
     z, n_voxels = box[2], int(sizes.sum())
@@ -45,6 +48,7 @@ def measure(mask: np.ndarray, header: Header) -> dict:
     thick = np.flatnonzero(areas >= 0.01 * areas.max())
     tail = max(thick[0], len(areas) - 1 - thick[-1])
     place = str([(side.start, side.stop) for side in box]).encode()
+    flat = [areas[k] for k, cut in zip((0, -1), ends.values(), strict=True) if not cut]
     own = np.flatnonzero((parts == sizes.argmax() + 1).any((0, 1)))
     return {
         "mask_ml": round(n_voxels * header.voxel_ml, 1),
@@ -56,6 +60,7 @@ def measure(mask: np.ndarray, header: Header) -> dict:
         "mask_share": round(int(sizes.max()) / n_voxels, 4),
         "mask_reach": int(own[0] + z.stop - z.start - 1 - own[-1]),
         "mask_tail_mm": round(float(tail * header.spacing[2]), 1),
+        "mask_flat": round(float(max(flat, default=0) / areas.max()), 2),
     }
 
 
@@ -130,8 +135,9 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     """Count kept slices that are of one value, all over or in an eighth of the rows that their
     neighbours fill (``flat_slices``), the same as the one below (``repeated_slices``), or most like
     one that is no neighbour (``slices_apart``); of a CT the largest change of the 95th percentile
-    from slice to slice, HU (``slice_step``), and the one value of many corners where it is no air
-    (``corner_hu``)."""
+    from slice to slice, HU (``slice_step``), the one value of many corners where it is no air
+    (``corner_hu``), and by how many mm bone lies in front of, or to the right of, the body's middle
+    (``bone_front_mm``, ``bone_right_mm``)."""
     near = slice(kept[0], kept[-1] + 1)
     planes, some = np.moveaxis(hu.scan.voxels[:, :, near], 2, 0), hu.scan.voxels[::4, :, near]
     rows = np.count_nonzero(some.min(0) == some.max(0), axis=0)
@@ -148,12 +154,32 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     if row["coding"] != "MR":
         tops = np.percentile(some, 95, axis=(0, 1))[~whole]
         row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
+        bone, body = some > BONE_HU, some > body_above(row)
+        if bone.sum() > 0.005 * body.sum():
+            middles = [ndimage.center_of_mass(kind) for kind in (bone, body)]
+            aside = np.subtract(*middles)[:2] * step * hu.spacing[:2]
+            row["bone_right_mm"], row["bone_front_mm"] = aside.round(1).tolist()
         ends = hu[[0, 0, -1, -1], [0, -1, 0, -1], near]  # a quarter of them in one value is enough
         values, counts = np.unique(ends[ends > body_above(row)], return_counts=True)
         if counts.max(initial=0) >= max(2, ends.size / 4):
             one = float(values[counts.argmax()])
             if (some == one).mean() > CORNER:
                 row["corner_hu"] = round(one, 1)
+
+
+def lung_above(hu: Hu, ends, row: dict[str, Any]) -> float:
+    """Share of lung in the body's sections up to 60 mm above a liver less that below it: well above
+    0; below it where a CT lies upside down. NaN where the scan has nothing above, or below.
+
+    ``ends``: the slices next to the mask, below and above."""
+    n, step = int(60 / hu.spacing[2]) + 1, -(-min(hu.shape[:2]) // 64)
+    shares = []
+    for near in (slice(ends[1], ends[1] + n), slice(max(0, ends[0] - n + 1), ends[0] + 1)):
+        some = hu[::step, ::step, near]
+        body = [ndimage.binary_fill_holes(z) for z in np.moveaxis(some > body_above(row), 2, 0)]
+        inner = (some < LUNG_HU) & np.moveaxis(body, 0, 2) if body else np.zeros(1)
+        shares.append(inner.sum() / np.sum(body) if np.any(body) else np.nan)
+    return round(float(shares[0] - shares[1]), 2)
 
 
 def _apart(slices: np.ndarray, step_mm: float) -> int:
@@ -209,11 +235,13 @@ def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
         woven = len(steps) > 5 and turns > 0.8 * (len(steps) - 1)
         row["slice_weave"] = round(float(np.median(np.abs(steps))), 1) if woven else 0.0
     values = np.concatenate(values)
-    row[name] = round(float(np.median(values)), 1)
+    middle = float(np.median(values))
+    row[name] = round(middle, 1) if unit == "HU" else float(f"{middle:.4g}")
     outside = (values < body_above(row)) | (values > high)  # fat at the rim is no fault
     row["mask_outside"] = round(float(outside.mean()), 3)
-    if not low <= row[name] <= high:
+    if not low <= middle <= high:
+        dark = f"; or is the organ darker than a body begins here, {low:g}" * (unit != "HU")
         raise ValueError(
             f"{mask}: a median of {row[name]:g} {unit} under it in {volume}, no organ's: the mask"
-            " of another scan, or turned over? Look at both"
+            f" of another scan, or turned over? Look at both{dark}"
         )

@@ -20,6 +20,9 @@ STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is 
 WEAVE = 15  # HU; CT: change of the mean under the mask that is named; paper silent
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
 OBLIQUE = 20  # degrees; paper silent
+LUNG = 0.1  # share of lung below the liver, above that above it; paper silent
+FRONT, SIDE = 10, 40  # mm that bone may lie off the body's middle; paper silent
+FLAT = 0.5  # share of the largest section that a whole liver may end with; paper silent
 LIVER_MM, TAIL = (40, 300), 30  # heights of a whole liver, and of a thread at its end; paper silent
 OUTLINE, BAND = (213, 94, 0), (86, 180, 233)  # orange: the mask; blue: ends of the kept slices
 
@@ -248,12 +251,13 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
     measured += ["slice_step", "corner_hu", "slice_weave"]  # of CT
-    measured += ["slices_apart"]
-    measured += ["mask_mm", "mask_tail_mm"]
+    measured += ["slices_apart", "bone_front_mm", "bone_right_mm", "lung_above"]
+    measured += ["mask_mm", "mask_tail_mm", "mask_flat", "mask_ml"]
     used = used.reindex(columns=used.columns.union(measured))
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
     halves = ~apart & (used.mask_share < 0.9)
-    pixel = used.spacing_mm.str.split("x", expand=True).iloc[:, :2].astype(float)
+    spacing = used.spacing_mm.str.split("x", expand=True).astype(float)
+    pixel, kept_mm = spacing.iloc[:, :2], used.n_kept * spacing[2]
     oblong = pixel.max(axis=1) > 1.5 * pixel.min(axis=1)
     kinds = {  # the released code reads files that hold (HU + 100) / 2
         "volumes, such as {}, are no HU but bytes of the window by their evidence, and were"
@@ -263,6 +267,15 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         " moves every position: look at mask_gaps and mask_reach, keep the largest part": apart,
         f"volumes, such as {{}}, are turned by more than {OBLIQUE} degrees against the body: their"
         " slices are not axial, and positions mix; look at oblique_deg": used.oblique_deg > OBLIQUE,
+        "CT, such as {}, have bone in front of the body's middle, or far to a side, and no spine at"
+        " the back: mirrored or turned? Look at the sheets, bone_front_mm and bone_right_mm": (
+            used.bone_front_mm > FRONT
+        )
+        | (used.bone_right_mm.abs() > SIDE),
+        "CT, such as {}, have lung below the liver and not above it: upside down? Each position is"
+        " 1 minus the right one then; look at lung_above": used.lung_above < -LUNG,
+        "CT, such as {}, have voxels above 32767 HU, as where padding below 0 was read as unsigned:"
+        " look at maximum": (used.coding == "HU") & (used.maximum > 32767),
         "CT, such as {}, have much below -1300 HU, and not in one value, as where a slope was"
         " applied twice: look at evidence": used.evidence.str.contains(FAR),
         "volumes, such as {}, have pixels longer than wide, or wider than long, by half, in axial"
@@ -306,6 +319,10 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         " whole liver is: look at mask_mm": (uncut & (used.mask_mm < low)) | (used.mask_mm > high),
         f"masks, such as that of {{}}, have a thread of more than {TAIL} mm at an end, which moves"
         " every position: look at mask_tail_mm": used.mask_tail_mm > TAIL,
+        "masks, such as that of {}, end with half of their largest section or more, as where a part"
+        " was drawn or a scan's first slice left out: look at mask_flat": used.mask_flat > FLAT,
+        f"volumes, such as {{}}, have no mask and less than {low:g} mm of slices kept, which are no"
+        " whole liver: positions are those in the scan": used.mask_ml.isna() & (kept_mm < low),
     } if liver else {}  # fmt: skip
     said, files = [], used.volume.map(os.path.basename).tolist()
     for words, those in kinds.items():

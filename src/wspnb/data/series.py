@@ -92,8 +92,8 @@ def convert_series(
     if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
         raise ValueError(f"{name}: {problem}")
     own, affine = _in_order(own, name)
-    how = ("LossyImageCompression", "TransferSyntaxUID")  # the second where the first is missing
-    if lossy := [f for f in own if (f.tags[how[0]] or f.tags[how[1]]) in LOSSY]:
+    how = ("LossyImageCompression", "TransferSyntaxUID", "LossyImageCompressionRatio")
+    if lossy := [f for f in own if (f.tags[how[0]] or f.tags[how[1]]) in LOSSY or f.tags[how[2]]]:
         found = f"{len(lossy)} of {len(own)} slices have lossy compression, or may have it"
         found += f", such as {printable(lossy[0].path)}: their texture is not the scanner's"
         warnings.warn(f"{name}: {found}: get lossless ones from the source", stacklevel=2)

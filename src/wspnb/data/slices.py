@@ -29,6 +29,7 @@ from wspnb.data.organs import (
     keep_largest,
     look_at_planes,
     look_of,
+    lung_above,
     measure,
     same_looks,
 )
@@ -127,6 +128,8 @@ def prepare_volume(
             counts = inside[:, :, kept[0] : kept[-1] + 1].sum((1, 2)), body.sum(1)
             middles = [own @ np.arange(len(own)) / own.sum() for own in counts]
             row["mask_right_mm"] = round(float((middles[0] - middles[1]) * scan.spacing[0]), 1)
+            if row["coding"] != "MR":
+                row["lung_above"] = lung_above(hu, beyond, row)
     return inventory.slice_images(hu, kept, image_size, low, high), {
         "z": kept.tolist(),
         "position": volumes.slice_positions(len(kept), convention).tolist(),

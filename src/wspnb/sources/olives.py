@@ -17,7 +17,7 @@ from wspnb.data.bscans import BIOMARKERS, prepare_bscan, write_bscans
 from wspnb.data.cohort import EMPTY, locate
 from wspnb.data.inventory import duplicates
 from wspnb.data.store import ALL_USED
-from wspnb.files import own_files, read_csv
+from wspnb.files import own_files, read_csv, separator
 
 N_SCANS = 49  # B-scans of a visit
 WHO = ("Patient_ID", "Eye_ID")  # numbers without gaps
@@ -41,7 +41,7 @@ def read_labels(csv: str | Path, swapped: str = "refuse") -> pd.DataFrame:
             paths, swapped headers, biomarkers that are not 0 or 1, two patients in one visit.
     """
     csv = Path(csv)
-    raw = read_csv(csv, foreign=True)
+    raw = read_csv(csv, foreign=True, sep=separator(csv))
     column = next((c for c in raw if c.startswith(("Path", "File_Path"))), None)
     missing = [c for c in ("BCVA", "CST", "Patient_ID") if c not in raw]
     if column is None or missing:
@@ -245,7 +245,7 @@ def audit_tables(folder: str | Path) -> pd.DataFrame:
     rows, tables, eyes = [], {}, None
     for csv in own_files(folder, "*.csv"):
         try:
-            raw, name = read_csv(csv, foreign=True), csv.stem
+            raw, name = read_csv(csv, foreign=True, sep=separator(csv)), csv.stem
         except ValueError:  # somebody else's
             continue
         if not {"BCVA", "CST", "Patient_ID"} <= set(raw):
