@@ -22,7 +22,8 @@ def start(precision: str) -> Accelerator:
         ValueError: another precision, or fp16 without a GPU, where accelerate would compute in
             float32 and say fp16.
     """
-    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():  # set by hand, or by another tool
+    alone = os.environ.get("WORLD_SIZE") == "1" and "MASTER_ADDR" not in os.environ
+    if alone or not {"RANK", "WORLD_SIZE"} <= os.environ.keys():  # by hand, or of another tool
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             os.environ.pop(name, None)
     for name in [*os.environ]:  # settings of another project's `accelerate launch`
@@ -63,9 +64,20 @@ def gather(embeddings: Tensor) -> Tensor:
 
     Returns:
         ``(n_devices * b, dim)``; the same tensor where there is one device.
+
+    Raises:
+        ValueError: on every process, if their numbers differ (on CPUs; a GPU would wait for it).
     """
-    alone = not dist.is_initialized() or dist.get_world_size() == 1
-    return embeddings if alone else _Gather.apply(embeddings)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return embeddings
+    if embeddings.is_cpu:
+        ends = torch.tensor([-len(embeddings), len(embeddings)])
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        fewest, most = -int(ends[0]), int(ends[1])
+        if fewest < most:
+            found = f"{fewest} to {most} embeddings on the devices"
+            raise ValueError(f"{found}, {len(embeddings)} here: give equally many on each")
+    return _Gather.apply(embeddings)
 
 
 class _Gather(torch.autograd.Function):

@@ -44,11 +44,12 @@ def whole(path: str | Path, flush: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
+    name = path.name[-200:]  # a longer one would not fit behind the number
+    for left in path.parent.glob(f".tmp-*-{glob.escape(name)}"):
         pid = left.name.split("-")[1]
         if pid.isdigit() and left.is_file() and not psutil.pid_exists(int(pid)):
             left.unlink(missing_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
         with naming(path):
             yield temporary
@@ -256,7 +257,7 @@ def read_json(path: str | Path) -> dict:
         ValueError: it is damaged; names the file.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))  # as Notepad saves it
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}, not an object")
     except (ValueError, RecursionError) as error:

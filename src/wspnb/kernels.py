@@ -84,6 +84,14 @@ def cauchy(positions: Tensor, width: float, rows: Tensor | None = None) -> Tenso
     return 1 / (1 + ((own[:, None] - positions[None, :]) / width).square())
 
 
+def order(positions: Tensor, width: float, rows: Tensor | None = None) -> Tensor:
+    """Degrees for losses that only compare them (Rank-N-Contrast): they fall with the distance and
+    never end at 0. A finite ``width`` changes no order; ``inf`` ignores the position."""
+    own, positions = _own_and_all(positions, width, "width", rows)
+    unit = positions.abs().amax() + width
+    return 1 / (1 + (own[:, None] - positions[None, :]).abs() / unit)
+
+
 def soft_graph(similarity: Tensor, temperature: float = 0.1) -> Tensor:
     r"""Degrees from any graph of similarities: :math:`\exp((G_{ti} - 1) / \tau_s)` (X-CLR, Sobal et
     al. 2024), G = 1 on the diagonal. Row-normalised it is X-CLR's softmax over the positives.
@@ -110,12 +118,13 @@ def jaccard(labels: Tensor, power: float = 1.0, rows: Tensor | None = None) -> T
     """
     labels = torch.as_tensor(np.array(labels) if hasattr(labels, "to_numpy") else labels)
     known = (labels == 0) | (labels == 1)
-    if labels.ndim != 2 or not power > 0 or (labels.is_cpu and not known.all()):
+    if labels.ndim != 2 or not power > 0 or (labels.is_cpu and not holds(known.all())):
         found = f"labels {tuple(labels.shape)}, power={power}"
         raise ValueError(f"{found}: (n, n_labels) of 0 and 1, and a positive power")
     has = labels.float()
     own = has if rows is None else has[check_rows(rows, len(has))]
-    both = own @ has.T
+    with torch.autocast(has.device.type, enabled=False):  # counts above 256 would be rounded
+        both = own @ has.T
     either = own.sum(1)[:, None] + has.sum(1)[None, :] - both
     return torch.maximum((both / either.clamp_min(1)) ** power, same_slice(has, rows))
 
@@ -149,13 +158,13 @@ def mixture(kernels: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         weights: share of each kernel, >= 0, not all 0.
 
     Returns:
-        ``(n, n)``, in general not symmetric.
+        ``(n, n)``, in general not symmetric; float32 at least, as shares are small.
 
     Raises:
         ValueError: if numbers or shapes do not match or a weight is negative.
     """
     _check_parts(kernels, weights)
-    finest = reduce(torch.promote_types, [kernel.dtype for kernel in kernels])
+    finest = reduce(torch.promote_types, [kernel.dtype for kernel in kernels], torch.float32)
     total = torch.zeros_like(kernels[0], dtype=finest)
     for kernel, weight in zip(kernels, weights, strict=True):
         kernel = kernel.to(finest)
@@ -258,6 +267,17 @@ def check_rows(rows, n: int, name: str = "rows") -> Tensor:
     return rows.long()
 
 
+def holds(condition: Tensor) -> bool:
+    """Whether a condition on values holds; also where nobody can see them: in a graph that is being
+    compiled, and under ``torch.func.vmap``."""
+    try:
+        return torch.compiler.is_compiling() or bool(condition)
+    except RuntimeError:
+        if not torch._C._are_functorch_transforms_active():
+            raise
+        return True
+
+
 def check_positive(name: str, value: float | Tensor) -> None:
     """Refuse what is not one number above 0."""
     try:
@@ -272,9 +292,9 @@ def check_positive(name: str, value: float | Tensor) -> None:
 def check_degrees(kernel: Tensor) -> None:
     """Refuse degrees that are negative or not finite: the loss would be a wrong number, or NaN. Not
     on a GPU, which would wait for it."""
-    if kernel.is_cpu and kernel.numel() and not torch.compiler.is_compiling():
+    if kernel.is_cpu and kernel.numel():
         low, high = kernel.detach().aminmax()
-        if not (low >= 0 and high < torch.inf):
+        if not holds((low >= 0) & (high < torch.inf)):
             found = f"kernel has degrees from {float(low)} to {float(high)}"
             raise ValueError(f"{found}: they must be finite and not negative")
 
@@ -286,7 +306,7 @@ def check_finite(positions: Tensor, named: Callable[[int], str] = "positions[{}]
         positions: height of each slice, ``(n,)``.
         named: what to call slice number i, and what was found there.
     """
-    if not (finite := torch.isfinite(positions)).all():
+    if not holds((finite := torch.isfinite(positions)).all()):
         first = int((~finite).nonzero()[0])
         raise ValueError(
             f"{named(first)}: {float(positions[first])} is no height ({int((~finite).sum())} of"

@@ -208,9 +208,9 @@ def _whole(kernel: Kernel, views: Tensor) -> Tensor:
 
 
 def _learnt(views: Tensor, *values) -> bool:
-    """Whether a kernel or the temperature wants a gradient, or torch.func is at work: the blocks
-    serve neither."""
-    if torch._C._are_functorch_transforms_active():
+    """Whether a kernel or the temperature wants a gradient, or a derivative is taken forward or by
+    torch.func: the blocks serve none of them."""
+    if torch._C._are_functorch_transforms_active() or unpack_dual(views).tangent is not None:
         return True
     first = torch.arange(1, device=views.device)
     values = [value(first) if callable(value) else value for value in values]

@@ -21,6 +21,7 @@ from wspnb.kernels import (
     jaccard,
     mixture,
     nested,
+    order,
     same_label,
     same_slice,
     soft_graph,
@@ -112,8 +113,8 @@ METHODS = {
     "wsp_exp": Method("WSP, exp", _wsp, _wsp, "exp"),
     "depth_threshold": Method("depth-Aware, threshold", lambda b: b.near, lambda b: b.near, "less"),
     "depth_exp": Method("depth-Aware, exp", lambda b: b.near, lambda b: b.near, "exp"),
-    "rank": Method("Rank-N-Contrast", lambda b: torch.ones_like(b.near), lambda b: b.near,
-                   "no_more"),
+    "rank": Method("Rank-N-Contrast", lambda b: torch.ones_like(b.near),
+                   lambda b: order(b._given("positions"), b.sigma, b.rows), "no_more"),
 }  # fmt: skip
 PLAIN = ("supervised", "random", "imagenet", "byol")  # without a kernel
 FAMILIES = {"byol": "BYOL", "simsiam": "SimSiam", "barlow": "Barlow Twins"}

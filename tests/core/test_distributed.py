@@ -48,6 +48,8 @@ def _process(rank, folder, cases):
         loss, gradient = one_step(model, mine, mine, *case)
         dist.all_reduce(loss)
         torch.save((loss / 2, gradient), f"{folder}/{rank}-{'-'.join(case)}.pt")
+    with pytest.raises(ValueError, match=f"3 to 4 embeddings on the devices, {4 - rank} here"):
+        gather(torch.ones(4 - rank, 3))  # on both, and neither waits
     dist.destroy_process_group()
 
 
@@ -76,6 +78,15 @@ def test_views_of_the_shares_are_those_of_the_batch():
         mine = share(6, rank, 2)
         found = augment(images[mine], torch.Generator().manual_seed(1), mine, 6)
         assert torch.equal(found, whole[mine])
+
+
+@pytest.mark.parametrize("place", [{}, {"LOCAL_RANK": "0"}])
+def test_a_single_process_of_another_tool_needs_no_address(place):
+    words = "from wspnb.distributed import start; print(start('no').num_processes)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MASTER_")}
+    environment |= {"RANK": "0", "WORLD_SIZE": "1"} | place
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, env=environment)
+    assert done.stdout.strip() == b"1", done.stderr
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from wspnb.files import (
     package_version,
     plain_json,
     read_csv,
+    read_json,
     whole,
     write_csv,
     write_text,
@@ -39,6 +40,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
         temporary.write_text("new")
         assert path.read_bytes() == "old\r\nü".encode() and temporary.suffix == ".txt"
     assert path.read_text() == "new" and list(path.parent.iterdir()) == [path]
+    write_text(path.with_name(f"{'wsp_sigma0.1' * 20}.txt"), "a name that just fits")
 
 
 def test_a_table_goes_without_its_index(tmp_path):
@@ -257,3 +259,8 @@ def test_linked_folders_are_entered_once(tmp_path):
 def test_json_for_every_language():
     odd = {"a": float("nan"), "b": [float("inf"), -float("inf"), 1.5], "c": "größe"}
     assert json.loads(plain_json(odd)) == {"a": None, "b": ["inf", "-inf", 1.5], "c": "größe"}
+
+
+def test_json_with_the_mark_of_windows_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 0}\r\n', encoding="utf-8-sig")
+    assert read_json(tmp_path / "config.json") == {"seed": 0}

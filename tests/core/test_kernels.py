@@ -15,6 +15,7 @@ from wspnb.kernels import (
     jaccard,
     mixture,
     nested,
+    order,
     pair_weights,
     same_label,
     soft_graph,
@@ -304,3 +305,32 @@ def test_rows_are_a_column_of_a_table_or_whole_numbers_of_any_type(kind):
     labels = torch.tensor([0, 1, 1, 0])
     for rows in (np.array([0, 2], kind), pd.Series([0, 2], index=[5, 7], dtype=kind)):
         assert torch.equal(same_label(labels, rows), same_label(labels)[[0, 2]])
+
+
+def test_many_labels_are_counted_exactly_under_autocast():
+    labels = (torch.rand(6, 1500, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = jaccard(labels)
+    assert torch.equal(found, jaccard(labels))
+
+
+def test_mixture_of_kernels_in_half_precision_has_shares_in_float32():
+    for kind in (torch.float16, torch.bfloat16):
+        parts = [same_label(torch.zeros(900)), gaussian(torch.linspace(0, 1, 900), 0.1)]
+        parts = [part.to(kind) for part in parts]
+        want = mixture([part.double() for part in parts], [0.5, 0.5])
+        found = mixture(parts, [0.5, 0.5])
+        torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kernel", [same_label, gaussian, cauchy, closer, order])
+def test_kernels_of_a_whole_graph_and_of_many_batches(kernel):
+    width = () if kernel is same_label else (0.25,)
+    batches = (torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) * 8).round() / 8
+    want = torch.stack([kernel(positions, *width) for positions in batches])
+    whole = torch.compile(kernel, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(batches[0], *width), want[0])
+    many = torch.func.vmap(lambda positions: kernel(positions, *width))(batches)
+    torch.testing.assert_close(many, want)
+    weights = torch.func.vmap(pair_weights)(want)
+    torch.testing.assert_close(weights, torch.stack([pair_weights(k) for k in want]))

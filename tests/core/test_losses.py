@@ -557,17 +557,20 @@ def test_anchors_are_numbers_of_slices(learnt):
             contrastive_loss(view_1, view_2, kernel, anchors=anchors)
 
 
-def test_slopes_forward_reach_the_kernel_on_both_sides_of_the_switch(monkeypatch):
+def test_slopes_forward_reach_kernel_and_views_on_both_sides_of_the_switch(monkeypatch):
     view_1, view_2, labels, _ = batch(70, 5)
-    kernel = same_label(labels).double()
-    slopes = []
-    for above in (64, math.inf):
-        monkeypatch.setattr(losses, "BLOCKWISE_ABOVE", above)
-        with torch.autograd.forward_ad.dual_level():
-            dual = torch.autograd.forward_ad.make_dual(kernel, torch.ones_like(kernel))
-            found = contrastive_loss(view_1, view_2, dual)
-            slopes.append(torch.autograd.forward_ad.unpack_dual(found).tangent.item())
-    assert slopes[0] == slopes[1] != 0
+    given = [view_1, view_2, same_label(labels).double()]
+    for place in (0, 2):
+        slopes = []
+        for above in (64, math.inf):
+            monkeypatch.setattr(losses, "BLOCKWISE_ABOVE", above)
+            with torch.autograd.forward_ad.dual_level():
+                dual = torch.autograd.forward_ad.make_dual(
+                    given[place], torch.ones_like(given[place])
+                )
+                found = contrastive_loss(*given[:place], dual, *given[place + 1 :])
+                slopes.append(torch.autograd.forward_ad.unpack_dual(found).tangent.item())
+        assert slopes[0] == slopes[1] != 0
 
 
 @pytest.mark.parametrize("n", [64, 65])

@@ -339,3 +339,14 @@ def test_slices_equally_far_are_ties_in_every_unit(method, n):
         for unit in (128, 100)  # binary fractions, and others
     )
     torch.testing.assert_close(rounded, exact, rtol=1e-5, atol=0)
+
+
+def test_rank_compares_the_distances_themselves_at_every_width():
+    (one, two), _, positions = batch(40, 8)
+    apart = (positions[:, None] - positions).abs()
+    options = {"denominator": "no_more", "negatives": 1 - apart / 2}
+    want = contrastive_loss(one, two, torch.ones(40, 40), **options).item()
+    for sigma in (0.01, 0.05, 0.1, 0.5):
+        for unit in (1, 200):  # heights, and mm, in float32
+            given = loss_terms("rank", None, positions.float() * unit, sigma * unit)
+            assert contrastive_loss(one, two, **given).item() == pytest.approx(want, rel=1e-6)

@@ -633,6 +633,13 @@ def test_reader_of_a_part_of_a_map_reads_that_part(tmp_path):
             reader(some, torch.device("cpu"))([len(whole)])
 
 
+@pytest.mark.parametrize("hold", [False, True])
+@pytest.mark.parametrize("value", [np.float32(0.9), np.int16(-100)])
+def test_reader_refuses_what_would_be_other_bytes(value, hold):
+    with pytest.raises(ValueError, match=f"^images of {value.dtype}: give uint8, 0 to 255"):
+        reader(np.full((3, 4, 4), value), torch.device("cpu"), hold)
+
+
 @pytest.mark.parametrize("hold", [None, True])
 @pytest.mark.parametrize("mapped", [True, False])
 def test_reader_gives_the_rows_asked_for(tmp_path, hold, mapped):

@@ -271,6 +271,9 @@ def test_null_of_the_fold_mean_has_mann_whitneys_variance():
     assert null.std() == pytest.approx((sum(parts) / 25) ** 0.5, rel=0.02)
     assert null.std() == pytest.approx(0.095, abs=0.0025)
     assert np.quantile(null, [0.025, 0.975]) == pytest.approx([0.32, 0.69], abs=0.012)
+    for kind in (np.int8, np.uint8):  # of a column of small numbers
+        null = statistics.null_of_fold_mean(kind(100), kind(60), 2, 900, np.random.default_rng(0))
+        assert null.mean() == pytest.approx(0.5, abs=0.01)
 
 
 def make_slices(strength, n_patients=40, seed=0):

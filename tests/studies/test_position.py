@@ -217,6 +217,8 @@ def test_differences_are_paired_and_a_point_without_a_method_takes_the_base():
     )
     assert found.collapsed.unstack().loc["base"].to_dict() == {"supcon": 1, "depth_aware": 0}
     assert (found.n == 2).all() and found.low.isna().all()  # both seeds say the same
+    twice = position_runs.differences(pd.DataFrame(rows * 2), others=("supcon", "depth_aware"))
+    pd.testing.assert_frame_equal(twice.set_index(["point", "other"]), found)
 
 
 def test_points_are_named_by_what_differs():

@@ -83,7 +83,7 @@ def open_slices(folder: str | Path) -> Slices:
     if missing := [name for name in needed if not (folder / name).exists()]:
         raise ValueError(f"{folder}: {missing} missing: {AGAIN}")
     with _reading(folder / "store.json"):
-        settings = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        settings = json.loads((folder / "store.json").read_text(encoding="utf-8-sig"))
         shape = (settings["n_slices"], settings["image_size"], settings["image_size"])
         sums = dict(settings.get("tables", {}))
     if settings.get("format", FORMAT) != FORMAT:
@@ -270,8 +270,14 @@ def reader(
         images: ``(n, h, w)`` uint8, :attr:`Slices.images`.
         device: where the images are wanted.
         hold: whether to put all there; None: if they fill less than half of a GPU's free memory.
+
+    Raises:
+        ValueError: images of another type, which as bytes would be others.
     """
     import torch
+
+    if (kind := np.asarray(images[:0]).dtype) != np.uint8:
+        raise ValueError(f"images of {kind}: give uint8, 0 to 255, as a store has them")
 
     def numbers(rows) -> np.ndarray:
         rows = np.asarray(rows)

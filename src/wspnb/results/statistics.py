@@ -223,6 +223,7 @@ def null_of_fold_mean(
     n_folds = int(n_folds)
     if min(n_positive, n_negative) < n_folds:
         raise ValueError(f"{n_positive}, {n_negative} patients: too few for {n_folds} folds")
+    n_positive, n_negative = int(n_positive), int(n_negative)  # a product of bytes would overflow
     total = np.zeros(n)
     for fold in range(n_folds):
         p, q = ((size + n_folds - 1 - fold) // n_folds for size in (n_positive, n_negative))

@@ -135,8 +135,8 @@ def paired_difference(first: pd.Series, second: pd.Series) -> dict:
 
 
 def last_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The judgement at the end of each run."""
-    return table[table.step == table.groupby(KEYS).step.transform("max")]
+    """The judgement at the end of each run, once, also where tables that overlap were joined."""
+    return table[table.step == table.groupby(KEYS).step.transform("max")].drop_duplicates(KEYS)
 
 
 def differences(
