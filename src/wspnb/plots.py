@@ -121,7 +121,8 @@ def draw_outlines(fig: Figure, masks, colour: str) -> None:
 
 
 def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
-    """Points of a plane coloured by class (0/1) or by depth (0 lowest slice, 1 highest).
+    """Points of a plane coloured by class (0/1) or by depth (0 lowest slice, 1 highest; depths of
+    another unit stretch the scale, a missing one is grey).
 
     Args:
         axis: where to draw; ticks are removed, as the coordinates mean nothing.
@@ -137,7 +138,10 @@ def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
         raise ValueError(f"{found}: class or depth, one value of each point (n, 2)")
     axis.set(xticks=[], yticks=[])
     if kind == "depth":
-        return axis.scatter(*plane.T, c=values, cmap=DEPTH_MAP, s=size, vmin=0, vmax=1, lw=0)
+        known = [0, 1, *values[np.isfinite(values)]]
+        look = {"cmap": plt.get_cmap(DEPTH_MAP).with_extremes(bad="0.7"), "plotnonfinite": True}
+        look |= {"vmin": min(known), "vmax": max(known), "s": size, "lw": 0}
+        return axis.scatter(*plane.T, c=values, **look)
     if len(other := values[~np.isin(values, (0, 1))]):
         raise ValueError(f"{len(other)} points of class {other[0]}: draw 0 and 1, leave others out")
     for label, colour in enumerate(CLASS_COLOURS):

@@ -9,14 +9,14 @@ import pytest
 
 from wspnb.probe import cross_validate, save_probe
 from wspnb.results import audit, statistics
-from wspnb.run import main
+from wspnb.run import main, run
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"C": 0.01, "n_folds": 5, "fold_seed": 0}
 COHORTS = ("d1", "d2", "d1+d2")
 
 
-def write_probe(folder, method, seed, strength, name=None, cohorts=COHORTS, cached=True):
+def write_probe(folder, method, seed, strength, name=None, cohorts=COHORTS, cached=True, deal=0):
     """Slices of 24 + 16 patients; the first feature knows the label with the given strength."""
     rng = np.random.default_rng([seed, round(100 * strength)])
     people = pd.DataFrame({"patient": [f"p{i:02d}" for i in range(40)]})
@@ -29,10 +29,11 @@ def write_probe(folder, method, seed, strength, name=None, cohorts=COHORTS, cach
     for cohort in cohorts:
         keep = slices.cohort.isin(cohort.split("+")).to_numpy()
         part = slices[keep]
-        found = cross_validate(features[keep], part.label, part.patient)
+        found = cross_validate(features[keep], part.label, part.patient, seed=deal)
         scores.append(found.scores.assign(cohort=cohort))
         results.append({"cohort": cohort, "auc": found.mean})
-    run = {"method": method, "backbone": "tiny", "seed": seed, **SETTINGS, "results": results}
+    run = {"method": method, "backbone": "tiny", "seed": seed, **SETTINGS}
+    run |= {"fold_seed": deal, "results": results}
     where = folder / "probe" / f"{name or method}-tiny-seed{seed}"
     save_probe(where, pd.concat(scores), run | {"name": name or method}, features, slices)
     if not cached:
@@ -207,6 +208,23 @@ def test_notebook_with_one_or_two_seeds_and_any_cohorts(tmp_path, cohorts):
     written = json.loads(out.read_text(encoding="utf-8"))
     text = str([cell.get("outputs") for cell in written["cells"]])
     assert ("no joined cohort" in text) == (len(cohorts) == 1)
+
+
+@pytest.mark.slow
+def test_notebook_against_a_kernel_of_ones_own_and_a_seed_below_zero(tmp_path):
+    for name, strength in (("wsp", 1.0), ("wsp_floor0.2", 3.0), ("wsp_floor0.2_sigma0.3", 2.0)):
+        method = name.removesuffix("_sigma0.3")
+        write_probe(tmp_path, method, 0, strength, name, cohorts=("d1",), deal=-1)
+    values = {"run_dir": str(tmp_path), "backbone": "tiny", "reference": "wsp_floor0.2"}
+    values |= {"fold_seed": -1, "n_repeats": 2, "n_permutations": 3}
+    run(ROOT / "notebooks" / "06_audit.ipynb", tmp_path / "out.ipynb", values)
+    table = pd.read_csv(tmp_path / "figures" / "audit_differences.csv")
+    assert table[["reference", "method"]].values.tolist() == [["wsp_floor0.2", "wsp"]]
+    table = pd.read_csv(tmp_path / "figures" / "audit_variants.csv")
+    assert table["of"].tolist() == ["wsp_floor0.2"]
+    claims = pd.read_csv(tmp_path / "figures" / "audit_claims.csv").set_index(["claim", "cohort"])
+    best = claims.loc["WSP, floor 0.2 beats every other method", "d1"]
+    assert best["run evidence"].startswith("wsp_floor0.2 − WSP = ")
 
 
 @pytest.mark.parametrize("backbone", ["tiny_padded", "resnet18"])

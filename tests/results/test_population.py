@@ -37,7 +37,8 @@ def test_the_notebook_runs_with_wsp_alone(tmp_path):
     committed.publish_runs(own, tmp_path / "figures" / "runs" / "mine", "")
     given = {"scores_dir": str(tmp_path / "figures" / "runs" / "mine"), "judged_dir": ""}
     notebook = FIGURES.parent / "notebooks" / "05b_population.ipynb"
-    run(notebook, tmp_path / "05b.ipynb", given | {"run_dir": str(tmp_path / "out")})
+    given |= {"run_dir": str(tmp_path / "out"), "publish_dir": str(tmp_path / "out" / "figures")}
+    run(notebook, tmp_path / "05b.ipynb", given)
     table = read_csv(tmp_path / "out" / "figures" / "reference_population.csv")
     assert table.name.tolist() == ["wsp"] and table.n_seeds.tolist() == [3]
 

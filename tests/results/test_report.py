@@ -98,19 +98,22 @@ def test_tables_have_names_of_people_and_the_paper_beside():
     assert accuracy["Paper"].tolist() == ["–", "0.85"]
 
 
-def test_ones_own_cohorts_are_called_as_in_the_settings():
+@pytest.mark.parametrize(
+    "own", [("klinik_a", "klinik_a+b", "klinik_a>b"), ("d12", "d1_on_population")]
+)
+def test_ones_own_cohorts_are_called_as_in_the_settings(own):
     runs = [run("random", 0, 2), run("wsp", 0, 9)]
     for one in runs:
         result = one["results"].pop("d1")
-        one["results"] = {c: result for c in ("klinik_a", "klinik_a+b", "klinik_a>b")}
+        one["results"] = {c: result for c in own}
         scores = one["scores"]
         parts = [scores.assign(cohort=cohort) for cohort in one["results"]]
         one["scores"] = pd.concat(parts, ignore_index=True)
     table = tables.auc_table(runs)
     words = report.auc_words(table, None, cohorts=runs[0]["results"])
-    assert list(words) == ["Method", "Seeds", "klinik_a", "klinik_a+b", "klinik_a>b"]
+    assert list(words) == ["Method", "Seeds", *own]
     axes = report.auc_figure(table, runs, None).axes
-    assert [axis.get_title() for axis in axes] == ["klinik_a", "klinik_a+b", "klinik_a>b"]
+    assert [axis.get_title() for axis in axes] == [*own]
 
 
 def test_an_interval_without_width_decides_nothing():
@@ -191,6 +194,20 @@ def test_variants_alone_are_reported_each_in_its_colour():
     renamed = [one | {"scores": one["scores"].assign(cohort="a_on_b")} for one in renamed]
     figure = report.auc_figure(tables.auc_table(renamed), renamed, None)
     assert figure.axes[0].get_xlabel() == "mean AUC of the folds"
+    both = [one | {"backbone": name} for name in ("tiny_padded", "resnet18") for one in runs]
+    (axis,) = report.auc_figure(tables.auc_table(both), both, None).axes  # names of 67 letters
+    names = [label.get_window_extent().x0 for label in axis.get_yticklabels()]
+    assert min(names) > 0 and axis.get_window_extent().width > 2 * axis.figure.dpi
+    plt.close("all")
+
+
+def test_depths_of_another_unit_and_missing_ones_are_seen():
+    axis = plt.subplots()[1]
+    for depths, ends in (([0.2, 0.7, np.nan], (0, 1)), ([10, np.nan, 160], (0, 160))):
+        points = plots.scatter(axis, np.zeros((3, 2)), depths, "depth")
+        axis.figure.canvas.draw()
+        grey = [np.ptp(colour[:3]) == 0 and colour[3] == 1 for colour in points.get_facecolors()]
+        assert points.get_clim() == ends and grey == np.isnan(depths).tolist()
     plt.close("all")
 
 

@@ -149,6 +149,40 @@ def test_runs_that_differ_are_refused(tmp_path, change, message):
         tables.check_alike(tables.read_runs(tmp_path), "abc")
 
 
+@pytest.mark.parametrize(
+    ("name", "changed", "method"),
+    [
+        ("wsp_sigma0.3", {}, "wsp"),
+        ("wsp_n_steps500", {"n_steps": 300}, "wsp"),
+        ("supcon", {}, "wsp"),
+        ("wsp_data2024", {"data": "other"}, "wsp"),
+        ("wsp_sigmas", {"sigma": 0.5}, "wsp"),
+        ("wsp_mixed_precision", {"precision": "bf16"}, "wsp"),
+    ],
+)
+def test_a_name_that_says_another_method_or_setting_is_refused(tmp_path, name, changed, method):
+    plain = TRAINING | {"data": "a", "precision": "no"}
+    save(tmp_path, "wsp", training=plain)
+    save(tmp_path, name, training=plain | changed, method=method)
+    with pytest.raises(ValueError, match=f"^{name}-tiny-seed0.* trained "):
+        tables.check_alike(tables.read_runs(tmp_path), "abc")
+
+
+def test_a_name_may_say_what_was_changed_or_nothing(tmp_path):
+    plain = TRAINING | {"data": "a", "normalise": "row"}
+    save(tmp_path, "wsp", training=plain)
+    for name, changed in (
+        ("wsp_sigma.30_n_steps0500", {"sigma": 0.3, "n_steps": 500}),
+        ("wsp_sigmainf", {"sigma": np.inf}),
+        ("wsp_normalise_column", {"normalise": "column"}),
+        ("wsp_data2024", {}),
+        ("as_released", {"sigma": 0.85, "normalise": "column"}),
+        ("ours", {}),
+    ):
+        save(tmp_path, name, training=plain | changed, method="wsp")
+    tables.check_alike(tables.read_runs(tmp_path), "abc")
+
+
 def test_scores_that_were_edited_are_found(tmp_path):
     file = save(tmp_path, "wsp") / "scores.csv"
     scores = pd.read_csv(file)
@@ -176,12 +210,27 @@ def test_missing_or_broken_probes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"seeds \[4\] were not probed; found \[0\]"):
         tables.read_runs(tmp_path, seeds=[4])
     scores = (folder / "scores.csv").read_text(encoding="utf-8")
-    (folder / "scores.csv").write_text(scores.replace(",", ";"), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"wsp-tiny-seed0: .*no columns .*was it saved anew"):
-        tables.read_runs(tmp_path)
+    twice, comma = scores + scores.splitlines()[1], scores.replace("0.5,d1", '"0,5",d1')
+    for text, message in (
+        (scores.replace(",", ";"), "no columns .*was it saved anew"),
+        (comma, "text such as '0,5' in threshold, was it saved anew"),
+        (twice, "patient 00 twice in a cohort"),
+    ):
+        (folder / "scores.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"wsp-tiny-seed0: .*{message}"):
+            tables.read_runs(tmp_path)
     (folder / "results.json").write_text("{")
     with pytest.raises(ValueError, match="wsp-tiny-seed0: not a readable probe"):
         tables.read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["collapsed", "data", "n_folds", "seconds"])
+def test_a_probe_of_an_earlier_version_is_named(tmp_path, key):
+    save(tmp_path, "wsp")
+    runs = [{k: v for k, v in run.items() if k != key} for run in tables.read_runs(tmp_path)]
+    with pytest.raises(ValueError, match=f"wsp-tiny-seed0: results.json has no {key}"):
+        tables.auc_table(runs)
+        tables.check_alike(runs, "abc")
 
 
 def test_switches_are_those_of_the_parameter_files():

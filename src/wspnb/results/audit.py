@@ -25,7 +25,7 @@ def claims_of(reference: str, sigmas=()) -> dict[str, tuple[list, list]]:
     trained = ["simclr", "byol", "supcon", "depth_aware", "wsp"]
     widths = ["wsp", *(f"wsp_sigma{value}" for value in sigmas)]
     return {
-        f"{tables.ROWS[reference]} beats every other method": ([reference], list(tables.ROWS)),
+        f"{tables.row_label(reference)} beats every other method": ([reference], list(tables.ROWS)),
         "position adds to the label": (["wsp"], ["supcon"]),
         "the label adds to the position": (["wsp"], ["depth_aware"]),
         "WSP beats Supervised (abstract: +5 % D1, +26 % D2)": (["wsp"], ["supervised"]),

@@ -14,16 +14,16 @@ from wspnb import plots
 from wspnb.files import own_files, read_json
 from wspnb.results import statistics, tables
 
-NAMES = {"d1": "D1", "d2": "D2", "d12": "D1+2", "d1+d2": "D1+2"}  # as the paper prints them
-NAMES |= dict.fromkeys(("d1>population", "d1_on_population"), "Population")
-NAMES["probe"] = "Probe patients"  # of cohorts whose patients are split in two
+# Entries of `evaluate`: those of the paper as it prints them, and of patients split in two.
+NAMES = {"d1": "D1", "d2": "D2", "d1+d2": "D1+2", "d1>population": "Population"}
+NAMES["probe"] = "Probe patients"
 COPY = re.compile(r"\.failed$|-Copy\d*$|[^\w.+-]")  # in names of notebooks that count for nothing
 PER_CELL = "AUC (SD over folds) ±SD over seeds [95 % interval over patients]"
 
 
 def people(cohorts) -> dict[str, str]:
-    """What to call cohorts and the columns named after them: "a>b" for a_on_b."""
-    return {tables.short(cohort): cohort for cohort in cohorts} | NAMES
+    """What to call the columns named after cohorts: "a>b" for a_on_b; without any, the paper's."""
+    return {tables.short(cohort): NAMES.get(cohort, cohort) for cohort in cohorts or NAMES}
 
 
 def plural(n: int, word: str) -> str:
@@ -77,7 +77,7 @@ def main_result(runs: list[dict]) -> str:
     own = [run for run in plain if run["backbone"] == plain[0]["backbone"]]
     groups = {name: group for (_, name), group in tables.grouped(own).items()}
     means = {k: np.mean([r["results"][cohort]["auc"] for r in g]) for k, g in groups.items()}
-    where = NAMES.get(cohort, cohort).replace("Population", "the population")
+    where = "the population" if cohort == "d1>population" else NAMES.get(cohort, cohort)
     where = f"On {where} ({plural(runs[0]['results'][cohort]['n'], 'patient')})"
     others = [name for name in means if name not in ("wsp", "supervised")]
     if "wsp" not in means or not others:
@@ -120,7 +120,9 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
     tags = [name.removeprefix("auc_") for name in table if name.startswith("auc_")]
     names = people(runs[0]["results"])
     judged = {tables.short(entry): entry for entry in runs[0]["results"]}
-    size = (2 + 3.2 * len(tags), 1.1 + 0.32 * len(main))
+    beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
+    labels = main.method + beside
+    size = (max(2, 0.1 * labels.str.len().max() - 1) + 3.2 * len(tags), 1.1 + 0.32 * len(main))
     fig, axes = plt.subplots(1, len(tags), figsize=size, sharey=True, squeeze=False)
     for axis, tag in zip(axes.flat, tags, strict=True):
         for y, row in main.iterrows():
@@ -138,8 +140,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), yticks=range(len(main)))
         below = "AUC" if ">" in judged[tag] else "mean AUC of the folds"
         axis.set(title=plots.as_text(names.get(tag, tag)), xlabel=below)
-        beside = main.backbone.map("  {}".format) if main.backbone.nunique() > 1 else ""
-        axis.set(yticklabels=main.method + beside)
+        axis.set(yticklabels=labels)
     if printed is not None and any(f"auc_{tag}" in printed for tag in tags):
         fig.text(0.99, 0.01, "x: the paper, real CT", ha="right", fontsize=8)
     fig.tight_layout()

@@ -103,6 +103,13 @@ def _finished(run_dir: Path):
                 raise ValueError(f"results.json has no {sorted(missing)}")
             if missing := {"cohort", "patient"} - set(scores):
                 raise ValueError(f"scores.csv has no columns {sorted(missing)}, was it saved anew?")
+            for column in scores.columns.intersection(["label", "fold", "score", "threshold"]):
+                if not pd.api.types.is_numeric_dtype(scores[column]):
+                    found = f"text such as {scores[column].dropna().iloc[0]!r}"
+                    raise ValueError(f"scores.csv has {found} in {column}, was it saved anew?")
+            if (twice := scores.duplicated(["cohort", "patient"])).any():
+                who = scores.patient[twice].iloc[0]
+                raise ValueError(f"scores.csv has patient {who} twice in a cohort")
         except (ValueError, OSError) as error:
             again = "" if "run 03" in str(error) else "; run 03 again"
             raise ValueError(f"{file.parent}: not a readable probe ({error}){again}") from None
@@ -275,6 +282,8 @@ def check_alike(runs: list[dict], data: str) -> None:
         ValueError: names the run that differs and in what.
     """
     first = next((run for run in runs if "C" in run), runs[0])
+    for run in runs:
+        _check_told(run, "data", "n_folds", "fold_seed", "norm", "seconds")
     plain = [run for run in runs if run["name"] in ROWS]
     trained = next((run for run in plain + runs if run.get("training")), None)
     supervised = next((run for run in runs if run.get("supervised")), None)
@@ -289,7 +298,10 @@ def check_alike(runs: list[dict], data: str) -> None:
                 other = f"{first['folder'].name}: {first[key]}"
                 raise ValueError(f"{name}: {key}={run[key]}, {other}{OLD}")
         for kind, other in (("training", trained), ("supervised", supervised)):
-            if run.get(kind) and _but_changed(run, run[kind]) != _but_changed(run, other[kind]):
+            if not run.get(kind):
+                continue
+            differ = {key for key, _ in run[kind].items() ^ other[kind].items()}
+            if differ - _changed(run, run[kind]):
                 raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")
         for cohort, result in run["results"].items():
             scores = cohort_scores(run, cohort)
@@ -322,16 +334,40 @@ def short(cohort: str) -> str:
     return cohort.replace("d1+d2", "d12").replace("+", "_").replace(">", "_on_")
 
 
-def _but_changed(run: dict, settings: dict) -> dict:
-    """Settings without those that the run's name says it changed."""
-    if run["name"] in SWITCHES:
-        changed = SWITCHES[run["name"]][1]
-    else:
-        changed = {key for key in settings if f"_{key}" in run["name"]} | {"start_from"}
-    return {key: value for key, value in settings.items() if key not in changed}
+def _changed(run: dict, settings: dict) -> set[str]:
+    """Settings that the run's name says it changed.
+
+    Raises:
+        ValueError: if the run was trained by another method, or with another number, than it says.
+    """
+    name, own = run["name"], run.get("method", run["name"])
+    if name in SWITCHES:
+        return SWITCHES[name][1]
+    try:
+        method, said = split_name(name)
+    except ValueError:  # a name of one's own
+        method, said = own, {}
+    numbers = {k: v for k, v in settings.items() if isinstance(v, int | float) or v == "inf"}
+    numbers = {key: float(numbers[key]) for key in said.keys() & numbers}
+    right = all(float(said[key]) == value for key, value in numbers.items())
+    if not right or row_label(own) not in (row_label(method), row_label(name)):
+        found = f"{run['folder'].name} is called {row_label(name)} and was trained as"
+        found += f" {row_label(own)} with {settings}: run 02 and 03 with what the name says, or"
+        raise ValueError(f"{found} under another name{OLD}")
+    words = {k for k, v in settings.items() if re.search(rf"_{k}_?{re.escape(str(v))}(_|$)", name)}
+    return {"start_from", *numbers, *words}
+
+
+def _check_told(run: dict, *keys: str) -> None:
+    """Refuse a run of which results.json does not say what a table needs."""
+    if missing := sorted(set(keys) - set(run)):
+        found = f"{run['folder'].name}: results.json has no {', '.join(missing)}"
+        raise ValueError(f"{found}, is it of an earlier version? Run 03 again")
 
 
 def _sources(own: list[dict]) -> dict:
+    for run in own:
+        _check_told(run, "collapsed")
     collapsed = sum(run["collapsed"] for run in own)
     folders = " ".join(run["folder"].name for run in own)
     return {"n_seeds": len(own), "collapsed": collapsed, "run": folders}
