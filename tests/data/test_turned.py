@@ -98,3 +98,39 @@ def test_an_mri_has_one_window_in_any_unit(unit):
     sample = np.random.default_rng(0).gamma(2, 200, (40, 40, 4))
     low, high = mr_window(sample)
     np.testing.assert_allclose(mr_window(sample * unit), (low * unit, high * unit), rtol=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda hu: np.rint(0.5 * hu), True),  # the slope applied twice
+        (lambda hu: hu, False),
+        (lambda hu: hu.clip(-500, 500), False),  # a window
+    ],
+)
+def test_air_that_is_no_air(tmp_path, change, named):
+    hu, liver = torso()
+    said, _ = said_of(tmp_path, change(hu).astype(np.int16), liver)
+    assert ("air that is far from -1000 HU" in said) is named
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("fault", ["none", "two phases in turn", "one slice of another scale"])
+def test_mri_from_slice_to_slice(tmp_path, masked, fault):
+    hu, liver = torso()
+    grey = np.select([liver, hu > 200, hu > -80, hu > -500], [300.0, 80, 200, 350], 5.0)
+    if fault == "two phases in turn":  # in phase and opposed, of one Dixon scan
+        grey[:, :, ::2] *= 0.8
+    elif fault == "one slice of another scale":
+        grey[:, :, 35] *= 2.5
+    grey = np.abs(grey + np.random.default_rng(1).normal(0, 5, hu.shape)).astype(np.int16)
+    nib.save(nib.Nifti1Image(grey, AFFINE), tmp_path / "a.nii.gz")
+    nib.save(nib.Nifti1Image(liver.astype(np.uint8), AFFINE), tmp_path / "m.nii.gz")
+    head = "volume,mask,patient,weak_label,label,cohort,modality\n"
+    (tmp_path / "c.csv").write_text(f"{head}a.nii.gz,{'m.nii.gz' * masked},A,0,,radio,mr\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_slices(tmp_path / "c.csv", tmp_path / "s", 32, workers=1, progress=False)
+    said = " ".join(str(warning.message) for warning in said)
+    assert ("go to and fro by more than" in said) is (fault == "two phases in turn")
+    assert ("MRI, such as a.nii.gz, change by more" in said) is (fault.startswith("one slice"))

@@ -33,6 +33,7 @@ CODINGS = {
     "MR": (1.0, 0.0),  # no HU: as stored, with a window of its own
 }
 SAY = f"say which it is in a column 'coding' of cohort.csv: {', '.join(list(CODINGS)[:-1])}"
+THIN = "lies at"
 FAR = "below -1300, in many values, where no CT has any"  # as where a slope was applied twice
 SAY += "; for MRI write mr in a column 'modality'"
 
@@ -282,6 +283,10 @@ def decide(sample: np.ndarray, low: float, high: float, dtype: str = "") -> tupl
         far = sample[(sample < -1300) & (sample != padding)] if low < -1300 else sample[:0]
         if far.size > FAR_SHARE * sample.size and len(np.unique(far)) > 20:
             found += f", but {far.size / sample.size:.0%} {FAR}"
+        thin = sample[(sample > -800) & (sample < -300)] if low > -900 else sample[:0]
+        if thin.size > 0.2 * sample.size and thin.std() < 60:
+            if np.unique(thin, return_counts=True)[1].max() < thin.size / 2:  # no clipped end
+                found += f", but air {THIN} {np.median(thin):.0f} HU"
         return "HU", found
     if high <= 1:
         coding, evidence = _bytes(np.rint(sample * 255).astype(np.uint8))

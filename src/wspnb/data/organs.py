@@ -134,8 +134,10 @@ def body_above(row: dict[str, Any]) -> float:
 def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     """Count kept slices that are of one value, all over or in an eighth of the rows that their
     neighbours fill (``flat_slices``), the same as the one below (``repeated_slices``), or most like
-    one that is no neighbour (``slices_apart``); of a CT the largest change of the 95th percentile
-    from slice to slice, HU (``slice_step``), the one value of many corners where it is no air
+    one that is no neighbour (``slices_apart``).
+
+    Of an MRI also :func:`_mr_levels`. Of a CT the largest change of the 95th percentile from slice
+    to slice, HU (``slice_step``), the one value of many corners where it is no air
     (``corner_hu``), and by how many mm bone lies in front of, or to the right of, the body's middle
     (``bone_front_mm``, ``bone_right_mm``)."""
     near = slice(kept[0], kept[-1] + 1)
@@ -151,8 +153,10 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     some = hu[::step, ::step, near]
     seen = np.moveaxis(some[::2, ::2], 2, 0).reshape(len(whole), -1)[~whole]
     row["slices_apart"] = _apart(seen, hu.spacing[2])
-    if row["coding"] != "MR":
-        tops = np.percentile(some, 95, axis=(0, 1))[~whole]
+    tops = np.percentile(some, 95, axis=(0, 1))[~whole]
+    if row["coding"] == "MR":
+        _mr_levels(tops, row)  # those of a mask, if there is one, go before them
+    else:
         row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
         bone, body = some > BONE_HU, some > body_above(row)
         if bone.sum() > 0.005 * body.sum():
@@ -197,6 +201,22 @@ def _apart(slices: np.ndarray, step_mm: float) -> int:
     return int(np.count_nonzero(less & (away > 3) & (away * step_mm > 10)))
 
 
+def _weave(levels) -> float:
+    """Median step of levels that go to and fro from slice to slice; 0 where they do not."""
+    steps = np.diff(levels)
+    turns = np.count_nonzero(steps[1:] * steps[:-1] < 0)
+    woven = len(steps) > 5 and turns > 0.8 * (len(steps) - 1)
+    return round(float(np.median(np.abs(steps))), 1) if woven else 0.0
+
+
+def _mr_levels(levels, row: dict[str, Any]) -> None:
+    """Of an MRI's grey values, one a slice: the largest step (``slice_bias``, of their logarithm),
+    and by how many per cent they go to and fro (``slice_weave``)."""
+    levels = np.log(np.clip(levels, row["window_low"], None))
+    row["slice_bias"] = round(float(np.abs(np.diff(levels)).max(initial=0)), 3)
+    row["slice_weave"] = _weave(100 * levels)
+
+
 def look_of(images: np.ndarray) -> list[float]:
     """Mean and spread of each kept slice ``(n, size, size)``, 2n numbers, so that mirrored ones are
     alike; empty where there is none or they are drawn in few values."""
@@ -227,13 +247,9 @@ def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
     name, unit, (low, high) = "mask_hu", "HU", ORGAN_HU
     if row["coding"] == "MR":  # in units of its own, dark where there is no body
         name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
-        steps = np.array([np.median(v) for v in values if len(v)]).clip(low)
-        row["slice_bias"] = round(float(np.abs(np.diff(np.log(steps))).max(initial=0)), 3)
-    else:  # to and fro from slice to slice
-        steps = np.diff([v.mean() for v in values if len(v)])
-        turns = np.count_nonzero(steps[1:] * steps[:-1] < 0)
-        woven = len(steps) > 5 and turns > 0.8 * (len(steps) - 1)
-        row["slice_weave"] = round(float(np.median(np.abs(steps))), 1) if woven else 0.0
+        _mr_levels([np.median(v) for v in values if len(v)], row)
+    else:
+        row["slice_weave"] = _weave([v.mean() for v in values if len(v)])
     values = np.concatenate(values)
     middle = float(np.median(values))
     row[name] = round(middle, 1) if unit == "HU" else float(f"{middle:.4g}")

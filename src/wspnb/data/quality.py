@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import binary_erosion
 
-from wspnb.data.inventory import FAR, SAY, Hu
+from wspnb.data.inventory import FAR, SAY, THIN, Hu
 from wspnb.data.masks import summarise
 from wspnb.data.volumes import resize, to_image, window
 from wspnb.files import read_csv, relative
@@ -288,8 +288,8 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         " another organ? Look at mask_right_mm": used.mask_right_mm < -10,
         "masks, such as that of {}, hold a tenth of air, lung or bone: are they shifted, turned"
         " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
-        f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice of the mask to the"
-        " next: look at the sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
+        f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice to the next: look at the"
+        " sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
         "volumes, such as {}, have kept slices of one value only, or of one in an eighth of the"
         " rows, as where an export did not end: look at flat_slices": used.flat_slices > 0,
         "volumes, such as {}, have kept slices that are the same as the one below, bit by bit:"
@@ -297,8 +297,11 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         "volumes, such as {}, have kept slices most like one that is no neighbour, as where files"
         " were sorted by name or two scans appended, so that positions are wrong: look at"
         " slices_apart": used.slices_apart > 1,
-        f"CT, such as {{}}, go to and fro by more than {WEAVE} HU under the mask from slice to"
-        " slice, as two phases in turn: look at slice_weave": used.slice_weave > WEAVE,
+        f"volumes, such as {{}}, go to and fro by more than {WEAVE} HU, an MRI by as many per cent,"
+        " from slice to slice, as two phases in turn: look at slice_weave": used.slice_weave
+        > WEAVE,
+        "CT, such as {}, have air that is far from -1000 HU, as where a slope was applied twice:"
+        " look at evidence": used.evidence.str.contains(f"air {THIN}"),
         f"CT, such as {{}}, change by more than {STEP} HU from one slice to the next, as where one"
         " was scaled otherwise: look at the sheets and at slice_step": used.slice_step > STEP,
         "CT, such as {}, are filled at the corners with one value, as with padding that was meant"
