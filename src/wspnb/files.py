@@ -240,7 +240,7 @@ def separator(path: str | Path) -> str:
     """What separates the columns of somebody's table, by its header: a comma, or the semicolon or
     tab that spreadsheets write where the comma is a decimal sign."""
     with naming(path), open(path, encoding="utf-8", errors="replace") as file:
-        return max(",;\t", key=file.readline().count)
+        return max(",;\t", key=re.sub('"[^"]*"', "", file.readline()).count)  # none of a name's own
 
 
 def plain_json(content) -> str:

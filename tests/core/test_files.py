@@ -22,6 +22,7 @@ from wspnb.files import (
     plain_json,
     read_csv,
     read_json,
+    separator,
     whole,
     write_csv,
     write_text,
@@ -264,3 +265,11 @@ def test_json_for_every_language():
 def test_json_with_the_mark_of_windows_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"seed": 0}\r\n', encoding="utf-8-sig")
     assert read_json(tmp_path / "config.json") == {"seed": 0}
+
+
+def test_commas_in_a_heading_separate_nothing(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('volume;patient;"stage (0, 1, 2, 3, 4)"\n')
+    assert separator(path) == ";"
+    path.write_text('volume,patient,"a;b;c;d"\n')
+    assert separator(path) == ","

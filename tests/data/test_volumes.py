@@ -345,3 +345,14 @@ def test_resize_averages_instead_of_aliasing():
     np.testing.assert_allclose(resize(stripes, 32)[:, 2:-2], 50, atol=2)
     ramp = np.broadcast_to(np.arange(128, dtype=np.float32), (128, 128))
     np.testing.assert_allclose(resize(ramp, 32)[5, 3:-3], np.arange(3, 29) * 4 + 1.5, atol=1e-3)
+
+
+def test_some_organs_of_a_map_are_no_liver(tmp_path):
+    """TotalSegmentator's map of two organs that touch: which is the liver nobody has said."""
+    labels = np.zeros((8, 8, 8), np.uint8)
+    labels[2:5, 2:6, 2:6], labels[5:7, 2:6, 2:6] = 5, 2
+    path = tmp_path / "m.nii.gz"
+    nib.save(nib.Nifti1Image(labels, np.eye(4) * (2, 2, 2, 1)), path)
+    with pytest.raises(ValueError, match=r"labels 2, 5 without a 1.*mask_value"):
+        load_mask(path)
+    assert load_mask(path, value=5).sum() == 48

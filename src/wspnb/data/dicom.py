@@ -295,7 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     plain_output()
     if not asked.folder.is_dir():
-        parser.error(f"{asked.folder}: no such folder")
+        found = "unpack this file" if asked.folder.exists() else "no such folder"
+        parser.error(f"{asked.folder}: {found}")
     try:
         check_writable(asked.out)
     except OSError as error:

@@ -136,6 +136,11 @@ def load_mask(
                 found += " voxels to ignore"
                 advice = "threshold it first, or say which is the liver (mask_value)"
                 raise ValueError(f"{path}: {found}: {advice}")
+            if len(there) > 1 and there[0] > 1 and most <= 117:  # TotalSegmentator's, of a few
+                raise ValueError(
+                    f"{path}: labels {', '.join(map(str, there))} without a 1, as of some organs"
+                    " of a map: say which is the liver (mask_value)"
+                )
             if len(there) > 3:
                 raise ValueError(
                     f"{path}: {len(there)} labels ({', '.join(map(str, there[:5]))}, ...), a map of"
