@@ -206,10 +206,7 @@ def _in_order(files: list[File], name: str) -> tuple[list[File], np.ndarray]:
     if step <= 0 or uneven > allowed:
         at, what = int(np.abs(gaps - step).argmax()), "slices are missing"
         if gaps.min() <= 0.1 * gaps.max():
-            at, what = (
-                int(gaps.argmin()),
-                "images are there twice, copies under other UIDs or times",
-            )
+            at, what = int(gaps.argmin()), "images twice, as copies under other UIDs or times"
         raise ValueError(
             f"{name} of {len(files)} slices with gaps of {gaps.min():.2f} to {gaps.max():.2f} mm:"
             f" {what}, or it is several stacks (look at {printable(files[at].path)} and"
