@@ -177,8 +177,9 @@ def lung_above(hu: Hu, ends, row: dict[str, Any]) -> float:
 
     ``ends``: the slices next to the mask, below and above."""
     n, step = int(60 / hu.spacing[2]) + 1, -(-min(hu.shape[:2]) // 64)
-    shares = []
-    for near in (slice(ends[1], ends[1] + n), slice(max(0, ends[0] - n + 1), ends[0] + 1)):
+    each, shares = max(1, n // 8), []
+    above, below = (ends[1], ends[1] + n, each), (max(0, ends[0] - n + 1), ends[0] + 1, each)
+    for near in (slice(*above), slice(*below)):
         some = hu[::step, ::step, near]
         body = [ndimage.binary_fill_holes(z) for z in np.moveaxis(some > body_above(row), 2, 0)]
         inner = (some < LUNG_HU) & np.moveaxis(body, 0, 2) if body else np.zeros(1)
