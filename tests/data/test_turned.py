@@ -134,3 +134,22 @@ def test_mri_from_slice_to_slice(tmp_path, masked, fault):
     said = " ".join(str(warning.message) for warning in said)
     assert ("go to and fro by more than" in said) is (fault == "two phases in turn")
     assert ("MRI, such as a.nii.gz, change by more" in said) is (fault.startswith("one slice"))
+
+
+@pytest.mark.parametrize("fluid", [1000.0, 200.0])
+def test_an_mri_whose_window_leaves_the_liver_black(tmp_path, fluid):
+    """Ascites in a T2: the body's limit is a tenth of what is brightest."""
+    hu, liver = torso()
+    x, y, _ = np.meshgrid(*(np.linspace(-1, 1, n) for n in hu.shape), indexing="ij")
+    grey = np.select([liver, hu > 200, hu > -80, hu > -500], [60.0, 80, 40, 250], 5.0)
+    ring = np.hypot(x / 0.75, y / 0.65)
+    grey[(ring > 0.8) & (ring < 1) & (hu > -80) & ~liver] = fluid
+    grey = np.abs(grey + np.random.default_rng(1).normal(0, 4, hu.shape)).astype(np.int16)
+    nib.save(nib.Nifti1Image(grey, AFFINE), tmp_path / "a.nii.gz")
+    head = "volume,mask,patient,weak_label,label,cohort,modality\n"
+    (tmp_path / "c.csv").write_text(f"{head}a.nii.gz,,A,0,,radio,mr\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_slices(tmp_path / "c.csv", tmp_path / "s", 32, workers=1, progress=False)
+    said = " ".join(str(warning.message) for warning in said)
+    assert ("darker than their window, so black" in said) is (fluid == 1000)

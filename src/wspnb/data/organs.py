@@ -136,10 +136,11 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     neighbours fill (``flat_slices``), the same as the one below (``repeated_slices``), or most like
     one that is no neighbour (``slices_apart``).
 
-    Of an MRI also :func:`_mr_levels`. Of a CT the largest change of the 95th percentile from slice
-    to slice, HU (``slice_step``), the one value of many corners where it is no air
-    (``corner_hu``), and by how many mm bone lies in front of, or to the right of, the body's middle
-    (``bone_front_mm``, ``bone_right_mm``)."""
+    Of an MRI also :func:`_mr_levels`, and what its body encloses that is brighter than the
+    background and darker than the window, as a share of the body (``dim_share``). Of a CT the
+    largest change of the 95th percentile from slice to slice, HU (``slice_step``), the one value of
+    many corners where it is no air (``corner_hu``), and by how many mm bone lies in front of, or to
+    the right of, the body's middle (``bone_front_mm``, ``bone_right_mm``)."""
     near = slice(kept[0], kept[-1] + 1)
     planes, some = np.moveaxis(hu.scan.voxels[:, :, near], 2, 0), hu.scan.voxels[::4, :, near]
     rows = np.count_nonzero(some.min(0) == some.max(0), axis=0)
@@ -156,6 +157,9 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     tops = np.percentile(some, 95, axis=(0, 1))[~whole]
     if row["coding"] == "MR":
         _mr_levels(tops, row)  # those of a mask, if there is one, go before them
+        inside = _filled(body := some > row["window_low"])
+        dim = inside & ~body & (some > 2 * np.percentile(some[[0, -1]], 90))
+        row["dim_share"] = round(float(dim.sum() / max(body.sum(), 1)), 3)
     else:
         row["slice_step"] = round(float(np.abs(np.diff(tops)).max(initial=0)), 1)
         bone, body = some > BONE_HU, some > body_above(row)
@@ -180,11 +184,14 @@ def lung_above(hu: Hu, ends, row: dict[str, Any]) -> float:
     each, shares = max(1, n // 8), []
     above, below = (ends[1], ends[1] + n, each), (max(0, ends[0] - n + 1), ends[0] + 1, each)
     for near in (slice(*above), slice(*below)):
-        some = hu[::step, ::step, near]
-        body = [ndimage.binary_fill_holes(z) for z in np.moveaxis(some > body_above(row), 2, 0)]
-        inner = (some < LUNG_HU) & np.moveaxis(body, 0, 2) if body else np.zeros(1)
-        shares.append(inner.sum() / np.sum(body) if np.any(body) else np.nan)
+        body = _filled((some := hu[::step, ::step, near]) > body_above(row))
+        shares.append((body & (some < LUNG_HU)).sum() / body.sum() if body.any() else np.nan)
     return round(float(shares[0] - shares[1]), 2)
+
+
+def _filled(body: np.ndarray) -> np.ndarray:
+    """Sections ``(x, y, z)`` of a body with what it encloses."""
+    return np.stack([ndimage.binary_fill_holes(z) for z in body.T]).T if body.size else body
 
 
 def _apart(slices: np.ndarray, step_mm: float) -> int:

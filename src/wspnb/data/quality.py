@@ -19,6 +19,7 @@ PICTURE = 96  # pixels a side of a volume's coronal picture
 STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is named; paper silent
 WEAVE = 15  # HU; CT: change of the mean under the mask that is named; paper silent
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
+DIM = 0.3  # MRI: share of the body that is too dark for the window; paper silent
 OBLIQUE = 20  # degrees; paper silent
 LUNG = 0.1  # share of lung below the liver, above that above it; paper silent
 FRONT, SIDE = 10, 40  # mm that bone may lie off the body's middle; paper silent
@@ -251,7 +252,7 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
     measured += ["slice_step", "corner_hu", "slice_weave"]  # of CT
-    measured += ["slices_apart", "bone_front_mm", "bone_right_mm", "lung_above"]
+    measured += ["slices_apart", "dim_share", "bone_front_mm", "bone_right_mm", "lung_above"]
     measured += ["mask_mm", "mask_tail_mm", "mask_flat", "mask_ml"]
     used = used.reindex(columns=used.columns.union(measured))
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
@@ -290,6 +291,10 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         " over or of another scan? Look at mask_outside": used.mask_outside > 0.1,
         f"MRI, such as {{}}, change by more than {BIAS:.0%} from one slice to the next: look at the"
         " sheets and at slice_bias": used.slice_bias > np.log1p(BIAS),
+        "MRI, such as {}, enclose much that is brighter than the background and darker than their"
+        " window, so black, as beside bright fluid: look at the sheets and at dim_share": (
+            used.dim_share > DIM
+        ),
         "volumes, such as {}, have kept slices of one value only, or of one in an eighth of the"
         " rows, as where an export did not end: look at flat_slices": used.flat_slices > 0,
         "volumes, such as {}, have kept slices that are the same as the one below, bit by bit:"
