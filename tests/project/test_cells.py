@@ -63,9 +63,10 @@ def begin(notebook: str, **given) -> tuple[dict, dict[str, str]]:
 FEW = {"batch_size": 8, "n_steps": 6, "warmup_steps": 2, "precision": "no", "log_every": 2}
 
 
-def test_a_training_that_was_stopped_is_not_saved_as_finished(project, monkeypatch):
+def test_a_training_that_was_stopped_is_not_saved_as_finished(project):
     names, after = begin("02_pretrain", **FEW)
     plain, seen = losses.contrastive_loss, []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 
     def stopped(*views, **options):
         if len(seen) == 3:
@@ -90,6 +91,7 @@ def test_a_training_that_was_stopped_is_not_saved_as_finished(project, monkeypat
     for name in order[order.index("resume") :]:  # what the message says
         exec(after[name], names)
     assert read_json(folder / "config.json")["n_steps"] == 6 and len(seen) == 6
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("again", [("config",), ("config", "cohort"), ("config", "network")])
@@ -106,7 +108,7 @@ def test_a_training_is_of_the_settings_that_its_parts_were_made_with(project, ag
         exec(after["resume"], names)
 
 
-def test_public_encoders_are_there_when_their_cell_runs_again(project, monkeypatch):
+def test_public_encoders_are_there_when_their_cell_runs_again(project):
     names, after = begin("03_linear_probe", methods=["random"], evaluate=["d1"], n_folds=2)
     names |= {"public_encoders": "dinov2=/elsewhere"}
 
