@@ -794,7 +794,9 @@ def test_a_mask_on_air_is_not_learnt_from(tmp_path):
 
 def test_a_name_too_long_for_its_mask_is_a_failure_of_one(tmp_path):
     volume = store(tmp_path / f"{'X' * 230}.nii", ct(blob()))
-    out = tmp_path / f"00000-{'X' * 235}.nii.gz"
+    longest = tmp_path / f"00000-{'X' * 242}.nii.gz"  # 255 letters
+    assert segment.predict_to(longest, volume, bright, 0, size=64) == "" and longest.exists()
+    out = tmp_path / f"00000-{'X' * 243}.nii.gz"
     said = segment.predict_to(out, volume, bright, 0, size=64)
     assert "too long for its mask" in said and str(volume) in said
 
