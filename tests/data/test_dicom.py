@@ -861,9 +861,21 @@ def test_without_its_table_a_volume_is_made_again(tmp_path, capsys):
     (nifti / "series.csv").unlink()
     assert main(command) == 0
     np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(3)))
-    former = open_hu(nifti / "P.former.nii.gz")  # may be anybody's: it is kept
-    np.testing.assert_array_equal(former[...], as_read(volume()))
-    assert "P.former.nii.gz now" in capsys.readouterr().out
+    (former,) = nifti.glob("P.former-*.nii.gz")  # may be anybody's: it is kept
+    np.testing.assert_array_equal(open_hu(former)[...], as_read(volume()))
+    assert f"{former} now" in capsys.readouterr().out
+    former.replace(nifti / "P.nii.gz")  # in place of a converted one
+    assert main(command) == 0
+    np.testing.assert_array_equal(open_hu(former)[...], as_read(volume()))
+    np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(3)))
+    shutil.copy(former, nifti / "P.nii.gz")
+    lost = next(dicom.glob("*-2.dcm"))
+    kept = lost.read_bytes()
+    lost.unlink()
+    assert main(command) == 1  # nor is it deleted with a series that is incomplete
+    assert (nifti / "P.nii.gz").read_bytes() == former.read_bytes()
+    lost.write_bytes(kept)
+    assert main(command) == 0
     (nifti / "series.csv").unlink()
     next(dicom.glob("*-3.dcm")).unlink()
     assert main(command) == 1

@@ -134,8 +134,7 @@ def choose(rows: pd.DataFrame) -> str:
         for r in rows.itertuples()
     ]
     single = len(rows) > 2 and all(rows.images.astype(int) == 1)
-    why = " (each image has a SeriesInstanceUID of its own: give those of one scan the same)"
-    why = why if single else ""
+    why = " (each image has a SeriesInstanceUID of its own: give all of a scan the same)" * single
     raise ValueError(
         f"{len(rows)} series to choose from{why}, one is needed: write x under take in"
         f" series.csv, and give the command again{''.join(listed)}"
@@ -174,6 +173,8 @@ def convert_patient(
     if named := rows.index.intersection(series).tolist():
         rows["take"] = np.where(rows.index.isin(named), "x", "")
     problem, uid, stays, without, said = "", "", "", "", ()
+    stamp = digest(file_stamp(str(file)))[:8] if file.is_file() else ""
+    ours = not stamp or before.content.str.endswith(f"-{stamp}").any()  # as it was written
     try:
         if len(away) and not named:
             raise ValueError(
@@ -204,12 +205,12 @@ def convert_patient(
         if file.is_file() and rows.loc[uid, ["converted", "content"]].tolist() == made():
             said = file, "(there already, not converted again)"
         else:
-            new = file if len(before) or not file.exists() else out / f"{name}.new.nii.gz"
+            new = file if ours else out / f"{name}.new.nii.gz"
             convert_series(patient, new, (uid,), kept)
             if new != file:  # the other one is of the folder's owner
-                file.replace(former := out / f"{name}.former.nii.gz")
+                file.replace(former := out / f"{name}.former-{stamp}.nii.gz")
                 new.replace(file)
-                print(f"{file} is there from before, not in series.csv: it is {former} now")
+                print(f"{file} was there, not of this command: it is {former} now")
             said = file, f"(without {drop})" if drop else ""
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()
@@ -225,14 +226,13 @@ def convert_patient(
         known_kind = isinstance(error, (ValueError, OSError, RuntimeError))
         problem, uid = str(error) if known_kind else repr(error), ""
         problem = problem if printable(patient) in problem else f"{printable(patient)}: {problem}"
-        problem += without
-        if stays:
-            problem += stays
-        elif (rows.converted != "").any():  # of another choice, or of files that have changed since
+        problem += without + stays
+        if not stays and ours and (rows.converted != "").any():  # other choice, or files
             problem += f" (its volume of before is taken away: {file})" * file.exists()
             file.unlink(missing_ok=True)
             rows[["converted", "content"]] = ""
-        elif file.exists() and not len(away):
+        elif not stays and file.exists() and not len(away):
+            rows[["converted", "content"]] = ""
             problem += f" ({file} is there from before, and not of these files)"
     print(*said, end="\n" * bool(said))  # not above: a full log takes no volume away
     listing = account(files, uid, problem.split("\n")[0])
