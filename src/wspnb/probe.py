@@ -160,7 +160,7 @@ def extract_features(
     if weight.dtype.itemsize < 4:
         raise ValueError(f"the encoder is in {weight.dtype}: features are float32, take .float()")
     encoder.to(memory_format=torch.channels_last)
-    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    batches = np.split(rows, np.arange(0, len(rows), int(batch_size))[1:])
     try:
         off = torch.autocast(weight.device.type, enabled=False)
         with evaluating(encoder), torch.inference_mode(), off:

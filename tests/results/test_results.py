@@ -219,6 +219,9 @@ def test_missing_or_broken_probes_are_named(tmp_path):
         (folder / "scores.csv").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=f"wsp-tiny-seed0: .*{message}"):
             tables.read_runs(tmp_path)
+    blank = "," * scores.splitlines()[0].count(",") + "\n"  # as a spreadsheet leaves them
+    (folder / "scores.csv").write_text(scores + 3 * blank, encoding="utf-8")
+    assert len(tables.read_runs(tmp_path)) == 1
     (folder / "results.json").write_text("{")
     with pytest.raises(ValueError, match="wsp-tiny-seed0: not a readable probe"):
         tables.read_runs(tmp_path)

@@ -210,7 +210,7 @@ def convert_patient(
             if new != file:  # the other one is of the folder's owner
                 file.replace(former := out / f"{name}.former-{stamp}.nii.gz")
                 new.replace(file)
-                print(f"{file} was there, not of this command: it is {former} now")
+                print(f"{file} from before is not of this command: it is {former} now")
             said = file, f"(without {drop})" if drop else ""
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()

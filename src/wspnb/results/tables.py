@@ -107,8 +107,9 @@ def _finished(run_dir: Path):
                 if not pd.api.types.is_numeric_dtype(scores[column]):
                     found = f"text such as {scores[column].dropna().iloc[0]!r}"
                     raise ValueError(f"scores.csv has {found} in {column}, was it saved anew?")
-            if (twice := scores.duplicated(["cohort", "patient"])).any():
-                who = scores.patient[twice].iloc[0]
+            named = scores[scores.patient.fillna("") != ""]  # no blank rows of a spreadsheet
+            if (twice := named.duplicated(["cohort", "patient"])).any():
+                who = named.patient[twice].iloc[0]
                 raise ValueError(f"scores.csv has patient {who} twice in a cohort")
         except (ValueError, OSError) as error:
             again = "" if "run 03" in str(error) else "; run 03 again"
