@@ -786,7 +786,7 @@ def test_a_batch_of_no_slices_is_refused_by_name(size):
 
 def test_a_number_of_slices_may_be_written_as_a_float():
     """As YAML and spreadsheets leave it."""
-    encoder, images = build_encoder("tiny_padded", "batch", 0), np.zeros((3, 8, 8), np.uint8)
+    encoder, images = build_encoder("tiny_padded", "batch", 0), np.zeros((3, 64, 64), np.uint8)
     found = [probe.extract_features(encoder, images, [0, 1, 2], size) for size in (2, 2.0, 99)]
     assert all(np.allclose(each, found[0]) for each in found)
 
