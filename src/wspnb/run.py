@@ -28,8 +28,8 @@ def project_path(path: str | Path) -> Path:
     The project's folder is the nearest one at or above the working directory that holds
     ``notebooks`` and is no run of a project (in its ``runs``), else the working directory: a
     notebook finds the same files whoever started it. An empty path is a ValueError."""
-    if path == "":
-        raise ValueError("a folder or file is empty (''), as an unset variable leaves it: name it")
+    if path == "" or str(path)[0] == "$":  # nothing here fills a variable in
+        raise ValueError(f"path {str(path)!r}: empty by an unset variable, or with $: write it out")
     here = Path.cwd()
     roots = [p for p in (here, *here.parents) if (p / "notebooks").is_dir()]
     runs = {root / "runs" for root in roots}

@@ -273,6 +273,10 @@ def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
         assert run.project_path("runs/x") == tmp_path / "runs" / "x"
     with pytest.raises(ValueError, match=r"empty .*unset variable"):  # not the project's folder
         run.project_path("")
+    with pytest.raises(
+        ValueError, match=r"'\$SCRATCH/x': .*write it out"
+    ):  # no folder of that name
+        run.project_path("$SCRATCH/x")
 
 
 def test_no_notebook_waits_for_an_output_widget():
