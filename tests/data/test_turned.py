@@ -26,13 +26,14 @@ def torso() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(hu + rng.normal(0, 8, hu.shape)).astype(np.int16), liver
 
 
-def said_of(folder, hu, liver=None) -> tuple[str, pd.Series]:
+def said_of(folder, hu, liver=None, modality="") -> tuple[str, pd.Series]:
     """What is warned of, and the inventory's row."""
     nib.save(nib.Nifti1Image(hu, AFFINE), folder / "a.nii.gz")
     if liver is not None:
         nib.save(nib.Nifti1Image(liver.astype(np.uint8), AFFINE), folder / "m.nii.gz")
-    line = f"a.nii.gz,{'m.nii.gz' * (liver is not None)},A,0,,radio\n"
-    (folder / "c.csv").write_text("volume,mask,patient,weak_label,label,cohort\n" + line)
+    line = f"a.nii.gz,{'m.nii.gz' * (liver is not None)},A,0,,radio,{modality}\n"
+    head = "volume,mask,patient,weak_label,label,cohort,modality\n"
+    (folder / "c.csv").write_text(head + line)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         write_slices(folder / "c.csv", folder / "s", 32, workers=1, progress=False)
@@ -124,14 +125,7 @@ def test_mri_from_slice_to_slice(tmp_path, masked, fault):
     elif fault == "one slice of another scale":
         grey[:, :, 35] *= 2.5
     grey = np.abs(grey + np.random.default_rng(1).normal(0, 5, hu.shape)).astype(np.int16)
-    nib.save(nib.Nifti1Image(grey, AFFINE), tmp_path / "a.nii.gz")
-    nib.save(nib.Nifti1Image(liver.astype(np.uint8), AFFINE), tmp_path / "m.nii.gz")
-    head = "volume,mask,patient,weak_label,label,cohort,modality\n"
-    (tmp_path / "c.csv").write_text(f"{head}a.nii.gz,{'m.nii.gz' * masked},A,0,,radio,mr\n")
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        write_slices(tmp_path / "c.csv", tmp_path / "s", 32, workers=1, progress=False)
-    said = " ".join(str(warning.message) for warning in said)
+    said, _ = said_of(tmp_path, grey, liver if masked else None, "mr")
     assert ("go to and fro by more than" in said) is (fault == "two phases in turn")
     assert ("MRI, such as a.nii.gz, change by more" in said) is (fault.startswith("one slice"))
 
@@ -145,11 +139,5 @@ def test_an_mri_whose_window_leaves_the_liver_black(tmp_path, fluid):
     ring = np.hypot(x / 0.75, y / 0.65)
     grey[(ring > 0.8) & (ring < 1) & (hu > -80) & ~liver] = fluid
     grey = np.abs(grey + np.random.default_rng(1).normal(0, 4, hu.shape)).astype(np.int16)
-    nib.save(nib.Nifti1Image(grey, AFFINE), tmp_path / "a.nii.gz")
-    head = "volume,mask,patient,weak_label,label,cohort,modality\n"
-    (tmp_path / "c.csv").write_text(f"{head}a.nii.gz,,A,0,,radio,mr\n")
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        write_slices(tmp_path / "c.csv", tmp_path / "s", 32, workers=1, progress=False)
-    said = " ".join(str(warning.message) for warning in said)
+    said, _ = said_of(tmp_path, grey, modality="mr")
     assert ("darker than their window, so black" in said) is (fluid == 1000)

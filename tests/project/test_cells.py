@@ -154,3 +154,16 @@ def test_supervised_folds_are_of_the_settings_that_were_read(project, before, wo
             break
         exec(source, names)
     assert not list(project.glob("run/**/fit-*.csv"))
+
+
+def test_scores_of_supervised_folds_keep_their_order():
+    """Logits from 17 on were all 1 in float32, and patients in perfect order had an AUC of .5."""
+    logits = np.array([[17.5], [18], [19], [20], [24], [26]], np.float32)
+    source = cells("03b_supervised")["loop"].splitlines()
+    lines = [line.strip() for line in source if "logits = " in line or "scores = pd.Data" in line]
+    names = {"np": np, "pd": pd, "network": None, "store": pd.Series({"images": None})}
+    names |= {"rows": np.arange(6), "held": np.arange(6)}
+    names["slices"] = pd.DataFrame({"patient": [*"abcdef"]})
+    names["probe"] = type("Probe", (), {"extract_features": lambda *_: logits})
+    exec("\n".join(lines), names)
+    assert names["scores"].score.is_monotonic_increasing and names["scores"].score.is_unique

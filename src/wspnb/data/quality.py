@@ -250,10 +250,10 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         high: end of the window, HU.
     """
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
-    measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "slice_bias"]  # two of MRI
-    measured += ["slice_step", "corner_hu", "slice_weave"]  # of CT
-    measured += ["slices_apart", "dim_share", "bone_front_mm", "bone_right_mm", "lung_above"]
-    measured += ["mask_mm", "mask_tail_mm", "mask_flat", "mask_ml"]
+    measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "mask_mm"]
+    measured += ["mask_tail_mm", "mask_flat", "mask_ml", "slices_apart", "slice_weave"]
+    measured += ["slice_bias", "dim_share"]  # of MRI
+    measured += ["slice_step", "corner_hu", "bone_front_mm", "bone_right_mm", "lung_above"]  # of CT
     used = used.reindex(columns=used.columns.union(measured))
     apart = (used.mask_gaps > 0) | (used.mask_reach > 0)
     halves = ~apart & (used.mask_share < 0.9)
