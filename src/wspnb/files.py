@@ -185,10 +185,10 @@ def write_text(path: str | Path, text: str) -> None:
 def write_csv(path: str | Path, table: pd.DataFrame, sep: str = ",") -> None:
     """A table without its index; compressed where the name ends in .gz, the same bytes for the same
     table. With another separator than a comma it is a spreadsheet's, and begins with its mark."""
-    text = table.to_csv(index=False, lineterminator="\n", sep=sep)
+    form = {"index": False, "lineterminator": "\n", "sep": sep}
+    text = table.to_csv(**form)
     if "\r" in text:  # else not quoted, and read as the end of a line
-        form = {"lineterminator": "\n", "sep": sep, "quoting": csv.QUOTE_NONNUMERIC}
-        text = table.to_csv(index=False, **form)
+        text = table.to_csv(**form, quoting=csv.QUOTE_NONNUMERIC)
     text = "\ufeff" * (sep != ",") + text
     if Path(path).suffix != ".gz":
         return write_text(path, text)

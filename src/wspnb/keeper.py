@@ -3,6 +3,8 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from wspnb.pretrain import LOST, Config, health, save_checkpoint
 
 
+@dataclass(eq=False)
 class Keeper:
     """Called after each step: logs, watches the loss, saves; Ctrl-C and SIGTERM wait for it.
 
@@ -23,31 +26,18 @@ class Keeper:
 
     A signal that arrives within a step ends the run after it, with a checkpoint; a second Ctrl-C
     ends it at once. What is saved is therefore always the state between two steps.
-
-    Args:
-        checkpoint: file to write.
-        config: settings of the run.
-        log: rows so far; new ones are appended.
-        parts: what :func:`~wspnb.pretrain.save_checkpoint` saves.
-        log_every: steps between log rows.
-        every: seconds between checkpoints.
-        main: whether this process writes.
-        mean: mean of a loss over all devices.
     """
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        config: Config,
-        log: list[dict],
-        parts: dict,
-        log_every: int = 10,
-        every: float = 30.0,
-        main: bool = True,
-        mean=lambda loss: loss,
-    ):
-        self.checkpoint, self.config, self.log, self.parts = checkpoint, config, log, parts
-        self.log_every, self.every, self.main, self.mean = log_every, every, main, mean
+    checkpoint: Path  # file to write
+    config: Config
+    log: list[dict]  # rows so far; new ones are appended
+    parts: dict  # what `save_checkpoint` saves
+    log_every: int = 10  # steps between log rows
+    every: float = 30.0  # seconds between checkpoints
+    main: bool = True  # whether this process writes
+    mean: Callable[[Tensor], Tensor] = lambda loss: loss  # of a loss over all devices
+
+    def __post_init__(self):
         self.asked, self.last, self.before = None, None, {}
         self.losses: list[Tensor] = []  # since the last look at them, which waits for the device
 
@@ -101,9 +91,8 @@ class Keeper:
         lost = ~torch.stack(self.losses).isfinite().cpu()
         if lost.any():
             first = int(lost.int().argmax())
-            text = (
-                f"the loss is {self.losses[first].item()} from step {step + 1 - len(lost) + first}"
-            )
+            since = step + 1 - len(lost) + first
+            text = f"the loss is {self.losses[first].item()} from step {since}"
             there = f", and delete {self.checkpoint} (the state before)"
             raise FloatingPointError(f"{text} on{LOST}{there if self.checkpoint.exists() else ''}")
         self.losses.clear()

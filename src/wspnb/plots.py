@@ -60,26 +60,21 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
         size: width of one image, inches.
     """
     images = np.asarray(images)
-    if (
-        images.ndim != 3
-        or not len(images)
-        or not (images.dtype == np.uint8 or images.dtype.kind == "f")
-    ):
+    whole_numbers = images.dtype == np.uint8
+    if images.ndim != 3 or not len(images) or not (whole_numbers or images.dtype.kind == "f"):
         raise ValueError(f"images {images.dtype} {images.shape}: uint8 or floats, (n, h, w)")
-    if images.dtype != np.uint8 and not -1e-3 < np.nanmin(images) <= np.nanmax(images) < 1 + 1e-3:
+    if not whole_numbers and not -1e-3 < np.nanmin(images) <= np.nanmax(images) < 1 + 1e-3:
         raise ValueError(f"images of {images.min():.4g} to {images.max():.4g}: floats in [0, 1]")
     titles = [] if titles is None else [*titles]
     if titles and len(titles) != len(images):
         raise ValueError(f"{len(titles)} titles of {len(images)} images: give one each")
-    top = 255 if images.dtype == np.uint8 else 1
     rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(
-        rows, columns, figsize=(size * columns, (size + 0.2 * bool(titles)) * rows), squeeze=False
-    )
+    inches = size * columns, (size + 0.2 * bool(titles)) * rows
+    fig, axes = plt.subplots(rows, columns, figsize=inches, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for number, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
-        axis.imshow(image, cmap="gray", vmin=0, vmax=top)
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255 if whole_numbers else 1)
         if titles:
             axis.set_title(titles[number], fontsize=7, pad=2, parse_math=False)
     fig.subplots_adjust(wspace=0.03, hspace=0.15 if titles else 0.03)
@@ -87,13 +82,8 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
 
 
 def mosaic(images, words, title: str = "") -> Figure:
-    """Many small pictures in one, quicker than a :func:`contact_sheet`, with words above each.
-
-    Args:
-        images: ``(n, h, w, 3)`` uint8.
-        words: n short texts.
-        title: above all.
-    """
+    """Many small pictures ``(n, h, w, 3)`` uint8 in one, quicker than a :func:`contact_sheet`, with
+    words above each and a title above all."""
     n, height, width, _ = images.shape
     if not n:
         raise ValueError("no picture to draw: nothing was kept")
@@ -120,7 +110,7 @@ def draw_outlines(fig: Figure, masks, colour: str) -> None:
             axis.contour(mask > 0, [0.5], colors=colour, linewidths=0.8)
 
 
-def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
+def scatter(axis: Axes, plane, values, kind: str):
     """Points of a plane coloured by class (0/1) or by depth (0 lowest slice, 1 highest; depths of
     another unit stretch the scale, a missing one is grey).
 
@@ -140,10 +130,10 @@ def scatter(axis: Axes, plane, values, kind: str, size: float = 8):
     if kind == "depth":
         known = [0, 1, *values[np.isfinite(values)]]
         look = {"cmap": plt.get_cmap(DEPTH_MAP).with_extremes(bad="0.7"), "plotnonfinite": True}
-        look |= {"vmin": min(known), "vmax": max(known), "s": size, "lw": 0}
+        look |= {"vmin": min(known), "vmax": max(known), "s": 8, "lw": 0}
         return axis.scatter(*plane.T, c=values, **look)
     if len(other := values[~np.isin(values, (0, 1))]):
         raise ValueError(f"{len(other)} points of class {other[0]}: draw 0 and 1, leave others out")
     for label, colour in enumerate(CLASS_COLOURS):
-        axis.scatter(*plane[values == label].T, color=colour, s=size, lw=0, label=f"class {label}")
+        axis.scatter(*plane[values == label].T, color=colour, s=8, lw=0, label=f"class {label}")
     return None
