@@ -18,7 +18,7 @@ from wspnb.data.store import verify_store
 from wspnb.files import own_files, read_csv, read_json, write_csv, write_text
 from wspnb.folds import cohorts_of
 from wspnb.probe import load_encoder, read_probe
-from wspnb.results import audit, population, tables
+from wspnb.results import audit, population, statistics, tables
 from wspnb.run import project_path
 
 # Committed tables that do not come from patients' scores, and where their numbers are.
@@ -180,10 +180,10 @@ def faults(folder: Path) -> list[str]:
     for run in tables.read_runs(folder):
         for cohort, result in run["results"].items():
             own = tables.cohort_scores(run, cohort)
-            auc = [np.mean(wins) for wins in audit.statistics.wins_by_fold([own])]
-            if np.abs(np.mean(auc) - result["auc"]) > 1e-6:
-                said, found = f"{result['auc']:.4f}", f"{np.mean(auc):.4f}"
-                wrong.append(f"{run['folder'].name} {cohort}: runs.json {said}, scores {found}")
+            auc = np.mean([wins.mean() for wins in statistics.wins_by_fold([own])])
+            if abs(auc - result["auc"]) > 1e-6:
+                found = f"runs.json {result['auc']:.4f}, scores {auc:.4f}"
+                wrong.append(f"{run['folder'].name} {cohort}: {found}")
     return wrong
 
 

@@ -18,7 +18,6 @@ from wspnb.results import statistics, tables
 NAMES = {"d1": "D1", "d2": "D2", "d1+d2": "D1+2", "d1>population": "Population"}
 NAMES["probe"] = "Probe patients"
 COPY = re.compile(r"\.failed$|-Copy\d*$|[^\w.+-]")  # in names of notebooks that count for nothing
-PER_CELL = "AUC (SD over folds) ±SD over seeds [95 % interval over patients]"
 
 
 def people(cohorts) -> dict[str, str]:
@@ -127,8 +126,8 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
     for axis, tag in zip(axes.flat, tags, strict=True):
         for y, row in main.iterrows():
             colour = colours[row.method]
-            own = [r["results"].items() for r in runs if r["folder"].name in row.run.split()]
-            single = [r["auc"] for o in own for c, r in o if tables.short(c) == tag]
+            own = [r["results"][judged[tag]] for r in runs if r["folder"].name in row.run.split()]
+            single = [result["auc"] for result in own]
             axis.plot([row[f"low_{tag}"], row[f"high_{tag}"]], [y, y], color=colour, lw=2)
             axis.plot(row[f"auc_{tag}"], y, "o", color=colour, clip_on=False)  # an AUC of 1 whole
             axis.plot(single, [y + 0.22] * len(single), ".", ms=4, color=colour, clip_on=False)
@@ -139,8 +138,7 @@ def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | No
         axis.axvline(0.5, color="gray", lw=0.8, ls=":")
         axis.set(xlim=(0, 1), ylim=(len(main) - 0.5, -0.5), yticks=range(len(main)))
         below = "AUC" if ">" in judged[tag] else "mean AUC of the folds"
-        axis.set(title=plots.as_text(names.get(tag, tag)), xlabel=below)
-        axis.set(yticklabels=labels)
+        axis.set(title=plots.as_text(names.get(tag, tag)), xlabel=below, yticklabels=labels)
     if printed is not None and any(f"auc_{tag}" in printed for tag in tags):
         fig.text(0.99, 0.01, "x: the paper, real CT", ha="right", fontsize=8)
     fig.tight_layout()
@@ -151,8 +149,9 @@ def auc_words(
     table: pd.DataFrame, printed: pd.DataFrame | None, key=("backbone", "method"), cohorts=()
 ) -> pd.DataFrame:
     """A table of AUCs (of :func:`~wspnb.results.tables.auc_table` or ``sigma_table``) to read:
-    cells as :data:`PER_CELL`, beside each cohort's the value that the paper printed, the encoder
-    where there are several; ``key`` are the columns that name a row, ``cohorts`` those judged."""
+    cells as of :func:`~wspnb.results.tables.in_words`, beside each cohort's the value that the
+    paper printed, the encoder where there are several; ``key`` are the columns that name a row,
+    ``cohorts`` those judged."""
     names = people(cohorts)
     words = tables.in_words(table, [*key, "n_seeds"])
     tags = [name for name in words if f"auc_{name}" in table]
@@ -161,14 +160,12 @@ def auc_words(
     rows = table[list(key)].reset_index(drop=True)
     if "backbone" in rows:
         rows = rows.assign(backbone=rows.backbone.map(tables.printed_backbone))
-    for tag in reversed(tags):
+    for tag in tags:
         if printed is not None and f"auc_{tag}" in printed:
-            text = printed[list(key)].copy()
             cells = zip(printed[f"auc_{tag}"], printed[f"sd_{tag}"], strict=True)
-            text[f"paper {tag}"] = [f"{a:.2f} ({s:.2f})" for a, s in cells]
-            beside = rows.merge(text, how="left", on=list(key))[f"paper {tag}"]
-            place = words.columns.get_loc(tag) + 1
-            words.insert(place, f"{names.get(tag, tag)}, paper", beside.fillna("–").to_numpy())
+            text = printed[list(key)].assign(paper=[f"{a:.2f} ({s:.2f})" for a, s in cells])
+            beside = rows.merge(text, how="left").paper.fillna("–").to_numpy()
+            words.insert(words.columns.get_loc(tag) + 1, f"{names.get(tag, tag)}, paper", beside)
     if "effective_positives" in table:
         words.insert(len(key), "Positives of an anchor", table.effective_positives.round(1))
     if "backbone" in words and words.backbone.nunique() == 1:

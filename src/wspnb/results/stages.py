@@ -75,22 +75,18 @@ def measures(people: pd.DataFrame) -> dict[str, float]:
     """From :func:`read_stages`: AUC of severe and of mild against the rest, and of the likeliest
     stage the quadratic kappa and the balanced accuracy; NaN where a stage is absent, and but for
     the first where only ``p3`` is given."""
-    if people.stage.eq(3).nunique() < 2:
-        return dict.fromkeys(MEASURES, np.nan)
-    if "p1" not in people:
-        severe = roc_auc_score(people.stage == 3, people.p3)
-        return dict.fromkeys(MEASURES, np.nan) | {"severe_auc": severe}
-    if people.stage.nunique() < 3:
-        return dict.fromkeys(MEASURES, np.nan)
-    read = people[["p1", "p2", "p3"]].to_numpy().argmax(1) + 1
-    stage = people.stage.astype(int)
-    values = (
-        roc_auc_score(stage == 3, people.p3),
-        roc_auc_score(stage == 1, people.p1),
-        cohen_kappa_score(stage, read, weights="quadratic", labels=[1, 2, 3]),
-        balanced_accuracy_score(stage, read),
-    )
-    return dict(zip(MEASURES, map(float, values), strict=True))
+    row, all_stages = dict.fromkeys(MEASURES, np.nan), "p1" in people
+    severe = people.stage == 3
+    if severe.nunique() < 2 or (all_stages and people.stage.nunique() < 3):
+        return row
+    row["severe_auc"] = roc_auc_score(severe, people.p3)
+    if all_stages:
+        stage = people.stage.astype(int)
+        read = people[["p1", "p2", "p3"]].to_numpy().argmax(1) + 1
+        row["mild_auc"] = roc_auc_score(stage == 1, people.p1)
+        row["kappa"] = cohen_kappa_score(stage, read, weights="quadratic", labels=[1, 2, 3])
+        row["bacc"] = balanced_accuracy_score(stage, read)
+    return row
 
 
 def with_intervals(people: pd.DataFrame, n: int = 1000) -> dict[str, float]:

@@ -262,14 +262,11 @@ def reader_accuracy(table: pd.DataFrame, cohort: str) -> tuple[float, float, flo
     the interval also where a class has one patient."""
     people = table[table.cohort == cohort].drop_duplicates("patient")
     people = people.reindex(columns=["reading", "label"]).dropna()
-    right = ((people.reading >= 1) == people.label).to_numpy()
-    classes = [right[people.label == label] for label in (0, 1)]
-    if min(map(len, classes)) < 2:
-        mean = np.mean([c.mean() for c in classes]) if all(map(len, classes)) else np.nan
-        return float(mean), np.nan, np.nan
-    rng = np.random.default_rng(0)
-    draws = [c[draw_again(len(c), 2000, rng)].mean(1) for c in classes]
-    return float(np.mean([c.mean() for c in classes])), *ends(np.mean(draws, axis=0))
+    if people.label.nunique() < 2:
+        return (np.nan,) * 3
+    mean = ((people.reading >= 1) == people.label).groupby(people.label).mean().mean()
+    read = people.assign(score=people.reading, threshold=1, fold=0)
+    return float(mean), *accuracy_interval([read])
 
 
 OLD = "; if it is one of an earlier study, delete its folder under probe"
