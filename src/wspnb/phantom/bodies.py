@@ -85,9 +85,7 @@ def sample_body(phantom: Phantom, cohort: str, number: int):
     a["centre"] = rng.normal(0, 6, 2)  # mm, of the patient in the field of view
     a["breath"] = _clipped(rng, 0, 9)  # mm, diaphragm against skeleton
     organs = ("liver", "left", "spleen", "kidney_r", "kidney_l", "stomach", "gallbladder")
-    a["jitter"] = {  # mm
-        name: rng.normal(0, 1, 3).clip(-2, 2) * 4 for name in (*organs, "heart")
-    }
+    a["jitter"] = {name: rng.normal(0, 1, 3).clip(-2, 2) * 4 for name in (*organs, "heart")}  # mm
     for name in (*organs, "caudate"):
         a[f"size_{name}"] = np.exp(rng.normal(0, 0.07) + rng.normal(0, 0.05, 3)).clip(0.78, 1.3)
     a["size_liver"][2] = np.clip(a["size_liver"][2], 0.9, 1.1)

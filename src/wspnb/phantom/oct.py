@@ -179,8 +179,8 @@ def paint_visit(visit, signs: dict, excess: dict, phantom: OctPhantom, random) -
             edge, length = top[scan, column], (bottom - top)[scan, column]
             row = np.clip(edge + random.uniform(low, high, count) * length, 0, size - 1)
             spots[scan, row.astype(int), column] += grey * strength
-    spots = sum(w * np.roll(spots, s, 1) for s, w in ((-1, 0.25), (0, 1), (1, 0.25)))
-    spots = sum(w * np.roll(spots, s, 2) for s, w in ((-1, 0.25), (0, 1), (1, 0.25)))
+    for axis in (1, 2):
+        spots = sum(w * np.roll(spots, s, axis) for s, w in ((-1, 0.25), (0, 1), (1, 0.25)))
 
     gap = np.full((n, size), random.uniform(90, 260)) * micron  # of the vitreous face
     partial = np.clip(np.abs(x - off_x) - 0.4, 0, None) * random.uniform(40, 90) * micron

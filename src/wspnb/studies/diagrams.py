@@ -91,17 +91,15 @@ def draw_network(
     """Encoder and head as a row of boxes on an axis of about 12 x 1.2 inches: what each gives out,
     and its parameters. Returns the rows drawn; see :func:`layer_table`."""
     table, boxes = layer_table(encoder, head, image_size), {}
+    kinds = {"block": "notebook", "dense": "step"}
     for column, row in enumerate(table.itertuples()):
         maps = f"{row.channels} × {row.size}²" if row.size else f"{row.channels}"
         count = f"\n{row.parameters:,}" if row.parameters else ""
-        kind = "notebook" if row.Index.startswith("block") else "file"
-        kind = "step" if row.Index.startswith("dense") else kind
+        kind = kinds.get(row.Index.split()[0], "file")
         boxes[row.Index.replace(" ", "")] = column, 0, kind, f"{row.Index}\n{maps}{count}"
-    keys = list(boxes)
-    draw_boxes(axis, boxes, [f"{a} {b}" for a, b in pairwise(keys)])
-    count = table.parameters.filter(like="dense").sum()
-    parts = table.parameters.sum() - count, count, table.parameters.sum()
-    total = "encoder {:,} + head {:,} = {:,} parameters".format(*parts)
+    draw_boxes(axis, boxes, [f"{a} {b}" for a, b in pairwise(boxes)])
+    both, dense = table.parameters.sum(), table.parameters.filter(like="dense").sum()
+    total = f"encoder {both - dense:,} + head {dense:,} = {both:,} parameters"
     axis.set_title(f"{image_size} px: {total}", fontsize=10)
     return table
 

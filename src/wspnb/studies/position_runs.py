@@ -183,8 +183,7 @@ def findings(table: pd.DataFrame) -> list[str]:
             continue
         base = base.iloc[0]
         ends_of = interval(base.low, base.high, "+.2f")
-        text = f"WSP minus {ROWS[other]}: {base['mean']:+.2f}{ends_of}"
-        text, named = text + " at the base", 0
+        text, named = f"WSP minus {ROWS[other]}: {base['mean']:+.2f}{ends_of} at the base", 0
         for word, part in (("ahead", rows[rows.low > 0]), ("behind", rows[rows.high < 0])):
             points = [f"{p} ({m:+.2f})" for p, m in zip(part.point, part["mean"], strict=True)]
             if len(points) > 8:

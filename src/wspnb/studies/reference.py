@@ -201,8 +201,9 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
         found = read_json(out / "results.json")
         asked = {"drawn": drawn, "n_steps": config.n_steps}
         if odd := [f"{k} {found[k]}, not {v}" for k, v in asked.items() if found.get(k, v) != v]:
-            told = "; ".join(odd)
-            raise ValueError(f"{out} is of another run ({told}): delete it, or take --out")
+            raise ValueError(
+                f"{out} is of another run ({'; '.join(odd)}): delete it, or take --out"
+            )
         return out
     base = [key for key in tables.ROWS if f"{run.name}_".startswith(f"{key}_")]  # to compare with
     result = {"name": run.name, "method": (base or [run.method])[0], "backbone": config.backbone}
@@ -258,14 +259,9 @@ FEWER = tuple(f"{m}_patients{share}" for share in (0.1, 0.3) for m in ("wsp", "s
 # The other rows of methods.METHODS, and the losses without negatives by size of the batch.
 KERNELS = ("wsp_threshold", "wsp_exp", "wsp_stages", "wsp_minimum", "wsp_mixture", "xclr")
 KERNELS += ("rank", "depth_threshold", "depth_exp", "jaccard", "pcl", "cauchy")
-SMALL = tuple(
-    m + size
-    for size in ("_batch_size16", "_batch_size32", "")
-    for m in (
-        *(f"{f}_{k}" for f in ("byol", "simsiam", "barlow") for k in ("simclr", "wsp", "supcon")),
-        *(("wsp", "supcon", "simclr") if size else ()),
-    )
-)
+WITHOUT = [f"{f}_{k}" for f in ("byol", "simsiam", "barlow") for k in ("simclr", "wsp", "supcon")]
+SMALL = [m + f"_batch_size{n}" for n in (16, 32) for m in (*WITHOUT, "wsp", "supcon", "simclr")]
+SMALL += WITHOUT
 # What phantom seed 0 has left to be judged on others: by the rule of notebook 08 the first two; the
 # row with the highest AUC, which misses that rule by .0001 of depth; and the fewer patients.
 CHOSEN = ("wsp_floor0.4", "wsp_floor0.2", "wsp_sigma0.5", "wsp_patients0.1", "supcon_patients0.1")
@@ -290,26 +286,24 @@ def plan(which: str) -> list[Run]:
     Raises:
         ValueError: if there is no such part.
     """
-    seeds = range(3)
-    if which == "reference":
-        return [Run(name, seed) for seed in seeds for name in PAPER]
-    parts = {"variants": (*VARIANTS, *FEWER), "kernels": KERNELS, "small": SMALL}
-    if which in parts:
-        return [Run(name, seed, draws=0) for seed in seeds for name in parts[which]]
-    if which == "judged":
-        names = ("wsp", "supcon", "depth_aware", "random", *CHOSEN)
-        return [Run(name, s, (("seed", s),)) for s in (1, 2, 3) for name in names]
-    if which == "open":
-        return [Run(name, s, (("seed", s),)) for name in OPEN for s in (4, 5, 6)]
-    if which == "factors":
-        base = "patients0.1_n_steps2000"
-        return [
-            Run(f"{method}_{base}_{key}{value}", seed, ((key, value),))
+    seeds, judged = range(3), ("wsp", "supcon", "depth_aware", "random", *CHOSEN)
+    parts = {
+        "reference": [Run(name, seed) for seed in seeds for name in PAPER],
+        "variants": [Run(name, seed, draws=0) for seed in seeds for name in (*VARIANTS, *FEWER)],
+        "kernels": [Run(name, seed, draws=0) for seed in seeds for name in KERNELS],
+        "small": [Run(name, seed, draws=0) for seed in seeds for name in SMALL],
+        "judged": [Run(name, seed, (("seed", seed),)) for seed in (1, 2, 3) for name in judged],
+        "open": [Run(name, seed, (("seed", seed),)) for name in OPEN for seed in (4, 5, 6)],
+        "factors": [
+            Run(f"{method}_patients0.1_n_steps2000_{key}{value}", seed, ((key, value),))
             for seed in seeds
             for key, value in FACTORS
             for method in ("wsp", "supcon")
-        ]
-    raise ValueError(f"plan {which!r}: choose reference, {', '.join(parts)}, judged, open, factors")
+        ],
+    }
+    if which not in parts:
+        raise ValueError(f"plan {which!r}: choose {', '.join(parts)}")
+    return parts[which]
 
 
 def run_all(
@@ -327,9 +321,6 @@ def run_all(
     Args:
         runs: in the order wanted.
         root: folder of all phantoms' runs.
-        size: pixels of a slice.
-        n_steps: of each pretraining.
-        workers: processes.
         seconds: no run is begun after three quarters of it; at its end all are stopped.
         share: of the patients of all cohorts.
         say: is told each run's result as it ends.
