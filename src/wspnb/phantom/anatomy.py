@@ -84,11 +84,8 @@ def _paint_wall(a, slab):
     wall = np.minimum(slab.cavity + 14 + 2 * shape, slab.body - 5)
     slab.paint(ALL, wall, hu["muscle"])
     slab.paint(ALL, 1.2 - np.abs(slab.cavity + 8.5 + 2 * shape), -20)  # fat between the layers
-    back = np.maximum(
-        slab.ellipsoid(ALL, (36, -92, 0), (32, 20, None)),
-        slab.ellipsoid(ALL, (-36, -92, 0), (32, 20, None)),
-    )
-    back = np.minimum(back, slab.body - 6) + 1.5 * shape
+    right, left = (slab.ellipsoid(ALL, (x, -92, 0), (32, 20, None)) for x in (36, -36))
+    back = np.minimum(np.maximum(right, left), slab.body - 6) + 1.5 * shape
     slab.paint(ALL, back, hu["muscle"] + 4 * stranding - 4)
 
 
@@ -251,11 +248,9 @@ def _paint_liver(a, slab, fields, kidney):
         name: signs[name] * _sign_weight(name, Z, a["depth_dependence"])
         for name in ("contour", "texture", "caudate")
     }
-    gallbladder = slab.ellipsoid(
-        box,
-        (50, 44, 52) + a["jitter"]["gallbladder"],
-        np.array([15, 17, 24]) * a["size_gallbladder"],
-    )
+    centre = (50, 44, 52) + a["jitter"]["gallbladder"]
+    radii = np.array([15, 17, 24]) * a["size_gallbladder"]
+    gallbladder = slab.ellipsoid(box, centre, radii)
     liver = _lobes(a, slab, box, strength["caudate"])
     liver = meet(liver, -slab.ellipsoid(box, *kidney) - 5, 5)
     if a["gallbladder"]:
@@ -290,20 +285,16 @@ def _lobes(a, slab, box, caudate_sign):
     X, Y, Z = (p[box] for p in slab.position)
     size, jitter = a["size_liver"], a["jitter"]["liver"]
     lean = np.float32(0.16) * (80 - Z)
-    right = slab.ellipsoid(
-        box,
-        (66 + jitter[0] + lean, -4 + jitter[1] - lean * 0.4, 83),
-        (82 * size[0] * (1 - 0.18 * caudate_sign), 86 * size[1], 84 * size[2]),
-    )
+    centre = (66 + jitter[0] + lean, -4 + jitter[1] - lean * 0.4, 83)
+    radii = (82 * size[0] * (1 - 0.18 * caudate_sign), 86 * size[1], 84 * size[2])
+    right = slab.ellipsoid(box, centre, radii)
     # The oblique lower face.
     visceral = (Z - (86 - 0.95 * X) + 0.25 * (Y - 10) + 5 * slab.shape[box]) * 0.7
     right = meet(right, visceral, 8)
     size, jitter = a["size_left"], a["jitter"]["left"]
-    left = slab.ellipsoid(
-        box,
-        (-2 + a["lobe_left"] + jitter[0], 46 + jitter[1], 110),
-        (74 * size[0], (37 + 0.12 * X) * size[1], 46 * size[2]),
-    )
+    centre = (-2 + a["lobe_left"] + jitter[0], 46 + jitter[1], 110)
+    radii = (74 * size[0], (37 + 0.12 * X) * size[1], 46 * size[2])
+    left = slab.ellipsoid(box, centre, radii)
     liver = join(right, left, 8)
     porta = slab.ellipsoid(box, (30, 14, 80), (26, 10, 13))
     liver = meet(liver, -porta, 4)
@@ -313,11 +304,8 @@ def _lobes(a, slab, box, caudate_sign):
     liver = meet(meet(liver, -sheet, 2), -ligament, 4)
     liver = meet(liver, -slab.ellipsoid(box, (-4, -50, 0), (34, 36, None)), 5)  # spine
     size, grow = a["size_caudate"], 1 + (growth("caudate", 1.0) - 1) * caudate_sign
-    caudate = slab.ellipsoid(
-        box,
-        (14, 3 * (grow - 1), 104),
-        (17 * size[0] * grow, 15 * size[1] * grow, 26 * size[2]),
-    )
+    radii = (17 * size[0] * grow, 15 * size[1] * grow, 26 * size[2])
+    caudate = slab.ellipsoid(box, (14, 3 * (grow - 1), 104), radii)
     cava = slab.tube(box, (20, -24, 60), (22, -18, 160), (12, 12))
     return meet(join(liver, caudate, 3), -cava, 2)
 

@@ -146,9 +146,8 @@ def paint_visit(visit, signs: dict, excess: dict, phantom: OctPhantom, random) -
     swelling = np.clip(excess["drt_me"], 0, 2) * signs["drt_me"]
     bump = random.normal(0, 0.8), random.uniform(0.8, 1.6)
     hill = np.exp(-((x - bump[0]) ** 2) / (2 * bump[1] ** 2))
-    thick = thick + phantom.sign_strength * 70 * (0.5 + swelling[:, None]) * hill * (
-        signs["drt_me"][:, None] > 0
-    )
+    swollen, strength = signs["drt_me"][:, None] > 0, phantom.sign_strength
+    thick = thick + strength * 70 * (0.5 + swelling[:, None]) * hill * swollen
     tilt, bend = random.normal(0, 25), random.uniform(2, 14)  # um per mm, um per mm2
     base = 780 + random.normal(0, 25) + np.cumsum(random.normal(0, 3, (n, 1)), 0)
     bottom = np.clip(base + tilt * x - bend * x**2, 520, 1000) * micron  # pigment layer, pixels
@@ -160,7 +159,6 @@ def paint_visit(visit, signs: dict, excess: dict, phantom: OctPhantom, random) -
     image = np.where(depth > 1, 0.55 * np.exp(-below / (0.12 * size)), image)
     image = np.where(depth < 0, 0.04, image)
 
-    strength = phantom.sign_strength
     places = zip(random.normal(off_x, 0.9, 12), random.uniform(0.3, 0.75, 12), strict=True)
     for number, (at, deep) in enumerate(places):  # cysts, the more the further over the threshold
         radius = random.uniform(35, 80) * micron * np.clip(5 * excess["irf"] - number + 1, 0, 1)

@@ -160,6 +160,5 @@ class Slab:
     def paint_tube(self, start, end, radii, hu):
         """Lay a tapering tube (points and two radii in mm) where the slab meets it."""
         middle, reach = np.add(start, end) / 2, np.abs(np.subtract(end, start)) / 2 + max(radii)
-        box = self.near(tuple(middle), tuple(reach))
-        if box:
+        if box := self.near(middle, reach):
             self.paint(box, self.tube(box, start, end, radii), np.float32(hu))
