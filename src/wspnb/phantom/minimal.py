@@ -14,16 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from wspnb.phantom import patients
 from wspnb.phantom.anatomy import BANDS, band
-from wspnb.phantom.patients import (
-    COHORTS,
-    COUNTS,
-    FIRST_POSITIVE,
-    STAGES,
-    calibrate_reader,
-    check_limits,
-    read_severity,
-)
 
 # Numbers that describe a slice, in this order: anatomy, signs of disease, the patient's build, the
 # scanner, how the patient lies (new in every view), the noise's SD, the noise (new in every view).
@@ -53,7 +45,7 @@ class Minimal:
         limits = {"reader_accuracy": (0.55, 0.99), "sign_strength": (0, 10), "mimicry": (0, 5)}
         limits |= {"depth_dependence": (0, 1), "shift": (0, 5), "noise": (0, 10)}
         limits |= {"n_slices": (4, 100), "scale": (0.02, 10), "seed": (0, 2**63)}
-        check_limits(self, limits)
+        patients.check_limits(self, limits)
 
 
 class Cohort(NamedTuple):
@@ -99,20 +91,20 @@ def draw_patients(minimal: Minimal, cohort: str, scale: float = 1.0) -> pd.DataF
     Returns:
         A row per patient: patient, cohort, weak_label, label (-1 = has none), reading, severity.
     """
-    rng = np.random.default_rng([minimal.seed, COHORTS[cohort], 0])
-    reader = calibrate_reader(minimal.reader_accuracy)
-    counts = np.maximum(np.rint(np.array(COUNTS[cohort]) * scale).astype(int), 1)
+    rng = np.random.default_rng([minimal.seed, patients.COHORTS[cohort], 0])
+    reader = patients.calibrate_reader(minimal.reader_accuracy)
+    counts = np.maximum(np.rint(np.array(patients.COUNTS[cohort]) * scale).astype(int), 1)
     classes = np.repeat(np.arange(len(counts)), counts)
     if cohort == "radio":
         pool = rng.beta(1, reader.exponent, 40 * len(classes) + 1000)
-        seen = read_severity(pool, reader, rng)
+        seen = patients.read_severity(pool, reader, rng)
         severity = np.concatenate([pool[seen == c][:n] for c, n in enumerate(counts)])
         weak, label, reading = classes, -1, classes
     else:
-        edges = np.array(STAGES[cohort])
+        edges = np.array(patients.STAGES[cohort])
         severity = rng.uniform(edges[classes], edges[classes + 1])
-        weak, label = -1, (classes >= FIRST_POSITIVE).astype(int)
-        reading = read_severity(severity, reader, rng)
+        weak, label = -1, (classes >= patients.FIRST_POSITIVE).astype(int)
+        reading = patients.read_severity(severity, reader, rng)
     names = [f"{cohort}_{number:04d}" for number in range(len(classes))]
     columns = {"patient": names, "cohort": cohort, "weak_label": weak, "label": label}
     return pd.DataFrame(columns | {"reading": reading, "severity": severity})
@@ -127,7 +119,7 @@ def sign_weight(depth: np.ndarray, depth_dependence: float) -> np.ndarray:
 def _draw_slices(minimal: Minimal, cohort: str) -> tuple[pd.DataFrame, np.ndarray]:
     """Table and causes of one cohort; numbers that the phantom has too are the phantom's."""
     people = draw_patients(minimal, cohort, minimal.scale if cohort == "radio" else 1.0)
-    rng = np.random.default_rng([minimal.seed, COHORTS[cohort], 1])
+    rng = np.random.default_rng([minimal.seed, patients.COHORTS[cohort], 1])
     n = len(people)
     count = np.rint(minimal.n_slices * rng.uniform(0.7, 1.3, n)).astype(int)
     owner = np.repeat(np.arange(n), count)  # (slices,) patient of each

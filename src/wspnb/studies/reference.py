@@ -32,18 +32,7 @@ from wspnb.phantom.store import make_store
 from wspnb.results import committed, tables
 from wspnb.results.statistics import records_of
 from wspnb.sampling import OneSlicePerPatient
-from wspnb.studies import loop
-from wspnb.studies.judge import (
-    FOLD_SEED,
-    GROUPS,
-    N_FOLDS,
-    C,
-    cross_validated,
-    draw_studies,
-    features_of,
-    judge,
-    population_scores,
-)
+from wspnb.studies import judge, loop
 from wspnb.workers import start_worker
 
 STEPS = (0, 125, 250, 500, 1000, 2000, 4000)  # after which encoders are judged, and at the end
@@ -131,11 +120,8 @@ def train(
 def supervised(
     store: Slices, config: pretrain.Config, device: torch.device, steps: int
 ) -> tuple[dict[str, pd.DataFrame], pd.DataFrame]:
-    """Cross-entropy from scratch inside the folds (notebook 03b), and once on all of D1.
-
-    Returns:
-        Scores of each group's patients with folds; scores of the population.
-    """
+    """Cross-entropy from scratch inside the folds (notebook 03b), and once on all of D1: scores of
+    each group's patients with folds, and scores of the population."""
     table = store.table
     known = np.flatnonzero(table.label.notna())
     labels = torch.tensor(table.label.fillna(-1).to_numpy(int)).float()
@@ -163,12 +149,12 @@ def supervised(
         return score.groupby(level=0).mean()
 
     people = {}
-    for group in GROUPS:
+    for group in judge.GROUPS:
         own = known[table.cohort.iloc[known].isin(folds.sides(group)[1])]
         given = (table.label.iloc[own].astype(int), table.patient.iloc[own])
-        dealt = probe.patient_folds(*given, N_FOLDS, FOLD_SEED)
+        dealt = probe.patient_folds(*given, judge.N_FOLDS, judge.FOLD_SEED)
         fold = table.patient.iloc[own].map(dealt.set_index("patient").fold).to_numpy()
-        score = pd.concat([fit(own[fold != k], own[fold == k]) for k in range(N_FOLDS)])
+        score = pd.concat([fit(own[fold != k], own[fold == k]) for k in range(judge.N_FOLDS)])
         people[group] = dealt.assign(score=dealt.patient.map(score).to_numpy(), threshold=0.5)
     d1, rest = (np.flatnonzero(table.cohort == name) for name in ("d1", "population"))
     score = fit(d1, rest)
@@ -201,14 +187,13 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
         found = read_json(out / "results.json")
         asked = {"drawn": drawn, "n_steps": config.n_steps}
         if odd := [f"{k} {found[k]}, not {v}" for k, v in asked.items() if found.get(k, v) != v]:
-            raise ValueError(
-                f"{out} is of another run ({'; '.join(odd)}): delete it, or take --out"
-            )
+            told = "; ".join(odd)
+            raise ValueError(f"{out} is of another run ({told}): delete it, or take --out")
         return out
     base = [key for key in tables.ROWS if f"{run.name}_".startswith(f"{key}_")]  # to compare with
     result = {"name": run.name, "method": (base or [run.method])[0], "backbone": config.backbone}
-    result |= {"seed": run.seed, "norm": config.norm, "C": C, "n_folds": N_FOLDS}
-    result |= {"fold_seed": FOLD_SEED, "data": config.data, "drawn": drawn}
+    result |= {"seed": run.seed, "norm": config.norm, "C": judge.C, "n_folds": judge.N_FOLDS}
+    result |= {"fold_seed": judge.FOLD_SEED, "data": config.data, "drawn": drawn}
     result |= {"phantom": dict(run.phantom)} if run.phantom else {}
     if run.method == "supervised":
         steps = min(SUPERVISED_STEPS, n_steps)
@@ -217,8 +202,8 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     else:
 
         def watch(step, encoder):
-            found = features_of(encoder, store, device)
-            curve.append({"step": step, **judge(found)})
+            found = judge.features_of(encoder, store, device)
+            curve.append({"step": step, **judge.judge(found)})
 
         if run.method in pretrain.UNTRAINED:
             encoder = build_encoder(config.backbone, config.norm, config.seed)
@@ -226,20 +211,20 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
             watch(0, encoder)
         else:
             encoder, log = train(store, run, config, device, watch)
-        found = features_of(encoder, store, device)
-        people, population = cross_validated(found), population_scores(found)
-        ceiling = probe.cross_validate(*found["population"][:3], C, N_FOLDS, FOLD_SEED)
+        found = judge.features_of(encoder, store, device)
+        people, population = judge.cross_validated(found), judge.population_scores(found)
+        given = found["population"][:3]
+        ceiling = probe.cross_validate(*given, judge.C, judge.N_FOLDS, judge.FOLD_SEED)
         result |= {"ceiling": ceiling.mean, "training": None}
         if log:
             verdict = pretrain.verdict(run.method, log, config.batch_size)
             facts = {"name": run.name, "verdict": verdict}
             facts |= {"loss": float(np.mean([r["loss"] for r in log[-len(log) // 10 :]]))}
-            keys = {k: getattr(config, k) for k in probe.EQUAL_SETTINGS}
-            result |= {"training": keys}
+            result["training"] = {k: getattr(config, k) for k in probe.EQUAL_SETTINGS}
             pretrain.save_run(folder / "pretrain" / name, encoder, config, log, **facts)
         write_csv(out / "curve.csv", pd.DataFrame(curve).round(5))
         if run.draws:
-            write_csv(out / "studies.csv", draw_studies(found, run.draws).round(5))
+            write_csv(out / "studies.csv", judge.draw_studies(found, run.draws).round(5))
     write_csv(out / "population.csv", population.round({"score": 5}))
     result |= {"auc_population": roc_auc_score(population.label, population.score)}
     result |= {"depth_r2": curve[-1]["depth_r2"] if curve else None, "collapsed": False, **facts}
