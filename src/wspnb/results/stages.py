@@ -54,15 +54,12 @@ def read_stages(features, stage, patients, train, C: float = 0.01) -> pd.DataFra
         raise ValueError(f"patient {patients[lost][0]}: stage {stage[lost][0]}, not 1, 2 or 3")
     each = pd.DataFrame({"patient": patients, "stage": stage}).drop_duplicates().patient
     if len(mixed := each[each.duplicated()]):
-        raise ValueError(
-            f"patients of two stages: {', '.join(map(str, mixed[:5]))}; one stage per patient"
-        )
+        who = ", ".join(map(str, mixed[:5]))
+        raise ValueError(f"patients of two stages: {who}; one stage per patient")
     if both := sorted(set(patients[train]) & set(patients[~train])):
         raise ValueError(f"patients on both sides: {', '.join(map(str, both[:5]))}")
-    if set(stage[train]) != {1, 2, 3}:
-        raise ValueError(
-            f"stages {np.unique(stage[train]).tolist()} to fit on: all of 1, 2, 3 are needed"
-        )
+    if (there := np.unique(stage[train]).tolist()) != [1, 2, 3]:
+        raise ValueError(f"stages {there} to fit on: all of 1, 2, 3 are needed")
     features, *_ = checked(features, train, patients)
     found = {"patient": patients[~train], "stage": stage[~train]}
     for k in (1, 2, 3):  # one against the rest, as the two classes are weighted equally
@@ -109,7 +106,7 @@ def label_efficiency(features, slices: pd.DataFrame, C: float = 0.01) -> pd.Data
     Args:
         features: ``(n_slices, d)``.
         slices: patient, cohort ("train", "judged") and stage of each.
-        C: inverse strength of the L2 penalty.
+        C: as for :func:`read_stages`.
 
     Returns:
         One row per share and draw: ``share``, ``draw``, ``patients``, and the measures.
@@ -196,9 +193,7 @@ def write(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         {"Encoder": tables.BACKBONES[run["backbone"]], "Method": tables.row_label(run["name"])}
         | {"Seed": run["seed"], "Fitted on": run["trained"], "Judged": run["n"]}
         | {
-            name: f"{run[m]:.2f}{interval(run[f'{m}_low'], run[f'{m}_high'])}"
-            if run[m] == run[m]
-            else "–"
+            name: f"{run[m]:.2f}{interval(run[f'{m}_low'], run[f'{m}_high'])}".replace("nan", "–")
             for m, name in MEASURES.items()
         }
         for run in table.to_dict("records")

@@ -43,8 +43,7 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     Args:
         run_dir: folder with ``probe/<name>-<backbone>-seed<seed>/``, or one of ``figures/runs/``,
             where :func:`wspnb.results.committed.pack` keeps the same in two files.
-        seeds: pretraining seeds to keep, empty for all found.
-        backbones: backbones to keep, empty for all found.
+        seeds, backbones: those to keep, empty for all found.
 
     Raises:
         FileNotFoundError: if no probe is finished.
@@ -269,7 +268,9 @@ def reader_accuracy(table: pd.DataFrame, cohort: str) -> tuple[float, float, flo
     return float(mean), *accuracy_interval([read])
 
 
+# Ends of what is said of runs that do not go together.
 OLD = "; if it is one of an earlier study, delete its folder under probe"
+DATA = f"slices or labels: give the report's command for all methods, or run notebook 03 again{OLD}"
 
 
 def check_alike(runs: list[dict], data: str) -> None:
@@ -289,8 +290,7 @@ def check_alike(runs: list[dict], data: str) -> None:
     for run in runs:
         name = run["folder"].name
         if run["data"] != data:
-            again = "give the report's command for all methods, or run notebook 03 again"
-            raise ValueError(f"{name} was probed on other slices or labels: {again}{OLD}")
+            raise ValueError(f"{name} was probed on other {DATA}")
         for key in ("n_folds", "fold_seed", "norm", *(["C"] if "C" in run else [])):
             if run[key] != first[key]:
                 other = f"{first['folder'].name}: {first[key]}"
