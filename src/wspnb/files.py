@@ -203,7 +203,6 @@ def read_csv(
     written (NA, nan, 007), an empty field elsewhere is missing.
 
     Args:
-        path: CSV file, UTF-8.
         text: leave every column as written, "" where it is empty.
         foreign: somebody else has written it: a field with a line break in it is refused, as a
             quote that is left open swallows rows.

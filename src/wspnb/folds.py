@@ -34,7 +34,6 @@ def judged_cohorts(table: pd.DataFrame, evaluate: list[str], n_folds: int = 5) -
     Args:
         table: slices, or volumes, with patient, cohort and label (missing where unknown).
         evaluate: names of cohorts; a plus joins them, "d1>d2" is fitted on d1, judged on d2.
-        n_folds: number of folds.
 
     Returns:
         One row per entry: cohort, class_0, class_1 (patients), folds, and whether an interval can
@@ -135,7 +134,6 @@ def patient_folds(labels, patients, n_folds: int = 5, seed: int = 0) -> pd.DataF
     Args:
         labels: class of each slice's patient, 0 or 1, ``(n_slices,)``.
         patients: patient of each slice, ``(n_slices,)``.
-        n_folds, seed: number of folds, and of the shuffling.
 
     Returns:
         One row per patient, sorted: patient, label, fold.

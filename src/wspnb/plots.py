@@ -56,7 +56,6 @@ def contact_sheet(images, titles=None, columns: int = 8, size: float = 1.5) -> F
     Args:
         images: ``(n, h, w)``, uint8 or float in [0, 1].
         titles: n short texts, or None.
-        columns: images in a row.
         size: width of one image, inches.
     """
     images = np.asarray(images)

@@ -38,7 +38,6 @@ def in_order(
 
     Args:
         function: of a module, so that a fresh process can import it.
-        jobs: its arguments.
         workers: processes; None is one per core, 1 works in this process.
         name: which argument names a job in an error.
 
@@ -101,11 +100,8 @@ def _uninterrupted() -> Iterator[None]:
 
 def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Cores that this process may use, one at least: what the scheduler gives, and in a container
-    (Docker, Binder, Kubernetes) no more than its share of time.
-
-    Args:
-        cgroup: where Linux says the share, versions 2 and 1 of it.
-    """
+    (Docker, Binder, Kubernetes) no more than its share of time, as Linux says it in ``cgroup``,
+    versions 2 and 1 of it."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     version_1 = [cgroup / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
     for files in ([cgroup / "cpu.max"], version_1):

@@ -81,10 +81,8 @@ def calibrate_reader(accuracy: float) -> Reader:
     solved such that the mean of sensitivity and specificity over D1's severities (uniform within
     each METAVIR stage) is ``accuracy``. (2) D_radio's severity is Beta(1, b), b solved such that
     P(r > 0.6) is the paper's share of mild or worse. (3) The borders of moderate and severe are
-    solved for their shares. The distributions of u are paper silent.
-
-    Args:
-        accuracy: balanced accuracy of the binary reading against histology, in (0.5, 1).
+    solved for their shares. The distributions of u are paper silent;
+    ``accuracy`` is in (0.5, 1).
     """
     grid = (np.arange(4000) + 0.5) / 4000
     edges, counts = np.array(STAGES["d1"]), np.array(COUNTS["d1"])

@@ -40,7 +40,6 @@ def draw_patient(phantom: Phantom, cohort: str, number: int) -> Patient:
     """Draw one patient; depends on (phantom, cohort, number) only, not on order or workers.
 
     Args:
-        phantom: the definition.
         cohort, number: "radio", "d1", "d2" or "population"; 0..2798, 0..105, 0..48 or 0..1059.
 
     Raises:
@@ -133,7 +132,6 @@ def make_phantom(
         scale_histology: share of D1's 106 and D2's 49 patients, in (0, 1].
         population: share of the 1,060 further patients, 0 for none.
         workers: processes; None is one per core, 1 draws in this process.
-        progress: show a bar.
 
     Returns:
         Path of cohort.csv.

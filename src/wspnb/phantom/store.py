@@ -49,10 +49,8 @@ def make_store(
     """Draw the cohorts of a phantom into a store; one of the same definition there is kept, another
     replaced.
 
-    Arguments and errors as :func:`wspnb.phantom.scans.make_phantom`.
-
-    Returns:
-        The folder, for :func:`wspnb.data.slices.open_slices`.
+    Arguments and errors as :func:`wspnb.phantom.scans.make_phantom`; returns the folder, for
+    :func:`wspnb.data.slices.open_slices`.
     """
     shares = {"scale": scale, "scale_histology": scale_histology, "population": population}
     pairs = list_patients(phantom, **shares)

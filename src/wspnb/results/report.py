@@ -106,13 +106,9 @@ def main_result(runs: list[dict]) -> str:
 
 
 def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | None) -> Figure:
-    """Mean AUC of each method with its interval over patients, one panel per cohort.
-
-    Args:
-        table: of :func:`~wspnb.results.tables.auc_table`.
-        runs: those of the table, for the single seeds.
-        printed: the paper's Table 1, drawn as crosses, or None.
-    """
+    """Mean AUC of each method with its interval over patients, of
+    :func:`~wspnb.results.tables.auc_table`, one panel per cohort; dots are the single seeds, of the
+    table's runs, and crosses the paper's Table 1, where it is given."""
     main = table[table.method.isin(tables.ROWS.values())]
     main = (main if len(main) else table).reset_index(drop=True)  # variants alone
     colours = {tables.row_label(run["name"]): plots.colour(run["name"]) for run in runs}

@@ -91,7 +91,7 @@ def resample_patients(wins: list[np.ndarray], n: int, rng: np.random.Generator) 
 def bootstrap_interval(
     runs: list[pd.DataFrame], n: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of the mean of the fold AUCs, resampling patients within fold and class.
+    """95 % interval of the mean of the fold AUCs, by ``n`` resamples of patients in fold and class.
 
     It is the uncertainty from the finite number of test patients, given the trained encoders and
     probes; the spread over training seeds is another thing and is reported beside it.
@@ -99,7 +99,6 @@ def bootstrap_interval(
     Args:
         runs: score tables of :class:`wspnb.probe.Probe`, one per training seed, of the same
             patients in the same folds; the AUC is averaged over them within each resample.
-        n, seed: number of resamples and their seed.
 
     Returns:
         Its ends; both NaN where it cannot be computed: a fold has one patient of a class, or every
@@ -139,7 +138,6 @@ def paired_difference(
 
     Args:
         runs_a, runs_b: score tables of each method, one per training seed, seed by seed.
-        n, seed: as in :func:`bootstrap_interval`.
 
     Raises:
         ValueError: if the numbers of seeds, the patients or the folds differ.

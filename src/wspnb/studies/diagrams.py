@@ -122,10 +122,7 @@ def draw_circle(axis: Axes, plane, labels, positions, kind: str):
         axis: where to draw, square.
         plane: points on the unit circle, ``(n, 2)``.
         labels, positions, kind: class, depth, and which of them is shown, see
-            :func:`wspnb.plots.scatter`.
-
-    Returns:
-        As there.
+            :func:`wspnb.plots.scatter`, whose result is returned.
 
     Raises:
         ValueError: if a point is not on the unit circle.

@@ -199,7 +199,6 @@ def loss(
         views: the images, ``(2n, 1, h, w)``.
         truth: biomarkers, 0/1, ``(n, k)``; read by the supervised method only.
         values, widths: of the scans and the kernels, see :func:`clinical_kernel`.
-        settings: of the training.
     """
     if settings.method == "supervised":
         target = truth.to(features.device).repeat(2, 1)
@@ -220,7 +219,6 @@ def result_table(labels, runs: dict, patients, n: int = 2000) -> pd.DataFrame:
     Args:
         labels, patients: of each scan, 0/1 ``(m, k)`` and ``(m,)``.
         runs: method -> probabilities of each seed, ``(m, k)`` each.
-        n: number of resamples.
 
     Returns:
         One row per method: method, seeds, macro_auroc, seed_sd, low, high; the mean of the metrics
@@ -256,11 +254,10 @@ def findings(table: pd.DataFrame) -> list[str]:
     best = table.loc[table.macro_auroc.idxmax()]
     ends_of = interval(best.low, best.high)
     lines = [f"{best.method} is first with {best.macro_auroc:.2f}{ends_of}."]
-    ours = table[table.method == ROWS["soft"]]
-    if len(ours):
-        place = int((table.macro_auroc > ours.macro_auroc.iloc[0]).sum()) + 1
-        words = f"The product kernel (ours) has {ours.macro_auroc.iloc[0]:.2f}, place {place} of "
-        words += f"{len(table)}"
+    if len(ours := table.macro_auroc[table.method == ROWS["soft"]]):
+        own = ours.iloc[0]
+        place = (table.macro_auroc > own).sum() + 1
+        words = f"The product kernel (ours) has {own:.2f}, place {place} of {len(table)}"
         sides = {"ahead of": table.soft_minus_low > 0, "behind": table.soft_minus_high < 0}
         for side, those in sides.items():
             cells = table[those].apply("{0.method} ({0.soft_minus:+.2f})".format, axis=1)

@@ -67,9 +67,8 @@ def learning_curves(
         seen = rows[rows.method == method].pivot(index="seed", columns="step", values=value)
         seen = seen.sub(seen[0], axis=0) if gained else seen
         found = pd.DataFrame([paired_difference(seen[step], 0 * seen[step]) for step in seen])
-        look = {"color": PALETTE[method], "lw": 0}
-        axis.fill_between(seen.columns, found.low, found.high, alpha=0.15, **look)
-        look = {"color": PALETTE[method], "marker": "."}
-        axis.plot(seen.columns, found["mean"], label=row_label(method), **look)
+        steps, colour = seen.columns, PALETTE[method]
+        axis.fill_between(steps, found.low, found.high, color=colour, alpha=0.15, lw=0)
+        axis.plot(steps, found["mean"], marker=".", color=colour, label=row_label(method))
     axis.set_xscale("symlog", linthresh=10)
     axis.set(xlabel="training step", xlim=(0, None))
