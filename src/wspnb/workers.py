@@ -106,9 +106,8 @@ def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     version_1 = [cgroup / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
     for files in ([cgroup / "cpu.max"], version_1):
         try:
-            quota, period = (
-                int(n) for file in files for n in file.read_text(encoding="utf-8").split()
-            )
+            text = " ".join(file.read_text(encoding="utf-8") for file in files)
+            quota, period = map(int, text.split())
         except (OSError, ValueError):  # not this version, or "max": no share is set
             continue
         if quota > 0:

@@ -62,26 +62,20 @@ def describe(run_dir: Path) -> Path:
     code = {"@type": "SoftwareSourceCode", "name": "wspnb", "version": commit_of(project_path("."))}
     for name, properties in (("#environment", environment), ("#code", code)):
         crate.add(ContextEntity(crate, name, properties))
+    tools = [crate.get("#code"), crate.get("#environment")]
 
     def file(path: Path):
         about = {"sha256": digest_file(path)}
         return crate.add_file(path, path.relative_to(run_dir).as_posix(), properties=about)
 
     for name, about in books.items():
-        given = [
-            crate.add(ContextEntity(crate, f"#{name}-{key}", {
-                "@type": "PropertyValue", "name": key, "value": str(value)
-            }))
-            for key, value in about.get("parameters", {}).items()
-        ]  # fmt: skip
+        given = []
+        for key, value in about.get("parameters", {}).items():
+            parameter = {"@type": "PropertyValue", "name": key, "value": str(value)}
+            given.append(crate.add(ContextEntity(crate, f"#{name}-{key}", parameter)))
+        book = file(run_dir / "notebooks" / f"{name}.ipynb")
         times = {"startTime": about.get("start_time"), "endTime": about.get("end_time")}
-        crate.add_action(
-            [crate.get("#code"), crate.get("#environment")],
-            f"#{name}",
-            given,
-            [file(run_dir / "notebooks" / f"{name}.ipynb")],
-            {"name": f"papermill {name}", **times},
-        )
+        crate.add_action(tools, f"#{name}", given, [book], {"name": f"papermill {name}", **times})
     for path in sorted(path for pattern in KEPT for path in own_files(run_dir, pattern)):
         if not any(map(COPY.search, (path.stem, path.parent.name))):
             file(path)

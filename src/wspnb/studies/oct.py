@@ -111,10 +111,8 @@ def finished(folder: Path, settings: Settings) -> bool:
     file = folder / "encoder.safetensors"
     if not file.exists():
         return False
-    found = read_json(folder / "config.json")
-    if found.get("encoder_sha256") != digest_file(file):  # killed between the two
-        return False
-    return not differences(found, settings)
+    found = read_json(folder / "config.json")  # of another encoder if killed between the two
+    return found.get("encoder_sha256") == digest_file(file) and not differences(found, settings)
 
 
 def collapsed(folder: Path) -> bool:

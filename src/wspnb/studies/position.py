@@ -100,7 +100,7 @@ def run(cohort: Cohort, method: str, seed: int, settings: Settings, watched=()) 
 def build_networks(seed: int) -> tuple[nn.Module, nn.Module]:
     """Encoder and head whose weights depend on the seed alone."""
     with seeded(seed):
-        sizes = [(N_FEATURES, 128), (128, 64)]
-        layers = [(nn.Linear(*size), nn.BatchNorm1d(size[1]), nn.ReLU()) for size in sizes]
-        encoder = nn.Sequential(*(layer for block in layers for layer in block))
+        first = nn.Linear(N_FEATURES, 128), nn.BatchNorm1d(128), nn.ReLU()
+        second = nn.Linear(128, 64), nn.BatchNorm1d(64), nn.ReLU()
+        encoder = nn.Sequential(*first, *second)
         return encoder.double(), two_layers(64, 64, 32).double()

@@ -309,7 +309,7 @@ def run_all(
         seconds: no run is begun after three quarters of it; at its end all are stopped.
         share: of the patients of all cohorts.
         say: is told each run's result as it ends.
-    """  # fmt: skip
+    """
     end, context = time.monotonic() + seconds, multiprocessing.get_context("spawn")
     for phantom in dict.fromkeys(run.phantom for run in runs):
         folder = root / folder_name(phantom, size) / "cohort"
