@@ -159,13 +159,7 @@ def verdicts(scores: dict, reference: str, printed: Path, backbone: str) -> pd.D
     gaps = differences(scores, wanted)
     ends = {end: gaps[f"{end}_both"].fillna(gaps[end]) for end in ("low", "high")}
     sources = {"paper": printed_differences(rows, COUNTS), "run": gaps.assign(**ends)}
-    claims = judge(needs, sources, dict.fromkeys([*COUNTS, *scores]), tables.ROWS)
-    for row in claims[claims.run == "supported"].itertuples():
-        better, worse = needs[row.claim]
-        own = gaps[(gaps.cohort == row.cohort) & gaps.better.isin(better) & gaps.worse.isin(worse)]
-        if own.seeds.min() == 1:
-            claims.loc[row.Index, "run"] = "supported (1 seed)"
-    return claims
+    return judge(needs, sources, dict.fromkeys([*COUNTS, *scores]), tables.ROWS)
 
 
 def printed_differences(printed: pd.DataFrame, counts: dict, correlation: float = 0):
@@ -241,14 +235,17 @@ def read_printed(folder: Path, cohorts) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def verdict(rows: pd.DataFrame) -> str:
     """Whether differences (columns mean, low, high) bear the claim that all of them are above zero;
-    of too few patients for an interval, or for one that has a width, nothing can be told."""
+    of too few patients for an interval, or for one that has a width, nothing can be told. Where
+    their column seeds holds a 1, the support is of one seed."""
     if not len(rows):
         return "not there"
     if not (rows.high > rows.low).all():
         return "cannot be told"
     if (rows["mean"] <= 0).any():
         return "not supported"
-    return "supported" if (rows.low > 0).all() else "cannot be told"
+    if not (rows.low > 0).all():
+        return "cannot be told"
+    return "supported (1 seed)" if "seeds" in rows and rows.seeds.min() == 1 else "supported"
 
 
 def evidence(rows: pd.DataFrame, labels: dict) -> str:
