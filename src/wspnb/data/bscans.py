@@ -27,14 +27,8 @@ COLUMNS = ("patient", "eye", "side", "visit", "scan", "position", "bcva", "cst",
 
 
 def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
-    """A grey B-scan as a square of bytes: padded with black, then interpolated with antialiasing.
-
-    Args:
-        image: ``(h, w)``, grey values 0..255.
-        size: pixels a side.
-
-    Returns:
-        ``(size, size)`` uint8.
+    """A grey B-scan ``(h, w)``, 0..255, as a square of bytes ``(size, size)``: padded with black,
+    then interpolated with antialiasing.
 
     Raises:
         ValueError: if the image is not grey or empty, or its values are others, such as 0..1.
