@@ -1,4 +1,4 @@
-"""TinyNet, ResNet-18 and their projection heads; BYOL's pair; ImageNet weights."""
+"""TinyNet, ResNet-18 and their projection heads; ImageNet weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

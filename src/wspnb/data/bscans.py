@@ -1,4 +1,4 @@
-"""B-scans of optical coherence tomography: preprocessing, and the store of ``slices.py`` for them.
+"""B-scans of optical coherence tomography: preprocessing, and their store.
 
 The store is the one of the CT slices (``open_slices``), with one row per B-scan: patient, eye,
 side, visit, scan, position, bcva, cst, cohort (train or test) and a column 0/1 for each biomarker,

@@ -49,30 +49,30 @@ def dice_loss() -> torch.nn.Module:
     return losses.DiceCELoss(sigmoid=True, batch=True)
 
 
-def slice_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
+def slice_outlines(mask, spacing, numbers, size) -> np.ndarray:
     """Slices of a mask, as :func:`wspnb.data.inventory.slice_images`: uint8, 255 = liver."""
     planes = [to_image(mask[:, :, z]).astype(np.float32) for z in numbers]
     inside = [resize(plane, size, (spacing[1], spacing[0]), 0.0) > 0.5 for plane in planes]
     return np.stack(inside) * np.uint8(255)
 
 
-def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""):
-    """Slices of a volume from the lowest to the highest with liver, to draw outlines upon.
+def depth_sheet(volume, livers, low=-100.0, high=400.0, coding=""):
+    """Eight slices of a volume from the lowest to the highest with liver, to draw outlines upon.
 
     Args:
         livers: masks ``(x, y, z)``; where all are empty, the slices span the volume.
-        volume, size, low, high, coding: see :func:`training_pairs`.
+        volume, low, high, coding: see :func:`training_pairs`.
 
     Returns:
-        Slice numbers ``(n,)``, images ``(n, size, size)`` uint8 and outlines ``(n, n_livers, size,
-        size)`` uint8, 255 = liver.
+        Slice numbers ``(8,)``, images ``(8, 160, 160)`` uint8 and outlines ``(8, n_livers, 160,
+        160)`` uint8, 255 = liver.
     """
     hu = open_hu(volume, coding)
     inside = np.flatnonzero(np.any(livers, axis=(0, 1, 2)))
     ends = inside[[0, -1]] if len(inside) else (0, hu.shape[2] - 1)
-    numbers = np.linspace(*ends, n).round().astype(int)
-    outlines = [slice_outlines(liver, hu.spacing, numbers, size) for liver in livers]
-    return numbers, slice_images(hu, numbers, size, low, high), np.stack(outlines, axis=1)
+    numbers = np.linspace(*ends, 8).round().astype(int)
+    outlines = [slice_outlines(liver, hu.spacing, numbers, 160) for liver in livers]
+    return numbers, slice_images(hu, numbers, 160, low, high), np.stack(outlines, axis=1)
 
 
 def training_pairs(
