@@ -31,7 +31,7 @@ def sample_affine(
 
     Args:
         n, height, width: number of images and their size, pixels.
-        generator: source of randomness; None = the global generator.
+        generator: None = the global generator.
         p_flip: probability of a horizontal flip and, apart, of a vertical flip.
         p_crop: probability of a crop enlarged to the full size.
         crop_area: area of the crop as a share of the image; or its range, uniform.
@@ -79,9 +79,9 @@ def sample_affine(
     side = area.sqrt().float()
     box = torch.stack([side * ratio, side * ratio.reciprocal()], 1)  # (n, 2) shares of x, y
     box = torch.where(crop[:, None], box.clamp(max=1), 1)
-    extent = torch.tensor([width - 1, height - 1], dtype=torch.float32, device=device)
-    centre = (torch.stack([crop_x, crop_y], 1) - 0.5) * (1 - box) * extent
     size = torch.tensor([width, height], dtype=torch.float32, device=device)
+    extent = size - 1
+    centre = (torch.stack([crop_x, crop_y], 1) - 0.5) * (1 - box) * extent
     moved = torch.stack([shift_x, shift_y], 1) * 2 - 1
     moved = torch.where(shift[:, None], moved * translate * size, 0)
 
@@ -127,8 +127,7 @@ def augment(
         ValueError: if the images are not ``(b, c, h, w)``, or see :func:`to_unit`.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
-        found = f"images of shape {tuple(images.shape)}"
-        raise ValueError(f"{found}: expected (b, c, h, w), a tensor")
+        raise ValueError(f"images of shape {tuple(images.shape)}: expected (b, c, h, w), a tensor")
     if share is not None and not len(share) == len(images) <= batch_size:
         sizes = f"{len(images)} images, {len(share)} places, batch_size={batch_size}"
         raise ValueError(f"{sizes}: give each image its place in the whole batch")
@@ -180,13 +179,10 @@ def jitter(
     contrast: float = 0.4,
 ) -> Tensor:
     """Grey images ``(b, 1, h, w)`` in [0, 1] with random brightness and contrast, the colour jitter
-    of a grey image.
-
-    Ranges are *paper silent*: those of SimCLR's and SupCon's code.
+    of a grey image. Ranges are *paper silent*: those of SimCLR's and SupCon's code.
 
     Args:
-        views: the images.
-        generator: source of randomness, on the CPU; None = the global generator.
+        generator: on the CPU; None = the global generator.
         brightness, contrast: largest relative change of the grey values, and of their distance from
             the image's mean.
 

@@ -123,12 +123,11 @@ def _all_others(logits: Tensor, weights: Tensor, itself: Tensor, repel: Tensor |
 def log_denominators(
     logits: Tensor, anchor: Tensor, denominator: str, repel: Tensor | None = None
 ) -> Tensor:
-    """Log of the denominator of every pair.
+    """Log of the denominator of every pair, see :func:`wspnb.losses.contrastive_loss`.
 
     Args:
         logits: similarities s of m anchors to all views, ``(m, 2n)``.
         anchor: each anchor's own column, ``(m,)``.
-        denominator: see :func:`wspnb.losses.contrastive_loss`.
         repel: the second kernel's rows, ``(m, 2n)``.
 
     Returns:

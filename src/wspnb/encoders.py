@@ -85,9 +85,9 @@ def read_folders(text: str) -> dict[str, str]:
         ValueError: if a part is no such pair, or names an encoder twice or one that the table does
             not know.
     """
-    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     folders = {}
-    for name, _, folder in ((name.strip(), sign, folder.strip()) for name, sign, folder in pairs):
+    for pair in filter(str.strip, text.split(",")):
+        name, _, folder = map(str.strip, pair.partition("="))
         if name not in ENCODERS or not folder:
             raise ValueError(f"{name}={folder}: NAME=FOLDER, NAME one of {', '.join(ENCODERS)}")
         if name in folders:
@@ -96,8 +96,8 @@ def read_folders(text: str) -> dict[str, str]:
     return folders
 
 
-def check_folder(name: str, folder: str | Path) -> None:
-    """Whether the files of an encoder of the table are in a folder.
+def check_folder(name: str, folder: str | Path) -> Path:
+    """The folder, where the files of this encoder of the table are in it.
 
     Raises:
         FileNotFoundError: if not; says where to get them, and the licence.
@@ -108,22 +108,19 @@ def check_folder(name: str, folder: str | Path) -> None:
             f"{name}: {folder} does not hold config.json and model.safetensors: get them from "
             f"{row.address} (licence: {row.licence})"
         )
+    return folder
 
 
 def load_frozen(name: str, folder: str | Path) -> Frozen:
-    """An encoder of the table from a local folder, in float32 and evaluation mode.
-
-    Args:
-        name: a row of ``ENCODERS``.
-        folder: with ``config.json`` and ``model.safetensors``; never looked for elsewhere.
+    """An encoder of ``ENCODERS`` from a local folder and nowhere else, in float32 and evaluation
+    mode.
 
     Raises:
         FileNotFoundError: of :func:`check_folder`.
         ImportError: if transformers is not installed.
         ValueError: if the folder holds another kind of network, or weights that do not fit it.
     """
-    check_folder(name, folder)
-    row, folder = ENCODERS[name], Path(folder).expanduser()
+    row, folder = ENCODERS[name], check_folder(name, folder)
     config = read_json(folder / "config.json")
     kind, channels = config.get("model_type"), config.get("num_channels", 3)
     if kind not in row.kinds or channels != row.channels:
@@ -136,7 +133,7 @@ def load_frozen(name: str, folder: str | Path) -> Frozen:
         for key, own in (("image_mean", row.mean), ("image_std", row.sd)):
             said = about.get(key)  # one number stands for all channels
             said = tuple(said) if isinstance(said, list) else (said,) * row.channels
-            if own and about.get(key) and said != tuple(own):
+            if own and about.get(key) and said != own:
                 raise ValueError(f"{folder}: {key} is {about[key]}, {name}'s {own}: which is it?")
     try:
         from transformers import AutoModel
@@ -146,9 +143,8 @@ def load_frozen(name: str, folder: str | Path) -> Frozen:
     logging.disable_progress_bar()
     logging.set_verbosity_error()  # its report of the keys; what is wrong in it is said below
     options = {"local_files_only": True, "output_loading_info": True, "dtype": torch.float32}
-    options["ignore_mismatched_sizes"] = True
     try:
-        model, info = AutoModel.from_pretrained(folder, **options)
+        model, info = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
     except Exception as error:
         raise ValueError(f"{folder}: cannot be read as {name} ({error}): get it again") from None
     # The library draws what is missing at random and drops what has no place, as registers; a head

@@ -1,4 +1,4 @@
-"""TinyNet, ResNet-18 and their projection heads; BYOL's pair; ImageNet weights."""
+"""TinyNet, ResNet-18 and their projection heads; ImageNet weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +25,6 @@ class TinyNet(nn.Module):
     Pooling comes before the ReLU: the two commute, and the ReLU has a quarter of the work.
 
     Args:
-        in_channels: channels of the images.
         norm: None as in the paper; "batch" puts a batch norm after each pooling (*paper silent*: a
             deviation of the laptop profile, without it a few hundred steps teach nothing).
         padding: pixels of air around the input of each convolution, 0 as in the paper; 2 lets small
@@ -41,21 +40,13 @@ class TinyNet(nn.Module):
         super().__init__()
         if norm not in (None, "none", "batch"):
             raise ValueError(f"norm={norm!r}: choose None or 'batch'")
-        widths = (in_channels, 16, 32, 64, 128, 256)
         self.smallest_image = 1  # pixels: what five times (size + 2 padding - 4) // 2 must leave
-        for _ in range(5):
+        self.blocks = nn.Sequential()
+        for a, b in pairwise((in_channels, 16, 32, 64, 128, 256)):
             self.smallest_image = max(2 * self.smallest_image + 4 - 2 * padding, 1)
-        self.blocks = nn.Sequential(
-            *(
-                nn.Sequential(
-                    nn.Conv2d(a, b, 5, padding=padding),
-                    nn.MaxPool2d(2),
-                    nn.BatchNorm2d(b) if norm == "batch" else nn.Identity(),
-                    nn.ReLU(inplace=True),
-                )
-                for a, b in pairwise(widths)
-            )
-        )
+            block = [nn.Conv2d(a, b, 5, padding=padding), nn.MaxPool2d(2)]
+            block += [nn.BatchNorm2d(b) if norm == "batch" else nn.Identity()]
+            self.blocks.append(nn.Sequential(*block, nn.ReLU(inplace=True)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features ``(b, 256)`` of images ``(b, c, h, w)``; ValueError if these are too small."""
@@ -168,11 +159,11 @@ def seeded(seed: int) -> Iterator[None]:
 def build_encoder(backbone: str, norm: str | None = None, seed: int = 0) -> nn.Module:
     """Encoder with weights that depend on the seed alone; global generators stay untouched.
 
+    TinyNet's initial weights are PyTorch's defaults (*paper silent*), ResNet-18's He's.
+
     Args:
         backbone: "tiny", "tiny_padded" (for images under 156 px) or "resnet18".
         norm: None (or "none") and "batch" for TinyNet; ResNet-18 has its batch norms anyway.
-        seed: of the initial weights. TinyNet's are PyTorch's defaults (*paper silent*), ResNet-18's
-            He's.
 
     Returns:
         A module with ``n_features`` that maps ``(b, 1, h, w)`` to ``(b, n_features)``.
@@ -203,7 +194,7 @@ def load_imagenet(encoder: ResNet18, file: str | Path) -> None:
     ImageNet's mean.
 
     Args:
-        encoder: network to fill, in place.
+        encoder: filled in place.
         file: a copy of ``resnet18-f37072fd.pth``, which ``sources.downloads`` fetches.
 
     Raises:

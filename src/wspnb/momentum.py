@@ -50,14 +50,10 @@ def without_negatives(
 
 class Byol(nn.Module):
     """Predictor and slowly following target of BYOL (Grill et al. 2020); the encoder and head that
-    are trained stay outside. With a kernel, a prediction is compared with the targets of all slices
-    that count as positives (the paper's future work; ours): see :func:`wspnb.losses.byol_loss`.
-
-    Args:
-        encoder, head: what is trained; copied.
-        backbone: name of the encoder, for the predictor: latent-hidden-latent, like the head.
-        seed: of the predictor's weights.
-        norm: whether a batch norm stands before the ReLU, as in the original.
+    are trained stay outside, copied. With a kernel, a prediction is compared with the targets of
+    all slices that count as positives (the paper's future work; ours): see
+    :func:`wspnb.losses.byol_loss`. The predictor is latent-hidden-latent, like the backbone's head,
+    with a batch norm before the ReLU (``norm``) as in the original or without.
     """
 
     follow = follow
@@ -124,14 +120,9 @@ class Moco(nn.Module):
     """Encoder of the keys and their queue (He et al. 2020, algorithm 1; MoCo v2 has the head of
     SimCLR); the encoder and head that are trained stay outside.
 
-    Queries are the first views, keys the second ones. Two deviations: keys and queries are
-    normalised by the statistics of their own batches on one device, unshuffled, and a queue that is
-    not full yet is used as far as it is.
-
-    Args:
-        encoder, head: what is trained; copied.
-        n_keys: length of the queue (MoCo: 65,536).
-        temperature: of the similarities.
+    Queries are the first views, keys the second ones, of which the queue holds ``n_keys`` (MoCo:
+    65,536). Two deviations: keys and queries are normalised by the statistics of their own batches
+    on one device, unshuffled, and a queue that is not full yet is used as far as it is.
     """
 
     follow = follow
@@ -153,10 +144,9 @@ class Moco(nn.Module):
         ``(2n, c, h, w)``. The keys join the queue afterwards; ``view_2`` is not used."""
         with torch.no_grad():
             keys = on_sphere(self.target(views[len(view_1) :]).float())  # (n, dim)
-        queries = on_sphere(view_1.float())
-        loss = info_nce(queries, keys, self.queue.view(-1, keys.shape[1]), self.temperature)
-        self.queue = torch.cat([keys, self.queue.view(-1, keys.shape[1])])[: self.n_keys]
-        return loss
+        queue = self.queue.view(-1, keys.shape[1])
+        self.queue = torch.cat([keys, queue])[: self.n_keys]
+        return info_nce(on_sphere(view_1.float()), keys, queue, self.temperature)
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -168,7 +158,6 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -
     Args:
         queries, keys: ``(n, dim)`` on the unit sphere, keys their positives.
         queue: negatives u, ``(k, dim)``; none gives a loss of 0.
-        temperature: tau.
     """
     positive = (queries * keys).sum(1, keepdim=True)
     logits = torch.cat([positive, queries @ queue.T], 1) / temperature  # (n, 1 + k)

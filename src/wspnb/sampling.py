@@ -47,11 +47,13 @@ class OneSlicePerPatient(Sampler[list[int]]):
         labels = np.zeros(len(names)) if labels is None else np.asarray(labels)
         label, names_of = pd.factorize(labels, sort=True)  # as they are: 2**60 + 1 is no float
         label = np.where(np.isin(label, np.flatnonzero(names_of == -1)), -1, label)  # missing
-        self._check(names, patient, label, batch_size, n_batches)
-        self.batch_size, self.n_batches = int(batch_size), int(n_batches)
-        self.start, self.epoch, self._begun = 0, 0, False
-        device = getattr(generator, "device", "cpu")  # whatever the default one
-        self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        if len(label) != len(patient):
+            raise ValueError(f"{len(patient)} patients but {len(label)} labels: give one per slice")
+        check_whole("batch_size", batch_size, 1)
+        check_whole("n_batches", n_batches, 0)
+        if len(patient) < batch_size:
+            raise ValueError(f"batch_size={batch_size} but only {len(patient)} slices: lower it")
+        check_names(names)
 
         # Slices sorted by patient: those of patient p are order[first[p] : first[p] + count[p]].
         self._order = np.argsort(patient, kind="stable")
@@ -59,23 +61,16 @@ class OneSlicePerPatient(Sampler[list[int]]):
         self._count = np.bincount(patient)
         self._first = np.cumsum(self._count) - self._count
         class_of_patient = label[self._order[self._first]]
-        self._members = [np.flatnonzero(class_of_patient == c) for c in np.unique(label)]
-
-    @staticmethod
-    def _check(names, patient, label, batch_size, n_batches):
-        if len(label) != len(patient):
-            raise ValueError(f"{len(patient)} patients but {len(label)} labels: give one per slice")
-        for name, value, least in (("batch_size", batch_size, 1), ("n_batches", n_batches, 0)):
-            check_whole(name, value, least)
-        if len(patient) < batch_size:
-            raise ValueError(f"batch_size={batch_size} but only {len(patient)} slices: lower it")
-        check_names(names)
-        first = np.unique(patient, return_index=True)[1]
-        mixed = np.flatnonzero(label != label[first][patient])
-        if len(mixed):
+        if len(mixed := np.flatnonzero(label != class_of_patient[patient])):
             raise ValueError(
                 f"patient {names[mixed[0]]} has slices of different labels: give one per patient"
             )
+        self._members = [np.flatnonzero(class_of_patient == c) for c in np.unique(label)]
+
+        self.batch_size, self.n_batches = int(batch_size), int(n_batches)
+        self.start, self.epoch, self._begun = 0, 0, False
+        device = getattr(generator, "device", "cpu")  # whatever the default one
+        self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
 
     def __len__(self) -> int:
         return max(0, self.n_batches - self.start)

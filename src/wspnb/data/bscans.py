@@ -1,4 +1,4 @@
-"""B-scans of optical coherence tomography: preprocessing, and the store of ``slices.py`` for them.
+"""B-scans of optical coherence tomography: preprocessing, and their store.
 
 The store is the one of the CT slices (``open_slices``), with one row per B-scan: patient, eye,
 side, visit, scan, position, bcva, cst, cohort (train or test) and a column 0/1 for each biomarker,
@@ -27,14 +27,8 @@ COLUMNS = ("patient", "eye", "side", "visit", "scan", "position", "bcva", "cst",
 
 
 def prepare_bscan(image: np.ndarray, size: int) -> np.ndarray:
-    """A grey B-scan as a square of bytes: padded with black, then interpolated with antialiasing.
-
-    Args:
-        image: ``(h, w)``, grey values 0..255.
-        size: pixels a side.
-
-    Returns:
-        ``(size, size)`` uint8.
+    """A grey B-scan ``(h, w)``, 0..255, as a square of bytes ``(size, size)``: padded with black,
+    then interpolated with antialiasing.
 
     Raises:
         ValueError: if the image is not grey or empty, or its values are others, such as 0..1.

@@ -75,9 +75,7 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         if path.with_name("settings.json").is_file():
             advice = "notebook 01b writes it when it ends: give its command again"
         raise FileNotFoundError(f"{path}: no such cohort table; {advice}")
-    names, lines, rows = _read_lines(path)
-    folder = os.path.abspath(path.parent)
-    raw = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name="line"), dtype=str)
+    raw, folder = _read_lines(path), os.path.abspath(path.parent)
     for column in ("mask", "coding", "modality"):
         if column in raw:
             raw[column] = raw[column].where(~raw[column].str.lower().isin(EMPTY), "")
@@ -107,13 +105,14 @@ def read_cohort(path: str | Path) -> pd.DataFrame:
         table[column] = pd.array(values, dtype="Int64")
     for oddity in _oddities(raw, table.weak_label.dropna().unique().tolist()):
         warnings.warn(f"{path}: {oddity}", stacklevel=2)
-    for column in names:  # numbers where all that is known of a column are numbers, else text
-        if column not in (*COLUMNS, "coding", "modality"):
+    further = [name for name in table if name not in COLUMNS]
+    for column in further:  # numbers where all that is known of a column are numbers, else text
+        if column not in ("coding", "modality"):
             known = ~table[column].str.lower().isin(EMPTY)
             numbers = pd.to_numeric(table[column].where(known), errors="coerce")
             if numbers.notna().equals(known) and not table[column].str.match(CODE).any():
                 table[column] = numbers
-    return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
+    return table[[*COLUMNS, *further]]
 
 
 def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
@@ -148,15 +147,8 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
 
 
 def cohort_errors(table: pd.DataFrame) -> list[str]:
-    """Everything wrong with a cohort table, one sentence per problem.
-
-    Args:
-        table: columns as in the file, all text, paths absolute; the index holds the line numbers of
-            the file.
-
-    Returns:
-        Line, column, value and what to do, in the order of the lines; empty when all is sound.
-    """
+    """Everything wrong with a cohort table, in the order of the lines: line, column, value and what
+    to do. Its columns are as in the file, all text, paths absolute; the index holds the lines."""
     rows = zip(table.index, table.to_dict("records"), strict=True)
     several = table.patient.str.lower().isin(UNKNOWN).sum() > 1  # a single patient may be called so
     found = [(line, text) for line, row in rows for text in _row_errors(row, several)]
@@ -169,8 +161,7 @@ def cohort_errors(table: pd.DataFrame) -> list[str]:
 
 
 def _row_errors(row: dict[str, str], several: bool) -> Iterator[str]:
-    """What is wrong with one line, whatever the others say; ``several``: more than one patient is
-    called unknown."""
+    """What is wrong with one line; ``several``: more than one patient is called unknown."""
     for column in ("volume", "patient", "cohort"):
         if not row[column]:
             yield f"{column} is empty: fill it in or delete the line"
@@ -324,8 +315,8 @@ def _label_problem(column: str, value: str) -> str:
     return ""
 
 
-def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
-    """Column names, and for each row that is not blank its line number and its fields."""
+def _read_lines(path: Path) -> pd.DataFrame:
+    """The rows that are not blank, all text; the index holds their line numbers."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True, delimiter=separator(path))
@@ -345,7 +336,8 @@ def _read_lines(path: Path) -> tuple[list[str], list[int], list[list[str]]]:
         content = [(line, row[:-1]) for line, row in content]
     if problem := _table_error(names, content):
         raise ValueError(f"{path}: {problem}")
-    return names, [line for line, _ in content], [row for _, row in content]
+    lines, rows = zip(*content, strict=True)
+    return pd.DataFrame(rows, index=lines, columns=names, dtype=str)
 
 
 def _table_error(names: list[str], content: list[tuple[int, list[str]]]) -> str:

@@ -53,8 +53,7 @@ def begin(folder: Path, settings: dict[str, Any], n_volumes: int, overwrite: boo
 def write_part(file: Path, images: np.ndarray, picture: np.ndarray, entry: dict[str, Any]) -> None:
     """A volume's slices, its picture, and what else is known of it."""
     with whole(file, flush=False) as temporary, open(temporary, "wb") as output:  # has checksums
-        content = json.dumps(entry | {"made": MADE})
-        np.savez(output, images=images, picture=picture, entry=content)
+        np.savez(output, images=images, picture=picture, entry=json.dumps(entry | {"made": MADE}))
 
 
 def read_parts(files: Iterable[Path], name: str) -> Iterator[Any]:

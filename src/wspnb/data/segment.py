@@ -18,28 +18,20 @@ from tqdm.auto import tqdm
 from wspnb.augment import augment, to_unit
 from wspnb.data.headers import open_header
 from wspnb.data.inventory import open_hu, slice_images
-from wspnb.data.masks import (
-    LIVER_ML,
-    check_size,
-    largest_component,
-    measure,
-    read_given,
-    write_mask,
-)
-from wspnb.data.organs import check_place
+from wspnb.data.masks import read_given, write_mask
+from wspnb.data.organs import LIVER_ML, check_place, check_size, largest_component, measure
 from wspnb.data.volumes import padding, resize, to_image
 from wspnb.files import need, whole
+from wspnb.models import evaluating
 from wspnb.pretrain import check_sound
 
 
 def liver_unet(seed: int = 0) -> torch.nn.Module:
     """MONAI's 2-D U-Net (Ronneberger et al. 2015), five levels, 8 to 128 channels: 166k parameters.
 
-    Args:
-        seed: of the weights; the global generator is left as it is.
-
     Returns:
-        ``(b, 1, h, w)`` in [0, 1] to ``(b, 1, h, w)`` logits; h and w are multiples of 16.
+        ``(b, 1, h, w)`` in [0, 1] to ``(b, 1, h, w)`` logits; h and w are multiples of 16. Its
+        weights depend on the seed alone; the global generator is left as it is.
 
     Raises:
         ModuleNotFoundError: without monai; says how to install it.
@@ -51,39 +43,36 @@ def liver_unet(seed: int = 0) -> torch.nn.Module:
 
 
 def dice_loss() -> torch.nn.Module:
-    """Soft Dice of the batch plus cross-entropy, on logits (MONAI's DiceCELoss).
-
-    Of the batch, as a slice without liver has no Dice of its own.
-    """
+    """Soft Dice of the batch, as a slice without liver has none of its own, plus cross-entropy, on
+    logits (MONAI's DiceCELoss)."""
     (losses,) = need("segment", "monai.losses")
     return losses.DiceCELoss(sigmoid=True, batch=True)
 
 
-def slice_outlines(mask, spacing, numbers, size=128) -> np.ndarray:
+def slice_outlines(mask, spacing, numbers, size) -> np.ndarray:
     """Slices of a mask, as :func:`wspnb.data.inventory.slice_images`: uint8, 255 = liver."""
     planes = [to_image(mask[:, :, z]).astype(np.float32) for z in numbers]
     inside = [resize(plane, size, (spacing[1], spacing[0]), 0.0) > 0.5 for plane in planes]
     return np.stack(inside) * np.uint8(255)
 
 
-def depth_sheet(volume, livers, n=8, size=160, low=-100.0, high=400.0, coding=""):
-    """Slices of a volume from the lowest to the highest with liver, to draw outlines upon.
+def depth_sheet(volume, livers, low=-100.0, high=400.0, coding=""):
+    """Eight slices of a volume from the lowest to the highest with liver, to draw outlines upon.
 
     Args:
-        volume: NIfTI file.
         livers: masks ``(x, y, z)``; where all are empty, the slices span the volume.
-        n, size, low, high, coding: see :func:`training_pairs`.
+        volume, low, high, coding: see :func:`training_pairs`.
 
     Returns:
-        Slice numbers ``(n,)``, images ``(n, size, size)`` uint8 and outlines ``(n, n_livers, size,
-        size)`` uint8, 255 = liver.
+        Slice numbers ``(8,)``, images ``(8, 160, 160)`` uint8 and outlines ``(8, n_livers, 160,
+        160)`` uint8, 255 = liver.
     """
     hu = open_hu(volume, coding)
     inside = np.flatnonzero(np.any(livers, axis=(0, 1, 2)))
     ends = inside[[0, -1]] if len(inside) else (0, hu.shape[2] - 1)
-    numbers = np.linspace(*ends, n).round().astype(int)
-    outlines = [slice_outlines(liver, hu.spacing, numbers, size) for liver in livers]
-    return numbers, slice_images(hu, numbers, size, low, high), np.stack(outlines, axis=1)
+    numbers = np.linspace(*ends, 8).round().astype(int)
+    outlines = [slice_outlines(liver, hu.spacing, numbers, 160) for liver in livers]
+    return numbers, slice_images(hu, numbers, 160, low, high), np.stack(outlines, axis=1)
 
 
 def training_pairs(
@@ -110,7 +99,7 @@ def training_pairs(
     hu = open_hu(volume, coding)
     try:
         liver = read_given(mask, volume, value)
-        inside = [z for z in np.flatnonzero(liver.any((0, 1)))[:: max(1, liver.shape[2] // 40)]]
+        inside = np.flatnonzero(liver.any((0, 1)))[:: max(1, liver.shape[2] // 40)]
         check_place(mask, volume, {**hu.row}, [hu[:, :, z][liver[:, :, z]] for z in inside])
         # Smaller than a whole liver: a crop, or a child's, may be learnt from (paper silent).
         check_size(mask, measure(liver, open_header(volume)), (20.0, LIVER_ML[1]))
@@ -149,23 +138,23 @@ def read_pairs(pool: pd.DataFrame, n_slices=8, value: int | None = None, **view)
     return images, livers, np.array(owners), failed
 
 
-def vary(images, truth, generator: torch.Generator, flip: float = 0.0, degrees: float = 15.0):
+def vary(images, truth, generator: torch.Generator, flip: float = 0.0):
     """One random view of each pair: the same crop and rotation for both, another brightness.
 
-    Grey values are scaled by 0.8 to 1.2 and shifted by -0.1 to 0.1 of the window (paper silent).
+    Rotations are up to 15 degrees, grey values scaled by 0.8 to 1.2 and shifted by -0.1 to 0.1 of
+    the window (paper silent).
 
     Args:
         images, truth: ``(b, h, w)`` uint8, 255 = liver in the second.
-        generator: source of randomness, on the CPU.
+        generator: on the CPU.
         flip: probability of a flip along each axis; volumes are in canonical orientation, where a
             flip would put the liver in the spleen's place.
-        degrees: largest rotation.
 
     Returns:
         Images ``(b, 1, h, w)`` float32 in [0, 1] and outlines ``(b, 1, h, w)``, 0 or 1.
     """
     both = torch.from_numpy(np.stack([images, truth], 1))  # (b, 2, h, w)
-    both = augment(both, generator, p_flip=flip, degrees=degrees)
+    both = augment(both, generator, p_flip=flip, degrees=15.0)
     scale, shift = torch.rand(2, len(both), 1, 1, 1, generator=generator)
     views = both[:, :1] * (0.8 + 0.4 * scale) + 0.2 * shift - 0.1
     return views.clamp(0, 1), (both[:, 1:] > 0.5).float()
@@ -193,26 +182,16 @@ def segmenter(network: torch.nn.Module, batch: int = 32) -> Callable[[np.ndarray
     @torch.inference_mode()
     def segment(images: np.ndarray) -> np.ndarray:
         parts = torch.from_numpy(images)[:, None].split(batch)
-        was = network.training
-        network.eval()
-        logits = torch.cat([network(to_unit(part.to(device))).float() for part in parts])
-        network.train(was)
+        with evaluating(network):
+            logits = torch.cat([network(to_unit(part.to(device))).float() for part in parts])
         return logits.sigmoid()[:, 0].cpu().numpy()
 
     return segment
 
 
 def back_to_grid(picture: np.ndarray, shape: tuple[int, int], pixel) -> np.ndarray:
-    """What :func:`wspnb.data.volumes.resize` made square, on its own pixels again.
-
-    Args:
-        picture: ``(size, size)`` float32.
-        shape: height and width of the image.
-        pixel: height and width of a pixel, mm.
-
-    Returns:
-        ``shape`` float32, bilinear, without the padding.
-    """
+    """What :func:`wspnb.data.volumes.resize` made square, ``(size, size)`` float32, on its own
+    pixels (height and width in mm) again: ``shape`` float32, bilinear, without the padding."""
     square, inside = padding(shape, pixel)
     wide = torch.nn.functional.interpolate(
         torch.from_numpy(picture)[None, None], square, mode="bilinear", antialias=True
@@ -226,9 +205,8 @@ def predict_mask(
     """The liver of a volume, slice by slice, its largest component.
 
     Args:
-        volume: NIfTI file.
         segment: ``(n, size, size)`` uint8 to probabilities, see :func:`segmenter`.
-        size, low, high, coding: see :func:`training_pairs`.
+        volume, size, low, high, coding: see :func:`training_pairs`.
 
     Returns:
         ``(x, y, z)`` bool, canonical, perhaps empty; and its volume in ml.

@@ -7,7 +7,6 @@ written, ``part.py`` keeps it resumable.
 import shutil
 import warnings
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from tqdm.auto import tqdm
 
 from wspnb.data import inventory, part, store, volumes
 from wspnb.data.cohort import COLUMNS, file_stamp, read_cohort
-from wspnb.data.dicom_files import printable
 from wspnb.data.headers import open_header
 from wspnb.data.masks import check_drawn, check_labels, read_given, value_of
 from wspnb.data.organs import (
@@ -35,7 +33,7 @@ from wspnb.data.organs import (
 )
 from wspnb.data.quality import PICTURE, coronal, decoded, oddities
 from wspnb.data.store import TABLES, Slices, open_slices, reader, verify_store
-from wspnb.files import alone, package_version, relative, whole
+from wspnb.files import alone, package_version, printable, relative, whole
 from wspnb.workers import in_order
 
 __all__ = ["Slices", "open_slices", "prepare_volume", "reader", "verify_store", "write_slices"]
@@ -60,13 +58,12 @@ def prepare_volume(
     """The kept slices of one CT volume as bytes, lowest first (WSP, section 3).
 
     Args:
-        volume: NIfTI file of the CT.
-        mask: NIfTI file of the liver, or empty: then all slices of the body are kept.
+        volume, mask: NIfTI files of the CT and of the liver (of an MRI's its largest part); without
+            mask all slices of the body are kept.
         image_size: pixels a side.
         fraction: central share of the mask's slices.
         convention: of the positions, "k/(n-1)" or "k/n".
-        low, high: window, HU, see :func:`wspnb.data.inventory.slice_images`. Of an MRI's mask the
-            largest part is kept.
+        low, high: window, HU, see :func:`wspnb.data.inventory.slice_images`.
         mask_value: label of the organ in the mask, None for all that is not zero.
         organ_ml: least and most of a mask, ml; one that the scan cuts off may be smaller.
         coding: one of :data:`wspnb.data.inventory.CODINGS`; empty to decide by evidence.
@@ -166,15 +163,11 @@ def write_slices(
 
     Args:
         cohort_csv: see :func:`wspnb.data.cohort.read_cohort`.
-        folder: of the store, made if missing.
+        folder: of the store, made if missing, which is returned.
         image_size, fraction, convention, low, high, mask_value, organ_ml: of
             :func:`prepare_volume`.
         workers: processes; None is one per core, 1 works in this process.
-        progress: show a bar.
         overwrite: throw away what a call with other settings or inputs left in the folder.
-
-    Returns:
-        The folder.
 
     Raises:
         FileNotFoundError, ValueError: from the cohort table; if the folder holds a store of other
@@ -194,8 +187,7 @@ def write_slices(
     mask_value = value_of(cohort, mask_value, cohort_csv)
     cohort = _name_volumes(cohort, Path(cohort_csv))
     codings = cohort.get("coding", pd.Series("", cohort.index)).tolist()
-    settings = {
-        "format": store.FORMAT,
+    options = {
         "image_size": int(image_size),
         "fraction": float(fraction),
         "convention": convention,
@@ -203,8 +195,9 @@ def write_slices(
         "high": float(high),
         "mask_value": mask_value,
         "organ_ml": list(map(float, organ_ml)),
-        "cohort_rows": store.digest([cohort.patient.tolist(), codings]),
     }
+    cohort_rows = store.digest([cohort.patient.tolist(), codings])
+    settings = {"format": store.FORMAT, **options, "cohort_rows": cohort_rows}
     seen = [(file_stamp(r.path), file_stamp(r.mask_path)) for r in cohort.itertuples()]
     check_drawn(cohort, seen, cohort_csv)
     stamps = [volume + mask for volume, mask in seen]
@@ -230,11 +223,8 @@ def write_slices(
                 (folder / name).unlink(missing_ok=True)
         files = part.begin(folder, settings, len(cohort), overwrite)
         rows = zip(cohort.path, cohort.mask_path, codings, stamps, files, strict=True)
-        jobs = [
-            (volume, mask, coding, stamp, file, settings)
-            for volume, mask, coding, stamp, file in rows
-            if not part.is_done(file, stamp)
-        ]
+        todo = [(*own, stamp, file) for *own, stamp, file in rows if not part.is_done(file, stamp)]
+        jobs = [(*row, options) for row in todo]
         done = len(cohort) - len(jobs)
         bar = tqdm(None, "volumes", len(cohort), initial=done, disable=not progress)
         with bar, closing(in_order(_prepare, jobs, workers)) as results:
@@ -246,11 +236,10 @@ def write_slices(
 
 
 def _prepare(
-    volume: str, mask: str, coding: str, stamp: list, file: Path, settings: dict[str, Any]
+    volume: str, mask: str, coding: str, stamp: list, file: Path, options: dict[str, Any]
 ) -> None:
     """One job: a volume's slices and what else is known of it, a reason if it is bad, in a file."""
-    names = ("image_size", "fraction", "convention", "low", "high", "mask_value", "organ_ml")
-    options, row = {name: settings[name] for name in names}, {}
+    row = {}
     try:
         images, entry = prepare_volume(volume, mask, **options, coding=coding, row=row)
     except MemoryError as error:  # says nothing about the volume
@@ -259,10 +248,11 @@ def _prepare(
         causes = (error, error.__cause__)  # a drive, or a package: the next call tries again
         if any(isinstance(e, ImportError) or getattr(e, "errno", None) for e in causes):
             stamp = []
-        reason = str(error) if volume in str(error) or (mask and mask in str(error)) else ""
-        reason = reason or f"{volume}: cannot be used ({error!r}): copy or convert it again"
-        images, entry = np.empty((0, *2 * [settings["image_size"]]), np.uint8), {"z": []}
-        entry["reason"] = reason
+        reason = str(error)
+        if volume not in reason and not (mask and mask in reason):
+            reason = f"{volume}: cannot be used ({error!r}): copy or convert it again"
+        size = options["image_size"]
+        images, entry = np.empty((0, size, size), np.uint8), {"z": [], "reason": reason}
     entry["look"] = look_of(images)
     picture = row.pop("picture", np.zeros((PICTURE, PICTURE, 3), np.uint8))
     part.write_part(file, images, picture, entry | {"stamp": stamp, "inventory": row})
@@ -271,16 +261,11 @@ def _prepare(
 def _name_volumes(cohort: pd.DataFrame, csv: Path) -> pd.DataFrame:
     """The cohort with paths aside, and volumes named relative to the table."""
     own = {*part.OWN_COLUMNS, "path", "mask_path"} - set(COLUMNS)
-    clash = [name for name in cohort.columns if name in own]
-    if clash:
+    if clash := [name for name in cohort if name in own]:
         raise ValueError(f"{csv}: columns {clash} are names of the slices' table: rename them")
-    name = partial(relative, folder=csv.parent)
-    return cohort.assign(
-        path=cohort["volume"],
-        mask_path=cohort["mask"],
-        volume=cohort["volume"].map(name),
-        mask=cohort["mask"].map(name),
-    )
+    paths = cohort[["volume", "mask"]]
+    names = paths.map(relative, folder=csv.parent)
+    return cohort.assign(path=paths["volume"], mask_path=paths["mask"], **names)
 
 
 def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> int:
@@ -299,8 +284,8 @@ def _finish(folder: Path, files: list[Path], cohort: pd.DataFrame, settings) -> 
         for path, name in ((own.path, own.volume), (own.mask_path, own.mask)):
             reasons[row] = printable(reasons[row].replace(path, name) if path else reasons[row])
     said = []  # what is odd, and used
-    twins = same_looks([entry["look"] if entry["z"] else [] for entry in used])
-    twins = [cohort.iloc[rows] for rows in twins]
+    looks = [entry["look"] if entry["z"] else [] for entry in used]
+    twins = [cohort.iloc[numbers] for numbers in same_looks(looks)]
     for alike in twins:
         own, who = ", ".join(alike.volume[:5]), ", ".join(alike.patient.unique()[:5])
         words = f"{own} (patients {who}) have the same kept slices: one scan in two forms?"

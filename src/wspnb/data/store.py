@@ -57,13 +57,10 @@ class Slices:
 
 
 def open_slices(folder: str | Path) -> Slices:
-    """Open a store; the images stay on disk until they are read.
+    """Open a store, its labels as Int64; the images stay on disk until they are read.
 
     Sizes, and the tables' and settings' checksums, are compared; the images' checksum, which takes
     reading them all, only by :func:`verify_store`.
-
-    Returns:
-        Images, table (labels as Int64), settings and the volumes left out.
 
     Raises:
         FileNotFoundError: if there is no store, or an unfinished one: says how far it is.
@@ -127,11 +124,8 @@ def holds(folder: str | Path, definition: dict) -> bool:
 
 
 def verify_store(folder: str | Path) -> Slices:
-    """:func:`open_slices`, and every byte of images and table against the checksum.
-
-    Raises:
-        FileNotFoundError, ValueError: as there; if a byte differs.
-    """
+    """:func:`open_slices`, whose checks it makes, and every byte of images and table against the
+    checksum (ValueError)."""
     store, folder = open_slices(folder), Path(folder)
     if _identity(folder / "slices.npy", folder / "slices.csv") != store.settings.get("sha256"):
         raise ValueError(
@@ -141,21 +135,15 @@ def verify_store(folder: str | Path) -> Slices:
 
 
 def describe_store(folder: Path, images: Path, settings: dict[str, Any], *tables) -> None:
-    """Tables and ``store.json``, written before the images get their name.
-
-    Args:
-        folder, images: of the store; the file that is, or is to become, ``slices.npy``.
-        settings: everything else of ``store.json``; checksums are added.
-        tables: content of :data:`TABLES`, the first two at least.
-    """
+    """Write :data:`TABLES`, the first two at least, and ``store.json``, settings and checksums,
+    before the images get their name: ``images`` is, or is to become, ``slices.npy``."""
     for name in TABLES[len(tables) :]:  # of a store that was here
         (folder / name).unlink(missing_ok=True)
     files = [folder / name for name in TABLES[: len(tables)]]
     for file, content in zip(files, tables, strict=True):
         write_csv(file, content)
     sums = {file.name: digest_file(file) for file in files}
-    store = settings | {"sha256": _identity(images, files[0]), "tables": sums}
-    _write_note(folder, store)
+    _write_note(folder, settings | {"sha256": _identity(images, files[0]), "tables": sums})
 
 
 def _write_note(folder: Path, store: dict[str, Any]) -> None:
@@ -193,16 +181,12 @@ def write_store(
     """Write a store; each file appears whole or not at all, ``slices.npy`` last.
 
     Args:
-        folder: made if missing; a store there is replaced.
+        folder: made if missing; a store there is replaced. It is returned.
         blocks: images in the order of the table, ``(k, size, size)`` uint8 each.
         table: one row per image, in the columns of notebook 01's store.
-        size: pixels a side.
         failed: volume, patient and reason of what was left out.
         inventory: what was found in every file, if there were files.
         settings: what the images were made from, kept in ``store.json``.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: if the blocks do not fit the table; nothing is written.
@@ -268,7 +252,6 @@ def reader(
 
     Args:
         images: ``(n, h, w)`` uint8, :attr:`Slices.images`.
-        device: where the images are wanted.
         hold: whether to put all there; None: if they fill less than half of a GPU's free memory.
 
     Raises:
@@ -334,9 +317,10 @@ def main(arguments: list[str]) -> int:
             store = verify_store(folder)
             print(f"{folder}: {len(store.images)} slices, every byte as written")
         except (ValueError, OSError) as error:
-            problems.append(str(error))
-    print(*problems, sep="\n", file=sys.stderr, end="\n" if problems else "")
-    return 1 if problems else 0
+            problems.append(error)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -67,15 +67,11 @@ def make_adrenal(
     validation and test parts): ``label`` only. ``true_label`` is for audits.
 
     Args:
-        folder: receives volumes/, masks/ and cohort.csv; volumes that exist are kept, as they
-            follow from the checked source.
+        folder: receives volumes/, masks/ and cohort.csv, whose path is returned; volumes that exist
+            are kept, as they follow from the checked source.
         local: see :func:`fetch_adrenal`.
         reader_accuracy: a, in [0.5, 1]; 0.82 is the radiologist's in the paper.
         seed: of the wrong weak labels.
-        progress: show a bar.
-
-    Returns:
-        Path of cohort.csv.
 
     Raises:
         ValueError: if the accuracy is outside [0.5, 1], or the source is another file; others as

@@ -17,7 +17,7 @@ import pandas as pd
 import pooch
 import psutil
 
-from wspnb.files import files_below, naming, paths_below, suppress_unable
+from wspnb.files import files_below, naming, paths_below, printable, suppress_unable
 
 SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 OTHERS = (".7z", ".rar", ".zip.001", ".7z.001", ".tar.zst", ".part1.rar")  # not unpacked, named
@@ -43,9 +43,8 @@ def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path
     if local and not Path(local).is_dir():
         raise FileNotFoundError(f"{local}: no such folder; give the one that holds the data")
     ours = folder.absolute() / "unpacked"  # perhaps below the copy
-    below = paths_below(local) if local else ()
-    below = sorted(Path(path) for path in below if os.path.isfile(path) or os.path.islink(path))
-    files = below if local else list(fetch())
+    files = sorted(map(Path, paths_below(local))) if local else fetch()
+    files = [path for path in files if os.path.isfile(path) or os.path.islink(path)]
     files = [path for path in files if not path.absolute().is_relative_to(ours)]
     for archive in files:  # the list grows: archives may hold archives
         if is_archive(archive) and os.path.isfile(archive):
@@ -53,6 +52,14 @@ def gather(folder: Path, local: str | Path | None, fetch: Callable[[], list[Path
                 name = f"{archive.name}-{pooch.file_hash(str(archive), alg='md5')[:8]}"
             files += files_below(unpack(archive, ours / name))
     return files
+
+
+def unusable(path: Path) -> str:
+    """Why a file cannot be used whatever it holds, or nothing."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return "a link that leads nowhere: fetch the file"
+    odd = printable(path.absolute()) != str(path.absolute())
+    return "its name is not UTF-8: rename it" if odd else ""
 
 
 def warn_left(used: str, status: pd.Series, inventory: Path) -> None:
@@ -72,7 +79,7 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
     :data:`MAX_BYTES` are taken.
 
     Args:
-        archive: .zip or .tar, also packed, see :data:`SUFFIXES`.
+        archive: see :data:`SUFFIXES`.
         target: folder to make, which is returned; ``TARGET.part-...`` meanwhile.
 
     Raises:
@@ -87,8 +94,7 @@ def unpack(archive: str | Path, target: str | Path) -> Path:
         if pid.isdigit() and not psutil.pid_exists(int(pid)):  # of a call that was killed
             shutil.rmtree(left, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    own = {"prefix": f"{target.name}.part-{os.getpid()}-", "dir": target.parent}
-    part = Path(tempfile.mkdtemp(**own))
+    part = Path(tempfile.mkdtemp(prefix=f"{target.name}.part-{os.getpid()}-", dir=target.parent))
     free, total, number = shutil.disk_usage(part).free, 0, 0
 
     def count(size: int) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from wspnb.data.cohort import EMPTY
 from wspnb.files import printable, read_csv, relative, separator, write_csv
-from wspnb.sources.archives import gather, is_archive, warn_left
+from wspnb.sources.archives import gather, is_archive, unusable, warn_left
 from wspnb.sources.downloads import fetch_record, read_json
 
 API = "https://api.osf.io/v2/nodes/cuk24/files/osfstorage/?page[size]=100"
@@ -51,7 +51,6 @@ def make_cirrmri(
         local: folder of a copy, archives or unpacked, used in place. None downloads.
         take: "t1", "t2" or both; "healthy" adds a cohort of that name; one of "fold0" to "fold4"
             judges that fold of five over all patients instead of the official parts.
-        progress: say the size of the download first, and show bars.
 
     Raises:
         FileNotFoundError: if ``local`` is missing.
@@ -88,16 +87,16 @@ def make_cirrmri(
     used["cohort"] = divide(used, folds[0] if folds else "")
     sick = used.cohort != "healthy"
     if not {"train", "judged"} <= set(used.cohort) or used[sick].stage.nunique() < 3:
-        found = f"{len(used)} scans with mask and stage, parts {sorted(set(used.cohort))}"
-        needed = "all stages and both parts are needed; inventory.csv says what became of each file"
-        raise ValueError(f"{folder}: {found}: {needed}")
+        raise ValueError(
+            f"{folder}: {len(used)} scans with mask and stage, parts {sorted(set(used.cohort))}:"
+            " all stages and both parts are needed; inventory.csv says what became of each file"
+        )
     used["weak_label"] = (used.stage - 1).where(used.cohort == "train").astype("Int64")
     used["label"] = (used.stage == 3).astype(int)
     used["modality"] = "mr"
     columns = ["volume", "mask", "patient", "weak_label", "label", "cohort", "modality"]
     table = used[[*columns, "stage", "split", "sequence", "age", "gender"]]
-    table["stage"] = table.stage.astype("Int64")  # age and gender as the table says them
-    write_csv(folder / "cohort.csv", table)
+    write_csv(folder / "cohort.csv", table.astype({"stage": "Int64"}))
     rest = inventory.status[inventory.status != ""]
     warn_left(f"{len(used)} scans", rest, folder / "inventory.csv")
     if "healthy" in take:
@@ -105,7 +104,7 @@ def make_cirrmri(
     return folder / "cohort.csv"
 
 
-def list_osf(_record: str, _folder: Path, api: str, wanted: list[str]) -> dict[str, dict]:
+def list_osf(_record: str, api: str, wanted: list[str]) -> dict[str, dict]:
     """As :func:`wspnb.sources.downloads.read_record`, of the wanted files of an OSF project,
     through its folders.
 
@@ -113,7 +112,7 @@ def list_osf(_record: str, _folder: Path, api: str, wanted: list[str]) -> dict[s
         ConnectionError: if the server cannot be reached or is not OSF.
         ValueError: if a file is not there, or not what it was.
     """
-    pages, found, urls = [api], {}, {}
+    pages, found = [api], {}
     while pages:
         page = read_json(pages.pop())
         try:
@@ -121,22 +120,22 @@ def list_osf(_record: str, _folder: Path, api: str, wanted: list[str]) -> dict[s
                 about = entry["attributes"]
                 if about["kind"] == "folder":
                     pages.append(entry["relationships"]["files"]["links"]["related"]["href"])
-                elif about["name"] in wanted:
-                    sha = about["extra"]["hashes"]["sha256"]
-                    row = {"key": about["name"], "size": about["size"], "checksum": f"sha256:{sha}"}
-                    found[about["name"]] = row
-                    urls[about["name"]] = entry["links"]["download"]
+                elif (name := about["name"]) in wanted:
+                    checksum = f"sha256:{about['extra']['hashes']['sha256']}"
+                    row = {"key": name, "size": about["size"], "checksum": checksum}
+                    found[name] = entry["links"]["download"], row
             pages += [page["links"]["next"]] if page["links"].get("next") else []
         except (KeyError, TypeError) as error:
             raise ConnectionError(f"{api}: not OSF's list of files ({error!r})") from error
     if absent := [name for name in wanted if name not in found]:
         raise ValueError(f"{api}: lists no {', '.join(absent)}: look at the project's page")
     for name in set(SHA256) & set(found):
-        if found[name]["checksum"] != f"sha256:{SHA256[name]}":
-            what = f"{name} at {api} is not what it was: {found[name]['checksum']}, known is"
-            advice = "Results would not compare: look at the project's page"
-            raise ValueError(f"{what} {SHA256[name]}. {advice}")
-    return {urls[name]: found[name] for name in wanted}
+        if (checksum := found[name][1]["checksum"]) != f"sha256:{SHA256[name]}":
+            raise ValueError(
+                f"{name} at {api} is not what it was: {checksum}, known is {SHA256[name]}."
+                " Results would not compare: look at the project's page"
+            )
+    return dict(found[name] for name in wanted)
 
 
 def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
@@ -151,12 +150,9 @@ def list_scans(paths, kinds: list[str], healthy: bool) -> pd.DataFrame:
         text = path.as_posix()
         hidden = path.name.startswith(".") or "__MACOSX" in text
         scan, sound = SCAN.search(text), HEALTHY.search(text)
-        odd = printable(path.absolute()) != str(path.absolute())
-        dead = os.path.islink(path) and not os.path.exists(path)
-        if hidden or odd or dead or not (scan or sound):
-            why = "its name is not UTF-8: rename it" if odd else "no scan"
-            why = "a link that leads nowhere: fetch the file" if dead else why
-            others.append({"volume": printable(path.absolute()), "status": why})
+        problem = unusable(path)
+        if hidden or problem or not (scan or sound):
+            others.append({"volume": printable(path.absolute()), "status": problem or "no scan"})
             continue
         if scan:
             kind, split, what, name = scan.groups()[:4]
@@ -203,9 +199,8 @@ def read_stages(files: dict[str, Path], kinds: list[str]) -> pd.DataFrame:
             found = dict(zip(odd.patient[:5], odd.stage, strict=False))
             raise ValueError(f"{files[name]}: stages of patients {found} are none of 1, 2, 3")
         parts.append(table[["patient", "stage", "age", "gender"]])
-    both = pd.concat(parts).set_index("patient")
-    both = both.apply(lambda column: column.str.strip())
-    both = both.mask(both.apply(lambda column: column.str.lower().isin(EMPTY)))
+    both = pd.concat(parts).set_index("patient").map(str.strip)
+    both = both.mask(both.map(lambda said: said.lower() in EMPTY))
     alike = both.apply(lambda column: column.str.lower().str.replace(r"\.0*$", "", regex=True))
     differ = alike.groupby("patient", sort=False).nunique().gt(1).any(axis=1)
     if twice := differ.index[differ].tolist():
@@ -233,11 +228,8 @@ def divide(used: pd.DataFrame, fold: str = "") -> np.ndarray:
     else:
         parts = used[sick].groupby("patient").split.agg(lambda s: sorted(set(s)))
         if moved := [patient for patient, own in parts.items() if len(own) > 1]:
+            words = f"{len(moved)} patients change sides between T1 and T2 in the official splits"
             who = ", ".join(sorted(moved, key=int))
-            warnings.warn(
-                f"{len(moved)} patients change sides between T1 and T2 in the official splits"
-                f" ({who}): judged in both, trained on in none",
-                stacklevel=3,
-            )
+            warnings.warn(f"{words} ({who}): judged in both, trained on in none", stacklevel=3)
         judged = {patient for patient, own in parts.items() if own != ["train"]}
     return np.where(~sick, "healthy", np.where(used.patient.isin(judged), "judged", "train"))

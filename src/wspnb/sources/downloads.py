@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -92,14 +93,12 @@ def fetch_record(
     api: str = API,
     accept_changed: bool = False,
     progress: bool = True,
-    lister: Callable[[str, Path, str], dict[str, dict]] | None = None,
+    lister: Callable[[str, str], dict[str, dict]] | None = None,
 ) -> list[Path]:
     """All files of a record, each with the size and checksum that the record states.
 
     Args:
-        record: number of the record.
         folder: of the data, made if missing. Without network if all is there.
-        api: base URL.
         accept_changed: take a record that is not what ``registry.json`` says.
         progress: say how much it is first, and show a bar per file.
         lister: as :func:`read_record`, of another server.
@@ -116,7 +115,7 @@ def fetch_record(
     home, note = Path(folder) / "download", Path(folder) / "registry.json"
     pinned = read_registry(note, record) if note.exists() else []
     if not pinned or accept_changed or not all(_is_there(home, file) for file in pinned):
-        listed = (lister or read_record)(record, home, api)
+        listed = (lister or read_record)(record, api)
         files = list(listed.values())
         changed = {f["key"] for f in pinned + files if f not in pinned or f not in files}
         if pinned and changed and not accept_changed:
@@ -152,12 +151,12 @@ def read_registry(path: Path, record: str) -> list[dict]:
     return files
 
 
-def read_record(record: str, folder: Path, api: str = API) -> dict[str, dict]:
+def read_record(record: str, api: str = API) -> dict[str, dict]:
     """What a record states: address of each file, and its ``key``, ``size`` (bytes) and
     ``checksum``."""
     url = f"{api}/records/{record}"
     try:
-        files = [_checked(file) for file in read_json(url, folder)["files"]]
+        files = [_checked(file) for file in read_json(url)["files"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{url}: not a Zenodo record ({error!r}): {BY_HAND}") from error
     if not files:
@@ -165,22 +164,20 @@ def read_record(record: str, folder: Path, api: str = API) -> dict[str, dict]:
     return {f"{url}/files/{quote(file['key'])}/content": file for file in files}
 
 
-def read_json(url: str, folder: Path | None = None):
+def read_json(url: str):
     """What a server answers, with the patience of a download.
 
     Raises:
         ConnectionError: if it cannot be had.
         ValueError: if it is no JSON.
     """
-    part = (folder or Path(pooch.os_cache("pooch"))) / f"record-{os.getpid()}.json.part"
-    part.unlink(missing_ok=True)
-    try:
-        _resume(url, part, progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "record.json.part"
+        try:
+            _resume(url, part, progress=False)
+        except requests.RequestException as error:
+            raise ConnectionError(f"{url}: {error}. Try again later, or {BY_HAND}") from error
         return json.loads(part.read_bytes())
-    except requests.RequestException as error:
-        raise ConnectionError(f"{url}: {error}. Try again later, or {BY_HAND}") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_space(folder: Path, files: list[dict]) -> None:

@@ -7,7 +7,6 @@ part of this package (the code has no licence at the commit studied). Raw collec
 doi 10.7937/K9/TCIA.2016.IMMQW8UQ.
 """
 
-import os
 import re
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import pandas as pd
 
 from wspnb.data.cohort import EMPTY
 from wspnb.files import own_files, printable, read_csv, relative, separator, write_csv
-from wspnb.sources.archives import OTHERS, SUFFIXES, gather, warn_left
+from wspnb.sources.archives import OTHERS, SUFFIXES, gather, unusable, warn_left
 from wspnb.sources.downloads import API, fetch_file, fetch_record
 
 RECORD = "8199165"
@@ -28,7 +27,7 @@ LABELS_SHA256 = "b96d280340ba78fa2c87498d99b6d727063963a3a22e1df89d5835ff3ba8ea4
 # Ishak's score as TCGA's field `fibrosis_ishak_score` prints it, up to " - ", and its class.
 ISHAK = {"0": 0, "1": 1, "2": 1, "1,2": 1, "3": 2, "4": 2, "3,4": 2, "5": 3, "6": 4}
 FIRST_POSITIVE = 3  # Ishak 5 and 6 are label 1 (paper)
-NIFTI = (".nii.gz", ".nii")
+NIFTI = re.compile(r"\.nii(\.gz)?\Z", re.IGNORECASE)  # a Windows share writes .NII.GZ
 BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}")
 AMERICAN = r"(?<!\d)(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])-(\d{4})(?!\d)"  # of TCIA's own names
 DATE = re.compile(rf"\d{{4}}-\d{{2}}-\d{{2}}|{AMERICAN}")
@@ -56,9 +55,6 @@ def make_lihc(
         labels: see :func:`read_labels`; None fetches the authors' table.
         accept_changed, progress: see :func:`wspnb.sources.downloads.fetch_record`.
 
-    Returns:
-        Path of ``cohort.csv``.
-
     Raises:
         FileNotFoundError: if ``local`` or ``labels`` is missing.
         ValueError: if files and labels do not fit together; others as
@@ -67,12 +63,10 @@ def make_lihc(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     table = read_labels(labels or fetch_labels(folder))  # before gigabytes are fetched
-    home, copy = local or folder, local
-    if local and (Path(local) / "registry.json").exists():  # a download: it can be verified
-        copy = None
-    fetch = partial(fetch_record, RECORD, home, API, accept_changed, progress)
-    found = {*gather(folder, copy, fetch), *own_files(folder / "masks", "*")}
-    inventory = join(list_files(found), table)
+    downloaded = local and (Path(local) / "registry.json").exists()  # can be verified
+    fetch = partial(fetch_record, RECORD, local or folder, API, accept_changed, progress)
+    found = gather(folder, None if downloaded else local, fetch)
+    inventory = join(list_files({*found, *own_files(folder / "masks", "*")}), table)
     root = folder.absolute()  # what is below it is named from there, so that it can be moved
     inventory["file"] = [relative(file, root) for file in inventory.file]
     write_csv(folder / "inventory.csv", inventory)
@@ -96,9 +90,10 @@ def make_lihc(
 
 def fetch_labels(folder: Path) -> Path:
     """The authors' label table, from their public repository at a fixed commit, verified."""
-    instead = "give a table of your own (labels_file) with the columns patient (TCGA barcode) and"
-    instead += " score (Ishak), or patient and label (0/1); TCGA's clinical field is"
-    instead += " fibrosis_ishak_score"
+    instead = (
+        "give a table of your own (labels_file) with the columns patient (TCGA barcode) and score"
+        " (Ishak), or patient and label (0/1); TCGA's clinical field is fibrosis_ishak_score"
+    )
     return fetch_file(LABELS_URL, folder, f"sha256:{LABELS_SHA256}", "dataframe_lihc.csv", instead)
 
 
@@ -121,15 +116,14 @@ def read_labels(path: str | Path) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table of labels")
-    look = {"skip_blank_lines": False, "sep": separator(path)}  # lines count
-    raw = read_csv(path, text=True, foreign=True, **look)
+    raw = read_csv(path, text=True, foreign=True, skip_blank_lines=False, sep=separator(path))
     raw.columns = raw.columns.str.strip()
     by = next((name for name in ("subject", "patient") if name in raw), None)
     if by is None or not {"score", "class", "label"} & set(raw.columns):
         needed = "subject or patient, and at least one of score, class, label"
         raise ValueError(f"{path}: columns {list(raw.columns)}: needed are {needed}")
     rows, problems, first, labels = [], [], {}, {}
-    for line, row in enumerate(raw.to_dict("records"), start=2):
+    for line, row in enumerate(raw.to_dict("records"), start=2):  # blank ones count
         if not any(value.strip() for value in row.values()):
             continue
         try:
@@ -158,10 +152,10 @@ def list_files(paths) -> pd.DataFrame:
     """Each file with what its name says: ``file``, ``name`` (without ending), ``patient``, ``date``
     (empty where there is none) and ``status``: "mask", "archive", "no CT" (other), or empty."""
     rows, paths = [], sorted(map(Path, paths))
-    stems = {re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.I) for path in paths}
+    stems = {NIFTI.sub("", path.name) for path in paths}
     for path in paths:
-        small = path.name.lower()  # a Windows share writes .NII.GZ
-        name = next((path.name[: -len(end)] for end in NIFTI if small.endswith(end)), "")
+        small = path.name.lower()
+        name = NIFTI.sub("", path.name) if NIFTI.search(path.name) else ""
         barcode, date = BARCODE.search(name), DATE.search(name)
         kind = "mask" if path.parent.name == "masks" else "" if barcode else "no TCGA name"
         name = name.removesuffix("_part_551") if kind == "mask" else name  # of CADS
@@ -171,29 +165,24 @@ def list_files(paths) -> pd.DataFrame:
             kind, name = "mask", min(bare)  # beside its volume
         kind = "archive" if small.endswith(SUFFIXES) else kind
         kind = f"an archive that is not unpacked ({path.name})" if small.endswith(OTHERS) else kind
-        if (shown := printable(path.absolute())) != str(path.absolute()):
-            kind = "its name is not UTF-8: rename it"
-        if os.path.islink(path) and not os.path.exists(path):
-            kind = "a link that leads nowhere: fetch the file"
-        row = {"file": shown, "name": printable(name), "status": kind}
+        file, patient = printable(path.absolute()), barcode[0] if barcode else ""
         date = re.sub(AMERICAN, r"\3-\1-\2", date[0]) if date else ""
-        row |= {"patient": barcode[0] if barcode else "", "date": date}
-        rows.append(row)
+        rows.append((file, printable(name), patient, date, unusable(path) or kind))
     return pd.DataFrame(rows, columns=["file", "name", "patient", "date", "status"])
 
 
 def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     """Files and labels together; nothing is lost, ``status`` says what became of each.
 
-    Status: "used", "another scan is used" (of a patient: the oldest one that has a label is used),
-    "no label", "mask", "archive", "no CT", "no TCGA name"; for a row of the labels "no file".
+    Status: as :func:`list_files`, "used", "another scan is used" (of a patient: the oldest one that
+    has a label is used) or "no label"; for a row of the labels "no file".
 
     Raises:
         ValueError: if two volumes, or two masks, have one name.
     """
     files, by = files.copy(), "name" if labels.attrs["by"] == "subject" else "patient"
-    volumes = files[files.status == ""]
-    images = files[files.status.isin(["", "mask"])]
+    volumes = files.status == ""
+    images = files[volumes | (files.status == "mask")]
     twice = images[images.duplicated(["status", "name"], keep=False)].sort_values("name")
     if len(twice):
         advice = "give the folder of those that are CT (local_file), masks in one called masks"
@@ -202,18 +191,17 @@ def join(files: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"two files of one name: {', '.join(twice.file[:2])}: {advice}")
     known = labels.set_index("key")[["score", "class", "label"]].astype(object)
     files = files.join(known, on=by)
-    labelled = files[(files.status == "") & files.label.notna()]
+    labelled = files[volumes & files.label.notna()]
     # A scan without a date comes last.
     phase = labelled.name.str.replace(BARCODE, "", regex=True)
     portal = phase.str.contains("VEN|PORTAL|PV", case=False)  # as D2 is
     oldest = labelled.assign(when=labelled.date.replace("", "9999"), other=~portal)
-    oldest = oldest.sort_values(["when", "other", "name"])
-    used = oldest.drop_duplicates("patient")
-    rest = (files.status == "") & ~files.index.isin(used.index)
+    used = oldest.sort_values(["when", "other", "name"]).drop_duplicates("patient")
+    rest = volumes & ~files.index.isin(used.index)
     files.loc[rest, "status"] = "no label"
     files.loc[rest & files.patient.isin(used.patient), "status"] = "another scan is used"
     files.loc[used.index, "status"] = "used"
-    absent = labels[~labels.key.isin(volumes[by])]
+    absent = labels[~labels.key.isin(files[by][volumes])]
     absent = absent.assign(status="no file", name=absent.key)
     columns = ["file", "name", "patient", "date", "status", "score", "class", "label"]
     return pd.concat([files, absent])[columns].fillna("").reset_index(drop=True)

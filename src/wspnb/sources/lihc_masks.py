@@ -37,14 +37,13 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
     for file in index(folder):
         kind, patient, date, words = (str(file.tags.get(name, "")) for name in TAGS)
         if kind == "SEG":
-            row = {"file": Path(file.path), "patient": patient, "description": words}
-            rows.append(row | {"date": f"{date[:4]}-{date[4:6]}-{date[6:8]}"})
+            day = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
+            rows.append((Path(file.path), patient, day, words))
         elif file.damaged:
-            where = printable(file.path)
-            warnings.warn(f"{where}: {file.reason}: passed over", stacklevel=2)
+            warnings.warn(f"{printable(file.path)}: {file.reason}: passed over", stacklevel=2)
     if not rows:
         raise ValueError(f"{folder}: no DICOM segmentation below: download them (docs/data.md)")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["file", "patient", "date", "description"])
 
 
 def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -60,14 +59,13 @@ def read_liver(file: str | Path) -> tuple[np.ndarray, np.ndarray]:
         found = highdicom.seg.segread(file)
         numbers = found.get_segment_numbers(segmented_property_type=sr.codes.SCT.Liver)
         if not numbers:  # 3D Slicer's own type is Tissue
-            all_ = found.segment_numbers
-            labels = [found.get_segment_description(n).segment_label for n in all_]
-            of = zip(all_, labels, strict=True)
-            numbers = [n for n, label in of if label.strip().lower() == "liver"]
+            every = found.segment_numbers
+            labels = {n: found.get_segment_description(n).segment_label for n in every}
+            numbers = [n for n, label in labels.items() if label.strip().lower() == "liver"]
         if not numbers:
-            raise ValueError(f"segments {all_}, none of them a liver ({', '.join(labels)})")
-        one = {"segment_numbers": numbers, "combine_segments": True, "relabel": True}
-        volume = found.get_volume(**one)
+            called = ", ".join(labels.values())
+            raise ValueError(f"segments {every}, none of them a liver ({called})")
+        volume = found.get_volume(segment_numbers=numbers, combine_segments=True, relabel=True)
     except Exception as error:  # of a damaged file, whatever it is
         raise ValueError(f"{file}: {error}") from error
     return volume.array > 0, np.diag([-1, -1, 1, 1]) @ volume.affine  # from DICOM's left and back
@@ -99,10 +97,8 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
     date, and ``FOLDER/masks.csv``, which says for whom there is none, and why.
 
     Where several are of the date, the one on the volume's own grid is taken (that of its series),
-    and of those a corrected one before a network's (*paper silent*).
-
-    ``folder`` is that of :func:`wspnb.sources.lihc.make_lihc`; the DICOM files lie anywhere below
-    ``segmentations``.
+    and of those a corrected one before a network's (*paper silent*). ``folder`` is that of
+    :func:`wspnb.sources.lihc.make_lihc`; the DICOM files lie anywhere below ``segmentations``.
 
     Returns:
         One row per used volume: ``name``, ``patient``, ``date``, ``status`` ("placed", "there
@@ -142,16 +138,16 @@ def make_masks(folder: str | Path, segmentations: str | Path) -> pd.DataFrame:
 
 def _best(own: pd.DataFrame, header: Header, out: Path) -> dict:
     """Place the segmentation that fits best; what became of it."""
-    able, wrong = [], {}
+    able, wrong = [], []
     for one in own.itertuples():
         try:
             mask, affine = read_liver(one.file)
             drawn = "AI segmentation" in one.description  # by the network alone
             able.append((off_grid(affine, header), drawn, one.file, mask, affine))
         except ValueError as error:
-            wrong.setdefault("status", f"cannot be read: {error}")
+            wrong.append(f"cannot be read: {error}")
     if not able:
-        return wrong | {"segmentation": printable(own.file.iloc[0])}
+        return {"status": wrong[0], "segmentation": printable(own.file.iloc[0])}
     off, _, file, mask, affine = min(able, key=lambda row: row[:3])
     placed, inside = place(mask, affine, header)
     row = {"segmentation": printable(file), "off_grid": off, "inside": inside}
@@ -165,8 +161,7 @@ def _best(own: pd.DataFrame, header: Header, out: Path) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Liver masks from DICOM segmentations, and for whom there is none."""
-    program = "python -m wspnb.sources.lihc_masks"
-    parser = argparse.ArgumentParser(prog=program, description=main.__doc__)
+    parser = argparse.ArgumentParser("python -m wspnb.sources.lihc_masks", description=main.__doc__)
     parser.add_argument("folder", type=Path, help="source_dir of make lihc, with inventory.csv")
     parser.add_argument("segmentations", type=Path, help="folder of the DICOM SEG files")
     asked = parser.parse_args(arguments)

@@ -115,9 +115,6 @@ def headers_swapped(raw: pd.DataFrame) -> bool:
     Letters are about :math:`85 - 50 \log_{10}(x / 20)`: the assignment that fits better is taken.
     Without a Snellen column, a BCVA of chart denominators only, most of them under 60, is suspect.
     """
-    if "BCVA" not in raw:
-        return False
-    bcva = pd.to_numeric(raw.BCVA, errors="coerce").dropna()
     if "Snellen" in raw:
         both = raw[["BCVA", "Snellen"]].apply(pd.to_numeric, errors="coerce").dropna()
         both = both[(both > 0).all(axis=1)]
@@ -126,6 +123,7 @@ def headers_swapped(raw: pd.DataFrame) -> bool:
             return (letters - 85 + 50 * np.log10(denominator / 20)).abs().mean()
 
         return bool(misfit(both.Snellen, both.BCVA) < misfit(both.BCVA, both.Snellen))
+    bcva = pd.to_numeric(raw.BCVA, errors="coerce").dropna()
     chart = {10, 12.5, 13, 16, 20, 25, 32, 40, 50, 63, 80, 100, 125, 160, 200, 250, 320, 400, 800}
     return bool(len(bcva) and bcva.isin(chart).all() and bcva.median() < 60)
 
@@ -204,7 +202,6 @@ def write_olives(
         images: folder that the tables' paths start from.
         train_csv, test_csv: biomarker tables of the training and of the test part.
         pretrain_csv: further images with clinical values only, or None.
-        size: pixels a side.
         repair: take shared patients out of the training part and put swapped headers right, instead
             of refusing them.
         progress: wraps the rows (``tqdm``), or None.
@@ -234,13 +231,10 @@ def write_olives(
 
 
 def audit_tables(folder: str | Path) -> pd.DataFrame:
-    """What is in the label tables of a folder, and what is wrong with them.
+    """What is in the label tables of a folder, and what is wrong with them: table, finding, value.
 
     Image tables are counted; tables of volumes (paths end in ``.npy``, eyes of the training part)
     are compared with the test table by patient.
-
-    Returns:
-        Columns table, finding, value (text).
     """
     rows, tables, eyes = [], {}, None
     for csv in own_files(folder, "*.csv"):
