@@ -2,6 +2,7 @@
 
 import json
 import signal
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -92,6 +93,34 @@ def test_a_training_that_was_stopped_is_not_saved_as_finished(project):
         exec(after[name], names)
     assert read_json(folder / "config.json")["n_steps"] == 6 and len(seen) == 6
     signal.signal(signal.SIGINT, before)
+
+
+def test_a_finished_training_is_kept(project):
+    """Run again it goes on to pictures and checks, without a step and without a file replaced."""
+    folder, seen = project / "run" / "pretrain" / "wsp-tiny_padded-seed0", []
+    plain, names = losses.contrastive_loss, {}
+
+    def counted(*views, **options):
+        seen.append(1)
+        return plain(*views, **options)
+
+    def results():
+        files = [file for file in folder.iterdir() if file.is_file()]
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+    for existing, steps in (("resume", 6), ("resume", 0), ("restart", 6)):
+        before, verdict = results() if folder.exists() else None, names.get("verdict")
+        names, after = begin("02_pretrain", **FEW, existing=existing)
+        names["contrastive_loss"] = counted
+        seen.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for source in after.values():
+                exec(source, names)
+        assert len(seen) == steps
+        assert (results() == before) is any("nothing to do" in str(w.message) for w in caught)
+        assert (results() == before) is (steps == 0) and verdict in (None, names["verdict"])
+        assert names["table"].step.tolist() == [0, 2, 4, 5]
 
 
 @pytest.mark.parametrize("again", [("config",), ("config", "cohort"), ("config", "network")])
