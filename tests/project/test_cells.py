@@ -137,6 +137,16 @@ def test_a_training_is_of_the_settings_that_its_parts_were_made_with(project, ag
         exec(after["resume"], names)
 
 
+@pytest.mark.parametrize("name", ["wsp_sigma0.3", "supcon", "random", "supervised"])
+def test_a_name_that_says_something_else_is_refused_before_the_training(project, name):
+    names, after = begin("02_pretrain", **FEW, name=name)
+    with pytest.raises(ValueError, match=f"called {name} and trained as wsp"):
+        exec(after["config"], names)
+    for own in ("", "mine", "wsp", "as_released"):
+        exec(after["config"], names | {"name": own})
+    exec(after["config"], names | {"name": "wsp_sigma0.3", "sigma": 0.3})
+
+
 def test_public_encoders_are_there_when_their_cell_runs_again(project):
     names, after = begin("03_linear_probe", methods=["random"], evaluate=["d1"], n_folds=2)
     names |= {"public_encoders": "dinov2=/elsewhere"}
@@ -167,6 +177,18 @@ def test_a_probe_says_the_settings_that_it_was_made_with(project):
     said = read_json(project / "run" / "probe" / "random-tiny_padded-seed0" / "results.json")
     found = [said[k] for k in ("C", "fold_seed", "n_folds", "seed", "norm", "backbone")]
     assert found == [1e-4, 0, 2, 0, "batch", "tiny_padded"]
+
+
+def test_supervised_folds_of_other_code_are_not_taken(project, monkeypatch):
+    few = {"evaluate": ["d1"], "n_folds": 2, "batch_size": 8, "supervised_steps": 2}
+    names, after = begin("03b_supervised", **few, warmup_steps=1, precision="no")
+    found = []
+    for code in ({"losses.py": "a"}, {"losses.py": "b"}):
+        monkeypatch.setattr("wspnb.pretrain.code", lambda code=code: code)
+        for name in [*after][: [*after].index("loop")]:
+            exec(after[name], names)
+        found.append({*names["parts"].values()})
+    assert found[0] and not found[0] & found[1]
 
 
 @pytest.mark.parametrize(("before", "words"), [("loop", "batch_size"), ("begin", "NoneType")])

@@ -54,10 +54,7 @@ def read_probes(
     for run in runs:
         if run.get("data") != runs[0].get("data"):
             pair = f"{run['folder'].name} and {runs[0]['folder'].name}"
-            again = "give the report's command for all methods, or run notebook 03 again"
-            raise ValueError(
-                f"{pair} were probed on different slices or labels: {again}{tables.OLD}"
-            )
+            raise ValueError(f"{pair} were probed on different {tables.DATA}")
     probes, scores = by_cohort(runs)
     found = sorted({name for name, _ in probes})
     if reference not in found or len(found) < 2:
