@@ -3,13 +3,17 @@
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from wspnb.distributed import gather
+from wspnb.files import read_csv
 from wspnb.pretrain import LOST, Config, health, save_checkpoint
 
 
@@ -67,7 +71,8 @@ class Keeper:
             self._look(step)
             row = {"step": step, "loss": self.mean(loss.detach()).item()}
             row["seconds"] = time.monotonic() - self.start
-            self.log.append(row | health(view_1, view_2, features))
+            all_of_it = (gather(part.detach()) for part in (view_1, view_2, features))
+            self.log.append(row | health(*all_of_it))
         if self.asked or time.monotonic() - self.last > self.every:
             self._look(step)
             if self.main:
@@ -96,3 +101,12 @@ class Keeper:
             there = f", and delete {self.checkpoint} (the state before)"
             raise FloatingPointError(f"{text} on{LOST}{there if self.checkpoint.exists() else ''}")
         self.losses.clear()
+
+
+def load_run(checkpoint: Path, config: Config, encoder: torch.nn.Module, **_) -> tuple:
+    """Encoder and log of a run that is finished, as :func:`~wspnb.pretrain.load_checkpoint` would
+    after the last step; says that there is nothing to do."""
+    words = f"{checkpoint.parent}: finished with these settings, nothing to do"
+    warnings.warn(f"{words}: existing=restart trains it anew", stacklevel=2)
+    encoder.load_state_dict(load_file(checkpoint.with_name("encoder.safetensors")))
+    return config.n_steps, read_csv(checkpoint.with_name("log.csv")).to_dict("records")

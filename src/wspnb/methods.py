@@ -203,6 +203,26 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
     )
 
 
+def check_name(name: str, method: str, settings: dict) -> dict[str, float]:
+    """Numbers among the ``settings`` of a run that its name says, see :func:`split_name`.
+
+    Raises:
+        ValueError: if it says another number, or another method; one's own name says nothing.
+    """
+    try:
+        said, changed = split_name(name)
+    except ValueError:
+        return {}
+    numbers = {k: v for k, v in settings.items() if isinstance(v, int | float) or v == "inf"}
+    numbers = {key: float(numbers[key]) for key in changed.keys() & numbers}
+    right = all(float(changed[key]) == value for key, value in numbers.items())
+    labels = [m if m in PLAIN or not is_method(m) else parse(m).label for m in (method, said)]
+    if not right or (method != name and labels[0] != labels[1]):
+        found = f"it is called {name} and trained as {method} with {numbers or 'its settings'}"
+        raise ValueError(f"{found}: run 02 and 03 with what the name says, or under another name")
+    return numbers
+
+
 def loss_terms(
     method: str,
     labels: Tensor | None,

@@ -8,6 +8,7 @@ import re
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass
+from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from wspnb.models import HEADS, on_sphere
 
 PRECISIONS = ("auto", "no", "bf16", "fp16")
 UNTRAINED = ("random", "imagenet")  # no step is taken
-STEP = "augment blockwise distributed kernels losses methods models momentum sampling".split()
+STEP = "augment blockwise distributed kernels losses methods models momentum pretrain sampling"
 LOST = ": the training diverged, take a lower learning_rate, more warmup_steps or precision no"
 
 
@@ -90,6 +91,15 @@ class Config:
             raise ValueError("batch_size=1: a contrastive batch needs at least two patients")
         if self.method == "imagenet" and self.backbone != "resnet18":
             raise ValueError(f"method=imagenet exists for resnet18, not for {self.backbone}")
+
+
+def settings(values: dict, config: Config | None = None, *made) -> Config:
+    """The settings among a notebook's ``values``; a ValueError where they are no more those of
+    ``config``, or what must be made of them has not been since (is None)."""
+    now = Config(**{name: values[name] for name in Config.__annotations__})
+    if config not in (None, now) or any(part is None for part in made):
+        raise ValueError("a parameter was changed: run all again from the settings on")
+    return now
 
 
 def run_name(name: str, backbone: str, seed: int) -> str:
@@ -210,9 +220,10 @@ def verdict(method: str, log: list[dict], batch_size: int) -> str:
     """
     if not log:
         return "untrained"
-    flat = not _end([row["embedding_sd"] for row in log]) >= 0.1  # also when NaN
+    spread, losses = ([row[key] for row in log] for key in ("embedding_sd", "loss"))
+    flat = _end(spread) < 0.1 or math.isnan(_end(losses))  # a spread of NaN is of one embedding
     lined = has_line(method)
-    if lined and not is_collapsed([row["loss"] for row in log], batch_size):
+    if lined and not is_collapsed(losses, batch_size):
         return "healthy"
     return "embeddings collapsed" if flat else "at the line" if lined else "healthy"
 
@@ -277,9 +288,10 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
         temporary.write_bytes(content.getbuffer())
 
 
+@cache  # an update while this runs is not what runs
 def code(*names: str) -> dict[str, str]:
     """Checksums of files of this package, by default those that say what a step is."""
-    files = (Path(__file__).with_name(f"{name}.py") for name in names or STEP)
+    files = (Path(__file__).with_name(f"{name}.py") for name in names or STEP.split())
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -302,8 +314,7 @@ def load_checkpoint(path: Path, config: Config, **parts) -> tuple[int, list[dict
                 raise ValueError(f"{damaged} is damaged")
         state = torch.load(path, weights_only=True, map_location="cpu")
         then, log, step = dict(state["config"]), state["log"], state["step"]
-        losses = [row["loss"] for row in log]
-        other = differences(then, config)
+        losses, other = [row["loss"] for row in log], differences(then, config)
         own = {} if other else {k: state[k] for k, part in parts.items() if part is not None}
     except Exception as error:
         said = " ".join(str(error).partition(". ")[0].split())  # torch goes on for a page
@@ -345,21 +356,20 @@ def _not_finite(state, name: str = "") -> str:
     return next(filter(None, found), "")
 
 
-def check_existing(existing: str, folder: Path, config: Config) -> None:
-    """Refuse to put a run in the place of a finished one of other settings, unless ``existing`` is
-    ``replace``.
-
-    Raises:
-        ValueError: says what differs, and how to keep both.
-    """
+def check_existing(existing: str, folder: Path, config: Config) -> bool:
+    """Whether there is nothing to ``resume``: a run of these settings was finished by this code.
+    One of others is refused, unless to ``replace``: a ValueError says what differs, what to do."""
+    now, files = code(), [folder / name for name in ("config.json", "encoder.safetensors")]
     if existing not in ("resume", "restart", "replace"):
         raise ValueError(f"existing={existing!r}: choose resume, restart or replace")
-    kept = all((folder / name).exists() for name in ("encoder.safetensors", "config.json"))
-    if existing == "replace" or not kept:
-        return
-    if other := differences(read_json(folder / "config.json"), config):
+    if existing == "replace" or not all(file.exists() for file in files):
+        return False
+    found, sha = read_json(files[0]), hashlib.sha256(files[1].read_bytes()).hexdigest()
+    if other := differences(found, config):
         advice = "give this one a name (name), or say existing=replace"
         raise ValueError(f"{folder} holds a finished run of other settings ({other}): {advice}")
+    same = (found.get("code"), found.get("encoder_sha256")) == (now, sha)  # and both are whole
+    return same and existing == "resume" and not (folder / "checkpoint.pt").exists()
 
 
 def differences(then: dict, config) -> str:
@@ -375,15 +385,14 @@ def save_run(
     """Write ``log.csv``, ``config.json`` and, last, ``encoder.safetensors``; each appears whole or
     not at all.
 
-    Weights are stored in float32 on the CPU. ``facts``, anything measured about the run (seconds,
-    collapsed, versions), are kept in ``config.json``.
+    Weights are in float32; ``facts`` of the run (seconds, versions) are kept in ``config.json``.
     """
     while {*encoder._modules} in ({"_orig_mod"}, {"module"}):  # wrapped by torch.compile, DDP
         (encoder,) = encoder._modules.values()  # without the names that these add
     state = {k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}
     content = save({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
-    settings = {**asdict(config), **facts, "encoder_sha256": hashlib.sha256(content).hexdigest()}
+    facts |= {"code": code(), "encoder_sha256": hashlib.sha256(content).hexdigest()}
     write_csv(folder / "log.csv", pd.DataFrame(log, columns=None if log else ["step"]))
-    write_text(folder / "config.json", plain_json(settings))
+    write_text(folder / "config.json", plain_json({**asdict(config), **facts}))
     with whole(folder / "encoder.safetensors") as file:
         file.write_bytes(content)

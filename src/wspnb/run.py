@@ -1,8 +1,7 @@
 """Strict notebook runner: ``python -m wspnb.run NOTEBOOK OUT -f params.yaml -p name value``.
 
 Papermill only warns about a parameter that the notebook does not know and runs on with the default.
-Here that is an error, as is a value of the wrong type; the output appears under its name only when
-the notebook has ended well.
+Here that is an error, as is a value of the wrong type; the output appears where all went well only.
 """
 
 import argparse
@@ -30,7 +29,10 @@ def project_path(path: str | Path) -> Path:
     notebook finds the same files whoever started it. An empty path is a ValueError."""
     if path == "" or str(path)[0] == "$":  # nothing here fills a variable in
         raise ValueError(f"path {str(path)!r}: empty by an unset variable, or with $: write it out")
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the working folder is gone: restart the kernel") from None
     roots = [p for p in (here, *here.parents) if (p / "notebooks").is_dir()]
     runs = {root / "runs" for root in roots}
     root = next((p for p in roots if runs.isdisjoint(p.parents)), here)
@@ -183,8 +185,7 @@ def run(notebook: Path, out: Path, parameters: dict) -> float:
             sockets = {"transport": "ipc", "ip": f"{folder}/kernel"} if short else {}
             _own_kernel(Path(folder))
             # Papermill fills braces of paths in: doubled, they stay as they are.
-            places = (str(path) for path in (notebook, temporary))
-            source, target = (re.sub("[{}]", r"\g<0>\g<0>", path) for path in places)
+            source, target = (re.sub("[{}]", r"\g<0>\g<0>", str(p)) for p in (notebook, temporary))
             done = papermill.execute_notebook(
                 source,
                 target,
@@ -346,8 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{_line(error)}: name a notebook, and another file for the executed one")
     if same:
         parser.error(f"{options.out} is the notebook itself: give the executed one another name")
-    rank = os.environ.get("RANK", "")
-    others = os.environ.get("WORLD_SIZE", "")  # without it RANK is of another tool
+    rank, others = (os.environ.get(k, "") for k in ("RANK", "WORLD_SIZE"))  # else of another tool
     if rank.isdecimal() and others.isdecimal() and int(others) > int(rank) > 0:  # of torchrun
         options.out = options.out.with_name(f"{options.out.stem}-rank{rank}.ipynb")
     try:

@@ -11,6 +11,7 @@ from wspnb.kernels import pair_weights, same_label
 from wspnb.losses import barlow_loss, byol_loss, contrastive_loss
 from wspnb.methods import (
     METHODS,
+    check_name,
     has_line,
     loss_of,
     loss_terms,
@@ -148,6 +149,12 @@ def test_one_parser_reads_every_name():
     assert split_name("wsp_floor0.3_sigmainf") == ("wsp_floor0.3", {"sigma": "inf"})
     assert split_name("byol_wsp_batch_size16") == ("byol_wsp", {"batch_size": "16"})
     assert split_name("random") == ("random", {})
+    settings = {"sigma": 0.3, "n_steps": 500, "seed": 0}
+    assert check_name("wsp_sigma.30", "wsp", settings) == {"sigma": 0.3}
+    assert check_name("ours", "wsp", settings) == check_name("wsp_floor0.2", "wsp_floor", {}) == {}
+    for name in ("wsp_sigma0.1", "wsp_sigma0.3_n_steps5", "supcon", "wsp_floor0.3", "random"):
+        with pytest.raises(ValueError, match=f"called {name} and trained as wsp with"):
+            check_name(name, "wsp", settings)
     several = {"patients": "0.1", "n_steps": "2000", "reader_accuracy": "0.7"}
     name = "wsp_own_patients0.1_n_steps2000_reader_accuracy0.7"
     assert split_name(name) == ("wsp_own", several)

@@ -1,5 +1,6 @@
 """Settings, schedule, health and the checkpoint of a pretraining."""
 
+import ast
 import contextlib
 import dataclasses
 import json
@@ -141,6 +142,9 @@ def test_verdict_of_byol_looks_at_the_spread_not_at_the_loss():
     assert pretrain.verdict("wsp", [broken], 64) == "embeddings collapsed"
     assert pretrain.verdict("wsp", [row | {"loss": 4.7} for row in flat], 64) == "healthy"
     assert pretrain.verdict("random", [], 64) == "untrained"
+    one = {"loss": 4.84, "embedding_sd": float("nan")}  # of one embedding there is no spread
+    assert pretrain.verdict("byol", [one], 64) == "healthy"
+    assert pretrain.verdict("wsp", [one], 64) == "at the line"
 
 
 def test_byol_momentum_goes_from_start_to_one():
@@ -419,11 +423,11 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tmp_path, number):
 def test_a_changed_parameter_or_a_trained_network_is_no_run_of_these_settings():
     """Cells of notebook 02 out of order: config.json would not say what ran."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    (cell,) = (t for t in ("".join(c["source"]) for c in cells) if "\nasked = " in t)
-    guard = cell[cell.index("asked = ") : cell.index("sampler.start")]
+    (cell,) = (t for t in ("".join(c["source"]) for c in cells) if "config, positions" in t)
+    guard = cell[cell.index("pretrain.settings(") : cell.index("finished = ")]
     guard += cell[cell.index("if parts[") : cell.index("read = ")]
     optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters())
-    given = {"pretrain": pretrain, "names": [*SETTINGS], "config": pretrain.Config(**SETTINGS)}
+    given = {"pretrain": pretrain, "config": pretrain.Config(**SETTINGS)}
     given |= SETTINGS | {"parts": {"optimizer": optimizer}, "log": []}
     given |= {"positions": [], "sampler": []}
     exec(guard, dict(given))
@@ -529,13 +533,52 @@ def test_a_finished_run_of_other_settings_is_not_replaced(tmp_path):
     config = pretrain.Config(**SETTINGS)
     pretrain.check_existing("resume", tmp_path, config)
     pretrain.save_run(tmp_path, torch.nn.Linear(2, 2), config, [])
-    pretrain.check_existing("resume", tmp_path, config)  # the same again
+    assert pretrain.check_existing("resume", tmp_path, config)  # the same again
+    for existing in ("restart", "replace"):  # asked for
+        assert not pretrain.check_existing(existing, tmp_path, config)
     other = pretrain.Config(**SETTINGS | {"sigma": 0.2})
     with pytest.raises(ValueError, match=r"sigma: 0.1 there, 0.2 now.*give this one a name"):
         pretrain.check_existing("resume", tmp_path, other)
     pretrain.check_existing("replace", tmp_path, other)
     with pytest.raises(ValueError, match="existing='again': choose resume, restart or replace"):
         pretrain.check_existing("again", tmp_path, other)
+
+
+def _update(monkeypatch):
+    """Another losses.py, seen by a process that begins."""
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "losses.py"))
+    pretrain.code.cache_clear()
+
+
+@pytest.mark.parametrize("what", ["code", "encoder", "checkpoint"])
+def test_a_finished_run_is_kept_only_as_it_was_made(tmp_path, monkeypatch, what):
+    """Not if other code made it, it was killed between two files, or it was begun anew."""
+    config, net = pretrain.Config(**SETTINGS), torch.nn.Linear(2, 2)
+    pretrain.save_run(tmp_path, net, config, [])
+    if what == "code":
+        _update(monkeypatch)
+    elif what == "encoder":
+        (tmp_path / "encoder.safetensors").write_bytes(b"of another run")
+    else:
+        pretrain.save_checkpoint(tmp_path / "checkpoint.pt", 3, [], config, encoder=net)
+    assert not pretrain.check_existing("resume", tmp_path, config)
+    monkeypatch.undo()
+    pretrain.code.cache_clear()
+
+
+def test_a_checkpoint_is_of_the_code_that_was_imported(tmp_path, monkeypatch):
+    """An update in the midst of a training is not what runs."""
+    config, parts, _ = make_run()
+    pretrain.code()
+    with monkeypatch.context() as update:
+        read = Path.read_bytes
+        update.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "losses.py"))
+        pretrain.save_checkpoint(tmp_path / "c", 2, [{"loss": 1.0}], config, **parts)
+    pretrain.code.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pretrain.load_checkpoint(tmp_path / "c", config, **parts)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
@@ -639,10 +682,30 @@ def test_a_checkpoint_of_other_code_is_warned_of(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert pretrain.load_checkpoint(tmp_path / "c", config, **parts)[0] == 2
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "losses.py"))
+    _update(monkeypatch)
     with pytest.warns(UserWarning, match=r"begun with another losses\.py.*existing=restart"):
         assert pretrain.load_checkpoint(tmp_path / "c", config, **parts)[0] == 2
+    monkeypatch.undo()
+    pretrain.code.cache_clear()
+
+
+def test_the_code_of_a_step_is_all_that_a_step_imports():
+    """From the imports of notebook 02 on, through those of each file."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = next(c["source"] for c in cells if c["cell_type"] == "code")
+    no_numbers = {"files", "folds", "keeper", "plots", "run", "workers"}  # read, check, write, draw
+    seen, texts = set(), ["".join(code)]
+    while texts:
+        for node in ast.walk(ast.parse(texts.pop())):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "wspnb":
+                names = [f"{node.module}.{alias.name}".split(".")[1] for alias in node.names]
+                files = {Path(pretrain.__file__).with_name(f"{name}.py") for name in names}
+                texts += [
+                    file.read_text(encoding="utf-8") for file in files - seen if file.exists()
+                ]
+                seen |= files
+    found = {file.stem for file in seen if file.exists()}
+    assert found - no_numbers == {*pretrain.STEP.split()} and no_numbers < found
 
 
 def test_a_checkpoint_of_another_precision_says_so(tmp_path):

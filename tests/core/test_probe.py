@@ -797,4 +797,6 @@ def test_features_are_of_the_code_that_computes_them(monkeypatch):
     assert before == probe.features_key(encoder, "d", [0])
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda p: read(p) + b"#" * (p.name == "models.py"))
+    pretrain.code.cache_clear()  # as in a process that begins
     assert before != probe.features_key(encoder, "d", [0])
+    pretrain.code.cache_clear()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,6 +278,11 @@ def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
         ValueError, match=r"'\$SCRATCH/x': .*write it out"
     ):  # no folder of that name
         run.project_path("$SCRATCH/x")
+    monkeypatch.chdir(gone := tmp_path / "runs")
+    gone.rename(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match="working folder is gone: restart the kernel"):
+        run.project_path("runs/x")
 
 
 def test_no_notebook_waits_for_an_output_widget():

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -94,6 +95,34 @@ def test_a_training_that_was_stopped_is_not_saved_as_finished(project):
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_finished_training_is_kept(project):
+    """Run again it goes on to pictures and checks, without a step and without a file replaced."""
+    folder, seen = project / "run" / "pretrain" / "wsp-tiny_padded-seed0", []
+    plain, names = losses.contrastive_loss, {}
+
+    def counted(*views, **options):
+        seen.append(1)
+        return plain(*views, **options)
+
+    def results():
+        files = [file for file in folder.iterdir() if file.is_file()]
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+    for existing, steps in (("resume", 6), ("resume", 0), ("restart", 6)):
+        before, verdict = results() if folder.exists() else None, names.get("verdict")
+        names, after = begin("02_pretrain", **FEW, existing=existing)
+        names["contrastive_loss"] = counted
+        seen.clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for source in after.values():
+                exec(source, names)
+        assert len(seen) == steps
+        assert (results() == before) is any("nothing to do" in str(w.message) for w in caught)
+        assert (results() == before) is (steps == 0) and verdict in (None, names["verdict"])
+        assert names["table"].step.tolist() == [0, 2, 4, 5]
+
+
 @pytest.mark.parametrize("again", [("config",), ("config", "cohort"), ("config", "network")])
 def test_a_training_is_of_the_settings_that_its_parts_were_made_with(project, again):
     names, after = begin("02_pretrain", **FEW)
@@ -106,6 +135,16 @@ def test_a_training_is_of_the_settings_that_its_parts_were_made_with(project, ag
         exec(after[name], names)
     with pytest.raises(ValueError, match="run all again from the settings on"):
         exec(after["resume"], names)
+
+
+@pytest.mark.parametrize("name", ["wsp_sigma0.3", "supcon", "random", "supervised"])
+def test_a_name_that_says_something_else_is_refused_before_the_training(project, name):
+    names, after = begin("02_pretrain", **FEW, name=name)
+    with pytest.raises(ValueError, match=f"called {name} and trained as wsp"):
+        exec(after["config"], names)
+    for own in ("", "mine", "wsp", "as_released"):
+        exec(after["config"], names | {"name": own})
+    exec(after["config"], names | {"name": "wsp_sigma0.3", "sigma": 0.3})
 
 
 def test_public_encoders_are_there_when_their_cell_runs_again(project):
@@ -138,6 +177,18 @@ def test_a_probe_says_the_settings_that_it_was_made_with(project):
     said = read_json(project / "run" / "probe" / "random-tiny_padded-seed0" / "results.json")
     found = [said[k] for k in ("C", "fold_seed", "n_folds", "seed", "norm", "backbone")]
     assert found == [1e-4, 0, 2, 0, "batch", "tiny_padded"]
+
+
+def test_supervised_folds_of_other_code_are_not_taken(project, monkeypatch):
+    few = {"evaluate": ["d1"], "n_folds": 2, "batch_size": 8, "supervised_steps": 2}
+    names, after = begin("03b_supervised", **few, warmup_steps=1, precision="no")
+    found = []
+    for code in ({"losses.py": "a"}, {"losses.py": "b"}):
+        monkeypatch.setattr("wspnb.pretrain.code", lambda code=code: code)
+        for name in [*after][: [*after].index("loop")]:
+            exec(after[name], names)
+        found.append({*names["parts"].values()})
+    assert found[0] and not found[0] & found[1]
 
 
 @pytest.mark.parametrize(("before", "words"), [("loop", "batch_size"), ("begin", "NoneType")])

@@ -58,6 +58,17 @@ def test_main_result_names_no_single_best_among_equals():
     assert "SupCon, one of 2 equally good others, 0.50" in text
 
 
+def test_nothing_has_no_minus():
+    """A difference of -.004 was "-0.00", beside two means that print alike."""
+    text = report.main_result([run("wsp", 0, 125, 1000), run("supcon", 0, 126, 1000)])
+    assert "a difference of +0.00 [" in text and "-0.00" not in text
+
+
+def test_own_cohorts_keep_their_names():
+    assert report.people(["probe", "d12", "d1"]) == {"probe": "probe", "d12": "d12", "d1": "D1"}
+    assert report.people(())["probe"] == "Probe patients"  # of tables of ours
+
+
 def test_main_result_of_one_method_compares_nothing():
     assert report.main_result([run("random", 0, 2)]).endswith(
         "the mean AUC is: None (random) 0.20. Nothing was compared."

@@ -16,13 +16,14 @@ from wspnb.results import statistics, tables
 
 # Entries of `evaluate`: those of the paper as it prints them, and of patients split in two.
 NAMES = {"d1": "D1", "d2": "D2", "d1+d2": "D1+2", "d1>population": "Population"}
-NAMES["probe"] = "Probe patients"
+OURS = NAMES | {"probe": "Probe patients"}  # in tables that we commit
 COPY = re.compile(r"\.failed$|-Copy\d*$|[^\w.+-]")  # in names of notebooks that count for nothing
 
 
 def people(cohorts) -> dict[str, str]:
-    """What to call the columns named after cohorts: "a>b" for a_on_b; without any, the paper's."""
-    return {tables.short(cohort): NAMES.get(cohort, cohort) for cohort in cohorts or NAMES}
+    """What to call the columns named after cohorts: "a>b" for a_on_b; without any, of ours."""
+    named = {c: NAMES.get(c, c) for c in cohorts} or OURS
+    return {tables.short(cohort): name for cohort, name in named.items()}
 
 
 def plural(n: int, word: str) -> str:
@@ -96,13 +97,13 @@ def main_result(runs: list[dict]) -> str:
     text = f"{where} {here} has a mean AUC of {means['wsp']:.2f} and {spoken[best]}, "
     alike = sum(f"{means[name]:.2f}" == f"{means[best]:.2f}" for name in others)
     text += "the best of the others" if alike == 1 else f"one of {alike} equally good others"
-    text += f", {means[best]:.2f}: a difference of {gap.mean:+.2f}"
+    text += f", {means[best]:.2f}: a difference of {gap.mean:+z.2f}"
     if not high - low > 1e-9:  # every resample gives the same, or none has a value
         alike = "these patients are too few or too alike for an interval"
         return f"{text}; {alike}, so nothing is decided."
     sure = "it leaves out zero" if low > 0 or high < 0 else "it holds zero: they are not told apart"
     over = "patients alone, as there is one seed" if len(seeds) == 1 else "patients and seeds"
-    return f"{text} [{low:+.2f}, {high:+.2f}] (95 % interval over {over}; {sure})."
+    return f"{text} [{low:+z.2f}, {high:+z.2f}] (95 % interval over {over}; {sure})."
 
 
 def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | None) -> Figure:

@@ -9,7 +9,7 @@ import pandas as pd
 from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import own_files, read_csv, read_json
 from wspnb.folds import check_judged
-from wspnb.methods import parse, split_name
+from wspnb.methods import check_name, parse, split_name
 from wspnb.pretrain import run_name
 from wspnb.probe import fold_auc, fold_balanced_accuracy, read_probe
 from wspnb.results.statistics import bootstrap_interval, draw_again, ends, wins_by_fold
@@ -342,16 +342,9 @@ def _changed(run: dict, settings: dict) -> set[str]:
     if name in SWITCHES:
         return SWITCHES[name][1]
     try:
-        method, said = split_name(name)
-    except ValueError:  # a name of one's own
-        method, said = own, {}
-    numbers = {k: v for k, v in settings.items() if isinstance(v, int | float) or v == "inf"}
-    numbers = {key: float(numbers[key]) for key in said.keys() & numbers}
-    right = all(float(said[key]) == value for key, value in numbers.items())
-    if not right or row_label(own) not in (row_label(method), row_label(name)):
-        found = f"{run['folder'].name} is called {row_label(name)} and was trained as"
-        found += f" {row_label(own)} with {settings}: run 02 and 03 with what the name says, or"
-        raise ValueError(f"{found} under another name{OLD}")
+        numbers = check_name(name, own, settings)
+    except ValueError as error:
+        raise ValueError(f"{run['folder'].name}: {error}{OLD}") from None
     words = {k for k, v in settings.items() if re.search(rf"_{k}_?{re.escape(str(v))}(_|$)", name)}
     return {"start_from", *numbers, *words}
 
