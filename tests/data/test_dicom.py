@@ -1382,7 +1382,43 @@ def test_one_value_written_in_two_ways_is_one(tmp_path, capsys):
     np.testing.assert_array_equal(open_hu(tmp_path / "nifti/P1.nii.gz")[...], as_read(volume()))
 
 
-def test_lossy_by_its_ratio_alone(tmp_path):
-    write_series(tmp_path / "dicom" / "P1", volume(), LossyImageCompressionRatio="8.1")
-    with pytest.warns(UserWarning, match="have lossy compression"):
-        main([str(tmp_path / "dicom"), str(tmp_path / "nifti")])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"LossyImageCompressionRatio": "8.1"}, "have lossy compression"),
+        ({"BurnedInAnnotation": "YES"}, "6 of 6 slices have words or marks in their pixels"),
+        ({"BurnedInAnnotation": "NO"}, ""),
+        ({"SeriesDescription": "AX MIP 10 mm"}, ""),  # of the scanner: read as it is
+        ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "AX MinIP"}, "says MINIP"),
+        ({"ImageType": ["DERIVED", "PRIMARY"], "SeriesDescription": "low dose"}, ""),
+        ({"ImageType": ["DERIVED", "PRIMARY", "VOLUME", "MASKED"]}, "says MASKED"),
+    ],
+)
+def test_what_may_spoil_slices_is_named_and_they_are_read(tmp_path, fields, words):
+    write_series(tmp_path / "dicom" / "P1", volume(), **fields)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
+    assert words in str([str(w.message) for w in said]) if words else not said
+
+
+@pytest.mark.parametrize("word", ["MAXIMUM", "STD_DEVIATION"])
+def test_what_was_reckoned_from_several_slices_is_no_ct(tmp_path, word):
+    write_series(tmp_path / "p", volume(), ImageType=["DERIVED", "PRIMARY", "VOLUME", word])
+    with pytest.raises(ValueError, match="no slices of a CT but a scout or pictures, or maps"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize("change", ["how it was sent", "packed otherwise"])
+def test_a_copy_that_was_sent_in_another_way_is_a_copy(tmp_path, change):
+    write_series(tmp_path / "p" / "a", volume())
+    (tmp_path / "p" / "b").mkdir()
+    for file in (tmp_path / "p" / "a").iterdir():
+        image, plain = pydicom.dcmread(file), change != "packed otherwise"
+        image.file_meta.SourceApplicationEntityTitle = "PACS2"
+        if not plain:
+            image.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        path = tmp_path / "p" / "b" / file.name
+        pydicom.dcmwrite(path, image, implicit_vr=not plain, little_endian=True)
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume()))
