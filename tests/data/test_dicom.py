@@ -344,7 +344,7 @@ def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_p
     command = [str(dicom), str(nifti)]
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert "write x under take in series.csv" in said and "head" in said
+    assert "write x under take in series.csv" in said and "head" in said and "scout" not in said
     table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
     table = table.set_index("series")
     row = table.loc[venous]
@@ -864,10 +864,12 @@ def test_without_its_table_a_volume_is_made_again(tmp_path, capsys):
     (former,) = nifti.glob("P.former-*.nii.gz")  # may be anybody's: it is kept
     np.testing.assert_array_equal(open_hu(former)[...], as_read(volume()))
     assert f"{former} now" in capsys.readouterr().out
+    (nifti / ".P.new.nii.gz").write_bytes(b"of a call that was killed between two renamings")
     former.replace(nifti / "P.nii.gz")  # in place of a converted one
     assert main(command) == 0
     np.testing.assert_array_equal(open_hu(former)[...], as_read(volume()))
     np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(3)))
+    assert not [*nifti.glob("*.new.*")] and not [*nifti.glob(".P*")]
     shutil.copy(former, nifti / "P.nii.gz")
     lost = next(dicom.glob("*-2.dcm"))
     kept = lost.read_bytes()
