@@ -161,9 +161,10 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     row["slice_jump"] = _jump(np.abs(np.diff(wide)).mean((0, 1)))
     tops = np.percentile(some, 95, axis=(0, 1))[~whole]
     if row["coding"] == "MR":
-        middles = [np.median(z[z > row["window_low"]]) for z in some[:, :, ~whole].T]
+        low = row["window_low"]  # also where nothing is brighter
+        middles = [np.median(np.append(z[z > low], low)) for z in some[:, :, ~whole].T]
         _mr_levels([tops, middles], row)  # those of a mask, if there is one, go before them
-        inside = _filled(body := some > row["window_low"])
+        inside = _filled(body := some > low)
         dim = inside & ~body & (some > 2 * np.percentile(some[[0, -1]], 90))
         row["dim_share"] = round(float(dim.sum() / max(body.sum(), 1)), 3)
     else:
