@@ -114,5 +114,5 @@ def test_notebook_under_torchrun_learns_the_same(tmp_path, method):
     assert logs[1].loss.tolist() == pytest.approx(logs[0].loss.tolist(), rel=1e-5)
     assert logs[0].loss.nunique() == 4
     for name in ("uniformity", "embedding_sd", "feature_sd"):  # of the whole batch, not of a share
-        assert logs[1][name].tolist() == pytest.approx(logs[0][name].tolist(), rel=1e-3)
+        assert logs[1][name].tolist() == pytest.approx(logs[0][name].tolist(), rel=1e-3, abs=1e-4)
     assert (tmp_path / "two-rank1.ipynb").exists()

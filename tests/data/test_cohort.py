@@ -118,7 +118,7 @@ def test_paths_start_at_the_table_not_at_the_working_directory(tmp_path, monkeyp
             ["line 3: volume", "already in line 2"],
         ),
         ([], ["no rows"]),
-        (["a.nii.gz,,p,1,radio"], ["line 2: 5 fields, not 6"]),
+        (["a.nii.gz,,p,1,radio"], ["line 2: 5 fields, not 6", "leave out empty ones at the end"]),
     ],
 )
 def test_each_fault_is_named_with_its_line(tmp_path, lines, words):
@@ -215,6 +215,18 @@ def test_one_patient_under_two_looks_is_found(tmp_path, one, two):
     with pytest.warns(UserWarning, match=r"\(line 2\) and .* \(line 3\) look like one"):
         table = read_cohort(write(tmp_path, f"a.nii.gz,,{one},0,,r", f"b.nii.gz,,{two},0,,r"))
     assert table.patient.tolist() == [one, two]  # perhaps two: nothing is joined
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "named"),
+    [("Mueller^Hans", "Hans Müller", True), ("A-1", "1-A", False), ("P A", "A P", False)],
+)
+def test_a_name_in_two_orders_is_warned_of(tmp_path, one, other, named):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lines = f"a.nii.gz,,{one},0,,radio", f"b.nii.gz,,{other},,1,d1"
+        assert read_cohort(write(tmp_path, *lines)).patient.tolist() == [one, other]
+    assert ("(line 3) look like one" in str([str(w.message) for w in said])) is named
 
 
 @pytest.mark.parametrize("hidden", ["\u200b", "\ufeff", "\u00ad", "\u202a"])

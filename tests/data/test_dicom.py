@@ -344,7 +344,7 @@ def test_a_series_is_chosen_in_a_table_and_a_changed_choice_converts_again(tmp_p
     command = [str(dicom), str(nifti)]
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert "write x under take in series.csv" in said and "head" in said
+    assert "write x under take in series.csv" in said and "head" in said and "scout" not in said
     table = pd.read_csv(nifti / "series.csv", dtype=str, keep_default_na=False)
     table = table.set_index("series")
     row = table.loc[venous]
@@ -864,10 +864,12 @@ def test_without_its_table_a_volume_is_made_again(tmp_path, capsys):
     (former,) = nifti.glob("P.former-*.nii.gz")  # may be anybody's: it is kept
     np.testing.assert_array_equal(open_hu(former)[...], as_read(volume()))
     assert f"{former} now" in capsys.readouterr().out
+    (nifti / ".P.new.nii.gz").write_bytes(b"of a call that was killed between two renamings")
     former.replace(nifti / "P.nii.gz")  # in place of a converted one
     assert main(command) == 0
     np.testing.assert_array_equal(open_hu(former)[...], as_read(volume()))
     np.testing.assert_array_equal(open_hu(nifti / "P.nii.gz")[...], as_read(volume(3)))
+    assert not [*nifti.glob("*.new.*")] and not [*nifti.glob(".P*")]
     shutil.copy(former, nifti / "P.nii.gz")
     lost = next(dicom.glob("*-2.dcm"))
     kept = lost.read_bytes()
@@ -1382,7 +1384,43 @@ def test_one_value_written_in_two_ways_is_one(tmp_path, capsys):
     np.testing.assert_array_equal(open_hu(tmp_path / "nifti/P1.nii.gz")[...], as_read(volume()))
 
 
-def test_lossy_by_its_ratio_alone(tmp_path):
-    write_series(tmp_path / "dicom" / "P1", volume(), LossyImageCompressionRatio="8.1")
-    with pytest.warns(UserWarning, match="have lossy compression"):
-        main([str(tmp_path / "dicom"), str(tmp_path / "nifti")])
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"LossyImageCompressionRatio": "8.1"}, "have lossy compression"),
+        ({"BurnedInAnnotation": "YES"}, "6 of 6 slices have words or marks in their pixels"),
+        ({"BurnedInAnnotation": "NO"}, ""),
+        ({"SeriesDescription": "AX MIP 10 mm"}, ""),  # of the scanner: read as it is
+        ({"ImageType": ["DERIVED", "SECONDARY"], "SeriesDescription": "AX MinIP"}, "says MINIP"),
+        ({"ImageType": ["DERIVED", "PRIMARY"], "SeriesDescription": "low dose"}, ""),
+        ({"ImageType": ["DERIVED", "PRIMARY", "VOLUME", "MASKED"]}, "says MASKED"),
+    ],
+)
+def test_what_may_spoil_slices_is_named_and_they_are_read(tmp_path, fields, words):
+    write_series(tmp_path / "dicom" / "P1", volume(), **fields)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert main([str(tmp_path / "dicom"), str(tmp_path / "nifti")]) == 0
+    assert words in str([str(w.message) for w in said]) if words else not said
+
+
+@pytest.mark.parametrize("word", ["MAXIMUM", "STD_DEVIATION"])
+def test_what_was_reckoned_from_several_slices_is_no_ct(tmp_path, word):
+    write_series(tmp_path / "p", volume(), ImageType=["DERIVED", "PRIMARY", "VOLUME", word])
+    with pytest.raises(ValueError, match="no slices of a CT but a scout or pictures, or maps"):
+        convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+
+
+@pytest.mark.parametrize("change", ["how it was sent", "packed otherwise"])
+def test_a_copy_that_was_sent_in_another_way_is_a_copy(tmp_path, change):
+    write_series(tmp_path / "p" / "a", volume())
+    (tmp_path / "p" / "b").mkdir()
+    for file in (tmp_path / "p" / "a").iterdir():
+        image, plain = pydicom.dcmread(file), change != "packed otherwise"
+        image.file_meta.SourceApplicationEntityTitle = "PACS2"
+        if not plain:
+            image.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        path = tmp_path / "p" / "b" / file.name
+        pydicom.dcmwrite(path, image, implicit_vr=not plain, little_endian=True)
+    convert_series(tmp_path / "p", tmp_path / "p.nii.gz")
+    np.testing.assert_array_equal(open_hu(tmp_path / "p.nii.gz")[...], as_read(volume()))

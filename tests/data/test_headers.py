@@ -87,7 +87,7 @@ def test_a_file_that_is_not_what_its_name_says_is_called_what_it_is(tmp_path, ch
             "not compressed, though its name ends in .gz: rename it to plain.nii",
         ),
         "page.nii.gz": (b"<!DOCTYPE html>", "a web page or XML, not a NIfTI: download"),
-        "a.nii": (b"PK\3\4" + bytes(500), "a zip archive, not a NIfTI: unpack it"),
+        "a.nii": (b"PK\3\4" + bytes(500), "a zip archive, not a NIfTI: unpack it (of NumPy"),
         "rar.nii.gz": (b"Rar!\x1a\x07" + bytes(400), "a RAR archive, not a NIfTI: unpack it"),
         "7z.nii": (b"7z\xbc\xaf\x27\x1c" + bytes(400), "a 7z archive, not a NIfTI: unpack it"),
         "annex.nii.gz": (b"/annex/objects/MD5E-s5--d4.nii.gz\n", "a pointer of git-annex"),

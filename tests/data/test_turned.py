@@ -26,7 +26,7 @@ def torso() -> tuple[np.ndarray, np.ndarray]:
     return np.rint(hu + rng.normal(0, 8, hu.shape)).astype(np.int16), liver
 
 
-def said_of(folder, hu, liver=None, modality="") -> tuple[str, pd.Series]:
+def said_of(folder, hu, liver=None, modality="", store="s") -> tuple[str, pd.Series]:
     """What is warned of, and the inventory's row."""
     nib.save(nib.Nifti1Image(hu, AFFINE), folder / "a.nii.gz")
     if liver is not None:
@@ -36,8 +36,8 @@ def said_of(folder, hu, liver=None, modality="") -> tuple[str, pd.Series]:
     (folder / "c.csv").write_text(head + line)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        write_slices(folder / "c.csv", folder / "s", 32, workers=1, progress=False)
-    row = pd.read_csv(folder / "s" / "inventory.csv").iloc[0]
+        write_slices(folder / "c.csv", folder / store, 32, workers=1, progress=False)
+    row = pd.read_csv(folder / store / "inventory.csv").iloc[0]
     return " ".join(str(warning.message) for warning in said), row
 
 
@@ -50,10 +50,42 @@ def test_a_scan_that_lies_as_its_header_says_is_not_named(tmp_path, masked):
         assert row.lung_above > 0.1 and row.mask_flat < 0.3
 
 
-def test_upside_down(tmp_path):
-    hu, liver = torso()
-    said, row = said_of(tmp_path, hu[:, :, ::-1], liver[:, :, ::-1])
-    assert "lung below the liver and not above it: upside down?" in said and row.lung_above < -0.1
+@pytest.mark.parametrize(
+    ("kept", "lung"),  # the whole scan; without the liver's dome; a chest
+    [(slice(None), 0.3), (slice(44), np.nan), (slice(34, None), 0.1)],
+)
+def test_upside_down(tmp_path, kept, lung):
+    hu, liver = (a[:, :, kept] for a in torso())
+    words = "lung below the liver and not above it: upside down?"
+    said, row = said_of(tmp_path, hu, liver)
+    assert words not in said and (row.lung_above > lung or np.isnan(lung))
+    said, row = said_of(tmp_path, hu[:, :, ::-1], liver[:, :, ::-1], store="t")
+    assert words in said and row.lung_above < -0.05
+
+
+@pytest.mark.parametrize(
+    ("planes", "masked", "named"),
+    [
+        (np.r_[0:60], True, False),
+        (np.r_[0:60], False, False),
+        (np.r_[0:60:2], False, False),  # 10 mm
+        (np.r_[0:30, 38:60], True, True),  # 40 mm are missing
+        (np.r_[0:30, 38:60], False, True),
+        (np.r_[0:30:5, 30:60], False, True),  # every 25 mm, then every 5
+    ],
+)
+def test_slices_that_are_missing(tmp_path, planes, masked, named):
+    hu, liver = (a[:, :, planes] for a in torso())
+    said, row = said_of(tmp_path, hu, liver if masked else None)
+    assert ("have a step from slice to slice that is over 2 times" in said) is named
+    assert 1 <= row.slice_jump <= 10
+
+
+def test_a_page_of_letters_behind_the_slices(tmp_path):
+    hu, _ = torso()
+    hu[:, :, -1] = np.where(np.random.default_rng(1).random(hu.shape[:2]) < 0.2, 255, -1000)
+    said, row = said_of(tmp_path, hu)
+    assert "a page of letters is among them" in said and row.slice_jump > 4
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -116,17 +148,22 @@ def test_air_that_is_no_air(tmp_path, change, named):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("fault", ["none", "two phases in turn", "one slice of another scale"])
+@pytest.mark.parametrize(
+    "fault",
+    ["none", "two phases in turn", "in turn but for fat", "one slice of another scale"],
+)
 def test_mri_from_slice_to_slice(tmp_path, masked, fault):
     hu, liver = torso()
     grey = np.select([liver, hu > 200, hu > -80, hu > -500], [300.0, 80, 200, 350], 5.0)
     if fault == "two phases in turn":  # in phase and opposed, of one Dixon scan
         grey[:, :, ::2] *= 0.8
+    elif fault == "in turn but for fat":
+        grey[:, :, ::2] *= np.where((hu > -80) | (hu < -500), 0.8, 1)[:, :, ::2]
     elif fault == "one slice of another scale":
         grey[:, :, 35] *= 2.5
     grey = np.abs(grey + np.random.default_rng(1).normal(0, 5, hu.shape)).astype(np.int16)
     said, _ = said_of(tmp_path, grey, liver if masked else None, "mr")
-    assert ("go to and fro by more than" in said) is (fault == "two phases in turn")
+    assert ("go to and fro by more than" in said) is ("in turn" in fault)
     assert ("MRI, such as a.nii.gz, change by more" in said) is (fault.startswith("one slice"))
 
 

@@ -168,7 +168,7 @@ def test_map_of_many_organs_needs_the_livers_label(tmp_path):
     organs = np.zeros(VOXELS.shape, np.uint8)
     organs[1, 1, :4] = 1, 5, 90, 117
     path = save(tmp_path / "total.nii.gz", organs)
-    with pytest.raises(ValueError, match=r"4 labels \(1, 5, 90, 117.*say which is the liver"):
+    with pytest.raises(ValueError, match=r"4 labels \(1, 5, 90, 117.*which is the liver.*as one"):
         load_mask(path)
     assert np.argwhere(load_mask(path, value=5)).tolist() == [[1, 1, 1]]
     parts = np.where(organs == 117, 0, organs)  # three: a liver with its vessels and tumours

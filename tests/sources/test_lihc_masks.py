@@ -12,7 +12,7 @@ from test_lihc import ISHAK, scan, written
 from wspnb.data.headers import open_header
 from wspnb.data.volumes import load_mask
 from wspnb.sources.lihc import make_lihc
-from wspnb.sources.lihc_masks import main, off_grid, place, read_liver
+from wspnb.sources.lihc_masks import find_segmentations, main, off_grid, place, read_liver
 
 SPACING, ORIGIN = (4.0, 5.0, 6.0), (-100.0, -120.0, -40.0)  # of DICOM's axes: left, back, head
 SHAPE = (24, 20, 12)
@@ -215,3 +215,12 @@ def test_lobes_are_one_liver(tmp_path):
     one, two = (read_liver(tmp_path / f"{name}.dcm")[0].sum() for name in ("one", "two"))
     other = np.roll(~liver(), 1, axis=0) & ~liver() & (np.arange(liver().shape[2]) < 3)
     assert one == liver().sum() and two == one + other.sum()
+
+
+@pytest.mark.parametrize("date", ["20010203", "2001.02.03"])
+def test_a_date_is_read_as_it_was_written_before_dicom_too(tmp_path, date):
+    draw(tmp_path / "s.dcm", liver(), "TCGA-AA-0001")
+    image = pydicom.dcmread(tmp_path / "s.dcm")
+    image.StudyDate = date
+    image.save_as(tmp_path / "s.dcm")
+    assert find_segmentations(tmp_path).date.tolist() == ["2001-02-03"]

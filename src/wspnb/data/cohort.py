@@ -122,7 +122,7 @@ def _oddities(raw: pd.DataFrame, classes: list[int]) -> Iterator[str]:
         who = f"{len(whose)} patients, {whose[0]!r} and {whose[1]!r} among them"
         yield f"mask {mask!r} is that of {who}: is a path wrong?"
     for column in ("patient", "cohort"):
-        for (one, first), (other, line) in look_alikes(raw[column]):
+        for (one, first), (other, line) in look_alikes(raw[column], column == "patient"):
             who = f"{column}s {one!r} (line {first}) and {other!r} (line {line})"
             yield f"{who} look like one: if they are, write both alike"
     stages = raw["weak_label"].where(~raw["weak_label"].str.lower().isin(EMPTY))
@@ -362,5 +362,10 @@ def _table_error(names: list[str], content: list[tuple[int, list[str]]]) -> str:
     if wrong := [(line, len(row)) for line, row in content if len(row) != len(names)]:
         listed = "".join(f"\n  line {n}: {k} fields, not {len(names)}" for n, k in wrong[:10])
         advice = "put fields that hold a comma between double quotes"
+        if all(k < len(names) for _, k in wrong):
+            advice = (
+                "a field is missing; spreadsheets leave out empty ones at the end: fill the last"
+            )
+            advice += " column in, or move it further to the front"
         return f"{len(wrong)} lines do not fit the header{listed}\n  {advice}"
     return ""

@@ -91,9 +91,8 @@ def choose(rows: pd.DataFrame) -> str:
     """Of the rows of one patient, the series that becomes the volume.
 
     Returns:
-        Its SeriesInstanceUID: the one taken; else the only CT of more than one image, so that a
-        scout beside it does not matter (another that may be slices is named); else the only one
-        there is, which may be refused later.
+        Its SeriesInstanceUID: the one taken; else the only CT of more than one image (another that
+        may be slices is named); else the only one there is, which may be refused later.
 
     Raises:
         ValueError: if several are taken, several could be, they are of several patients, or a word
@@ -128,6 +127,7 @@ def choose(rows: pd.DataFrame) -> str:
                 words += ": if it is meant, write x under take in series.csv"
                 print(f"{r.patient}: {words}", file=sys.stderr)
             return found.series.iloc[0]
+    rows = able if len(able) > 1 else rows  # no scouts
     listed = [
         f"\n  {r.series}  {r.images} images, {r.modality or 'unknown'}, {r.plane or 'no plane'},"
         f" {r.extent_mm} mm, {r.description or 'no description'}"
@@ -205,12 +205,13 @@ def convert_patient(
         if file.is_file() and rows.loc[uid, ["converted", "content"]].tolist() == made():
             said = file, "(there already, not converted again)"
         else:
-            new = file if ours else out / f"{name}.new.nii.gz"
-            convert_series(patient, new, (uid,), kept)
-            if new != file:  # the other one is of the folder's owner
+            new = out / f".{name}.new.nii.gz"  # of no patient, whose folder has no dot before it
+            convert_series(patient, file if ours else new, (uid,), kept)
+            if not ours:  # the other one is of the folder's owner
                 file.replace(former := out / f"{name}.former-{stamp}.nii.gz")
                 new.replace(file)
                 print(f"{file} from before is not of this command: it is {former} now")
+            new.unlink(missing_ok=True)  # left by a call that was killed between the two
             said = file, f"(without {drop})" if drop else ""
         rows[["converted", "content"]] = ""
         rows.loc[uid, ["converted", "content"]] = made()

@@ -5,6 +5,7 @@ import re
 import unicodedata
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ TAGS = [*SAME, *BLOCKS, "SOPInstanceUID", "SeriesInstanceUID", "NumberOfFrames",
 # Hints of where slices lie, and how many there are.
 HINTS = ["SpacingBetweenSlices", "GantryDetectorTilt", "ImagesInAcquisition"]
 HINTS += ["NumberOfSeriesRelatedInstances", "LossyImageCompressionRatio"]
-TAGS += ["ImagePositionPatient", "ContentTime", "PixelPaddingValue", *HINTS]
+TAGS += ["BurnedInAnnotation", "ImagePositionPatient", "ContentTime", "PixelPaddingValue", *HINTS]
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "KVP", "SliceThickness", *HINTS)
 NUMBERS += ("ReconstructionDiameter",)
 CT = ("", "1.2.840.10008.5.1.4.1.1.2")  # SOPClassUID of CT images, if it is given
@@ -42,7 +43,15 @@ PICTURES = "LOCALIZER|MIP|MINIP|MAX_IP|MIN_IP|SCREEN[ _]?SAVE|PERFUSION|SUBTRACT
 PICTURES += "|TOPOGRAM|SCOUT|VRT|CBF|CBV|MTT|TMAX|ZEFF|EFF_Z|_DENSITY|SEGMENTATION|(?<![A-Z_])DOSE"
 PICTURES += r"|ATOMIC_NUM|MAT_(SPECIFIC|FRACTIONAL|VALUE)|Z_EFF|EFFECTIVE_Z|\b(RHO|WATER)\b"
 PICTURES += r"|\b(VPCT|PERF)\b(?!.*\bAVG\b)"  # of perfusion all but the mean over time, which is HU
+PICTURES += r"|\b(MAXIMUM|MINIMUM|STD_DEVIATION|DIVISION|MULTIPLICATION)\b"  # PS3.3, C.8.16.1.4
 PICTURES = re.compile(PICTURES)  # in ImageType: no slices in HU
+# Of a series that says that it is derived, in its type or its description: perhaps none in HU.
+DERIVED = (
+    r"\b(MASKED|MIP|MINIP|MAXIP|M(AX|IN) IP|VRT?|MAP|IODINE|PERFUSION|SUBTRACT\w*|CB[FV]|MTT)\b"
+)
+DERIVED = re.compile(DERIVED)
+# Of LossyImageCompression, or of a transfer syntax that loses, or may lose, something.
+LOSSY = ("01", *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 203)))
 ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"BZh", b"\xfd7zXZ", b"(\xb5/\xfd")
 ARCHIVES += (b"PK\x07\x08", b"\x1f\x9d", b"\x04\x22\x4d\x18", b"MSCF")
 PACKED = (".tar", ".iso", ".dmg", ".zip", ".7z", ".rar", ".lzma", ".lz4", ".cab", ".z")
@@ -88,6 +97,23 @@ def is_ct(file: File) -> bool:
     tags = file.tags
     kind = tags["SOPClassUID"] in CT or tags["SOPClassUID"].startswith(f"{CT[1]}.")
     return tags["Modality"] == "CT" and kind and not PICTURES.search(tags["ImageType"].upper())
+
+
+def doubts(files: list[File]) -> Iterator[str]:
+    """What may spoil slices that are read all the same."""
+    how = ("LossyImageCompression", "TransferSyntaxUID", "LossyImageCompressionRatio")
+    if lossy := [f for f in files if (f.tags[how[0]] or f.tags[how[1]]) in LOSSY or f.tags[how[2]]]:
+        found = f"{len(lossy)} of {len(files)} slices have lossy compression, or may have it"
+        found += f", such as {printable(lossy[0].path)}: their texture is not the scanner's"
+        yield f"{found}: get lossless ones from the source"
+    if burned := [f for f in files if f.tags["BurnedInAnnotation"].upper() == "YES"]:
+        found = f"{len(burned)} of {len(files)} slices have words or marks in their pixels"
+        found += f" (BurnedInAnnotation), such as {printable(burned[0].path)}"
+        yield f"{found}: look at them, and get plain ones from the source"
+    kind, words = files[0].tags["ImageType"].upper(), files[0].tags["SeriesDescription"]
+    if "DERIVED" in kind and (word := DERIVED.search(f"{kind} {words.upper()}")):
+        found = f"a derived series that says {word[0]} ({kind}, {words}): perhaps a map, or made of"
+        yield f"{found} several slices, and not in HU: look at it, or take the scanner's own"
 
 
 def find_series(folder: str | Path, files: list[File] | None = None) -> dict[str, list[File]]:

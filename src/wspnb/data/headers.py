@@ -30,7 +30,7 @@ DEFLATE, BZIP2 = 1032, 25_000  # times at most that these make a file smaller
 NIFTI = {int.from_bytes(n.to_bytes(4, e), "little") for n in (348, 540) for e in ("little", "big")}
 PLACELESS = "which holds no place and spacing known here: write a NIfTI from the source (DICOM)"
 OTHERS = {  # how files begin that are no volume, and what to do
-    b"PK\3\4": "a zip archive, not a NIfTI: unpack it",
+    b"PK\3\4": f"a zip archive, not a NIfTI: unpack it (of NumPy, .npz: {PLACELESS})",
     b"version https://git-lfs": "a pointer of Git LFS, not the file: fetch it (git lfs pull)",
     b"<": "a web page or XML, not a NIfTI: download the file again",
     b"NRRD": "a NRRD, which is not read here: convert it to NIfTI (3D Slicer, SimpleITK)",

@@ -27,12 +27,19 @@ def as_respelt(name: str) -> str:
     return name.lstrip("0") if name.isdecimal() else name
 
 
-def look_alikes(names: pd.Series) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """Pairs of names that differ in nothing but their look, each with its first line."""
+def look_alikes(
+    names: pd.Series, turned: bool = False
+) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Pairs of names that differ in nothing but their look, each with its first line; where
+    ``turned``, also in the order of two words or more, each of two letters or more."""
     pairs, seen = {}, {}
     for line, name in names.drop_duplicates().items():
         look = _look(name)
-        for key in (re.sub(r"(?<!\d)0+(?=\d)", "", look), f"typed {_typed(look)}"):
+        words = sorted(map(_look, re.findall(r"[^\W_]+", name)))
+        keys = [re.sub(r"(?<!\d)0+(?=\d)", "", look), f"typed {_typed(look)}"]
+        if turned and len(words) > 1 and all(len(w) > 1 and w.isalpha() for w in words):
+            keys.append(" ".join(words))
+        for key in keys:
             first = seen.setdefault(key, (name, line))
             if first[0] != name:
                 pairs.setdefault(name, (first, (name, line)))

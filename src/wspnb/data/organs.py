@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.spatial.distance import pdist, squareform
 
 from wspnb.data.headers import Header
-from wspnb.data.inventory import Hu, decode
+from wspnb.data.inventory import Hu, decode, window_of
 from wspnb.data.volumes import BODY_HU
 
 LIVER_ML = (200.0, 6000.0)  # livers of adults are far inside; paper silent
@@ -134,7 +134,8 @@ def body_above(row: dict[str, Any]) -> float:
 def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     """Count kept slices that are of one value, all over or in an eighth of the rows that their
     neighbours fill (``flat_slices``), the same as the one below (``repeated_slices``), or most like
-    one that is no neighbour (``slices_apart``).
+    one that is no neighbour (``slices_apart``), and how much larger a step from slice to slice is
+    than those beside it (``slice_jump``).
 
     Of an MRI also :func:`_mr_levels`, and what its body encloses that is brighter than the
     background and darker than the window, as a share of the body (``dim_share``). Of a CT the
@@ -154,10 +155,16 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
     some = hu[::step, ::step, near]
     seen = np.moveaxis(some[::2, ::2], 2, 0).reshape(len(whole), -1)[~whole]
     row["slices_apart"] = _apart(seen, hu.spacing[2])
+    more = 3 + (round(row["mask_mm"] / hu.spacing[2]) - len(kept)) // 2 if "mask_mm" in row else 0
+    wide = hu[::step, ::step, max(kept[0] - more, 0) : kept[-1] + 1 + more]  # all of the mask
+    wide = np.clip(wide[:, :, np.ptp(wide, (0, 1)) > 0], *window_of(row, 2 * LUNG_HU, ORGAN_HU[1]))
+    row["slice_jump"] = _jump(np.abs(np.diff(wide)).mean((0, 1)))
     tops = np.percentile(some, 95, axis=(0, 1))[~whole]
     if row["coding"] == "MR":
-        _mr_levels(tops, row)  # those of a mask, if there is one, go before them
-        inside = _filled(body := some > row["window_low"])
+        low = row["window_low"]  # also where nothing is brighter
+        middles = [np.median(np.append(z[z > low], low)) for z in some[:, :, ~whole].T]
+        _mr_levels([tops, middles], row)  # those of a mask, if there is one, go before them
+        inside = _filled(body := some > low)
         dim = inside & ~body & (some > 2 * np.percentile(some[[0, -1]], 90))
         row["dim_share"] = round(float(dim.sum() / max(body.sum(), 1)), 3)
     else:
@@ -177,15 +184,19 @@ def look_at_planes(hu: Hu, kept: np.ndarray, row: dict[str, Any]) -> None:
 
 def lung_above(hu: Hu, ends, row: dict[str, Any]) -> float:
     """Share of lung in the body's sections up to 60 mm above a liver less that below it: well above
-    0; below it where a CT lies upside down. NaN where the scan has nothing above, or below.
+    0; below it where a CT lies upside down. Where the scan ends in the liver below, a tenth, and
+    above, a fifth, so that 40 mm without lung on the other side, or with much of it, tell as well;
+    NaN where that side is shorter. Paper silent.
 
     ``ends``: the slices next to the mask, below and above."""
     n, step = int(60 / hu.spacing[2]) + 1, -(-min(hu.shape[:2]) // 64)
     each, shares = max(1, n // 8), []
     above, below = (ends[1], ends[1] + n, each), (max(0, ends[0] - n + 1), ends[0] + 1, each)
-    for near in (slice(*above), slice(*below)):
-        body = _filled((some := hu[::step, ::step, near]) > body_above(row))
-        shares.append((body & (some < LUNG_HU)).sum() / body.sum() if body.any() else np.nan)
+    whole = ends[0] + 1 >= 2 * n // 3, hu.shape[2] - ends[1] >= 2 * n // 3  # the other side
+    for near, other, least in zip((above, below), whole, (0.2, 0.1), strict=True):
+        body = _filled((some := hu[::step, ::step, slice(*near)]) > body_above(row))
+        cut = least if other and not body.size else np.nan
+        shares.append((body & (some < LUNG_HU)).sum() / body.sum() if body.any() else cut)
     return round(float(shares[0] - shares[1]), 2)
 
 
@@ -209,6 +220,22 @@ def _apart(slices: np.ndarray, step_mm: float) -> int:
     return int(np.count_nonzero(less & (away > 3) & (away * step_mm > 10)))
 
 
+def _jump(steps: np.ndarray) -> float:
+    """How many times larger a step from slice to slice is than the largest of the three before and
+    behind it, or four in a row than the four before or behind them; at most 10, 0 of under eight
+    steps."""
+    if len(steps) < 8 or not steps.any():
+        return 0.0
+    steps = np.maximum(steps, steps.max() / 10)
+    beside = [
+        np.r_[steps[max(k - 3, 0) : k], steps[k + 1 : k + 4]].max() for k in range(len(steps))
+    ]
+    rows = np.lib.stride_tricks.sliding_window_view(steps, 4)
+    least, most = rows.min(1), rows.max(1)
+    ratios = steps / beside, least[4:] / most[:-4], least[:-4] / most[4:]
+    return round(float(np.concatenate(ratios).max()), 2)
+
+
 def _weave(levels) -> float:
     """Median step of levels that go to and fro from slice to slice; 0 where they do not."""
     steps = np.diff(levels)
@@ -218,11 +245,12 @@ def _weave(levels) -> float:
 
 
 def _mr_levels(levels, row: dict[str, Any]) -> None:
-    """Of an MRI's grey values, one a slice: the largest step (``slice_bias``, of their logarithm),
-    and by how many per cent they go to and fro (``slice_weave``)."""
+    """Of an MRI's grey values, in lines of one a slice: the largest step of the first
+    (``slice_bias``, of their logarithm), and by how many per cent one goes to and fro
+    (``slice_weave``)."""
     levels = np.log(np.clip(levels, row["window_low"], None))
-    row["slice_bias"] = round(float(np.abs(np.diff(levels)).max(initial=0)), 3)
-    row["slice_weave"] = _weave(100 * levels)
+    row["slice_bias"] = round(float(np.abs(np.diff(levels[0])).max(initial=0)), 3)
+    row["slice_weave"] = max(map(_weave, 100 * levels))
 
 
 def look_of(images: np.ndarray) -> list[float]:
@@ -255,7 +283,7 @@ def check_place(mask, volume, row: dict[str, Any], values: list[np.ndarray]) -> 
     name, unit, (low, high) = "mask_hu", "HU", ORGAN_HU
     if row["coding"] == "MR":  # in units of its own, dark where there is no body
         name, unit, low, high = "mask_grey", "(its own unit)", row["window_low"], np.inf
-        _mr_levels([np.median(v) for v in values if len(v)], row)
+        _mr_levels([[np.median(v) for v in values if len(v)]], row)
     else:
         row["slice_weave"] = _weave([v.mean() for v in values if len(v)])
     values = np.concatenate(values)

@@ -19,7 +19,7 @@ import pandas as pd
 from wspnb.data.store import IMAGE_COLUMNS, PART, TABLES, Slices, changes, replace_tables
 from wspnb.files import read_csv, read_json, whole, write_text
 
-MADE = 4  # changes with what a part holds, such as the hash of the voxels: older are done again
+MADE = 5  # changes with what a part holds, such as the hash of the voxels: older are done again
 LABELS = ("volume", "cohort", "weak_label", "label")  # joined to the images' columns
 OWN_COLUMNS = (*IMAGE_COLUMNS[:7], *LABELS, *IMAGE_COLUMNS[7:])
 

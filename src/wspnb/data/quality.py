@@ -19,6 +19,10 @@ PICTURE = 96  # pixels a side of a volume's coronal picture
 STEP = 500  # HU; CT: change of the 95th percentile from slice to slice that is named; paper silent
 WEAVE = 15  # HU; CT: change of the mean under the mask that is named; paper silent
 BIAS = 0.3  # MRI: change of the median from one slice to the next that is named; paper silent
+# Times that a step from slice to slice is larger than those beside it. Sound: up to 1.5 of four
+# real CT and an MRI in planes of 2 to 25 mm, 1.8 of 1930 phantoms of 1 to 20 mm; where 40 mm are
+# missing among planes of 2 to 5 mm, from 2.1 on. Paper silent.
+JUMP = 2
 DIM = 0.3  # MRI: share of the body that is too dark for the window; paper silent
 OBLIQUE = 20  # degrees; paper silent
 LUNG = 0.05  # share of lung below the liver, above that above it; paper silent
@@ -252,6 +256,7 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
     measured = ["mask_gaps", "mask_reach", "mask_share", "mask_cut"]  # missing where no mask is
     measured += ["mask_right_mm", "mask_outside", "mask_left_out_ml", "mask_mm"]
     measured += ["mask_tail_mm", "mask_flat", "mask_ml", "slices_apart", "slice_weave"]
+    measured += ["slice_jump"]
     measured += ["slice_bias", "dim_share"]  # of MRI
     measured += ["slice_step", "corner_hu", "bone_front_mm", "bone_right_mm", "lung_above"]  # of CT
     used = used.reindex(columns=used.columns.union(measured))
@@ -302,6 +307,10 @@ def oddities(used: pd.DataFrame, liver: bool, high: float) -> list[str]:
         "volumes, such as {}, have kept slices most like one that is no neighbour, as where files"
         " were sorted by name or two scans appended, so that positions are wrong: look at"
         " slices_apart": used.slices_apart > 1,
+        f"volumes, such as {{}}, have a step from slice to slice that is over {JUMP} times those"
+        " beside it, as where slices are missing, a page of letters is among them, or two spacings"
+        " were stacked as one: look at slice_jump": (used.slice_jump > JUMP)
+        & ~used.evidence.str.contains("drawn"),
         f"volumes, such as {{}}, go to and fro by more than {WEAVE} HU, an MRI by as many per cent,"
         " from slice to slice, as two phases in turn: look at slice_weave": used.slice_weave
         > WEAVE,

@@ -23,6 +23,7 @@ from wspnb.data.dicom_files import (
     PICTURES,
     SAME,
     File,
+    doubts,
     find_series,
     index,
     lost_slices,
@@ -35,8 +36,6 @@ NUMBERS = {"PixelSpacing": 2, "ImageOrientationPatient": 6, "RescaleSlope": 1}  
 NUMBERS |= {"RescaleIntercept": 1}
 # RLE, deflated, bytes the other way round: what pydicom itself reads.
 UNPACKED = ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
-# Of LossyImageCompression, or of a transfer syntax that loses, or may lose, something.
-LOSSY = ("01", *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 91, 203)))
 COUNTS = ("ImagesInAcquisition", "NumberOfSeriesRelatedInstances")
 AIR = -500.0  # HU, below which padding may be taken for air (paper silent)
 HU = ("", "HU", "US")  # RescaleType; US is unspecified, others are maps of iodine, atoms and so on
@@ -92,23 +91,24 @@ def convert_series(
     if problem := _difference(own) or _no_ct(own[0].tags, printable(own[0].path)):
         raise ValueError(f"{name}: {problem}")
     own, affine = _in_order(own, name)
-    how = ("LossyImageCompression", "TransferSyntaxUID", "LossyImageCompressionRatio")
-    if lossy := [f for f in own if (f.tags[how[0]] or f.tags[how[1]]) in LOSSY or f.tags[how[2]]]:
-        found = f"{len(lossy)} of {len(own)} slices have lossy compression, or may have it"
-        found += f", such as {printable(lossy[0].path)}: their texture is not the scanner's"
-        warnings.warn(f"{name}: {found}: get lossless ones from the source", stacklevel=2)
+    for words in doubts(own):
+        warnings.warn(f"{name}: {words}", stacklevel=2)
     write_image(out, _read_pixels(own, name), affine)
     return out
 
 
 def _without_copies(files: list[File], name: str) -> list[File]:
-    """Of files that are equal byte by byte, the first; two images of one UID are refused, unless
-    they lie apart, as where an anonymiser gave all slices the same."""
-    first: dict[tuple, File] = {}
+    """Of files that are equal, byte by byte or in all that stands behind how they were sent, the
+    first; two images of one UID are refused, unless they lie apart, as where an anonymiser gave all
+    slices the same."""
+    (pydicom,), first = need("dicom", "pydicom"), {}
     for file in files:
         place = file.tags["ImagePositionPatient"]
         other = first.setdefault((file.tags["SOPInstanceUID"] or file.path, place), file)
-        if other is not file and not filecmp.cmp(other.path, file.path, shallow=False):
+        if other is file or filecmp.cmp(other.path, file.path, shallow=False):
+            continue
+        one, two = (pydicom.dcmread(each.path, force=True) for each in (other, file))
+        if one != two:
             raise ValueError(
                 f"{name}: {printable(other.path)} and {printable(file.path)} have one"
                 " SOPInstanceUID and are not the same: delete the wrong one"

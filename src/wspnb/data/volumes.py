@@ -144,7 +144,8 @@ def load_mask(
             if len(there) > 3:
                 raise ValueError(
                     f"{path}: {len(there)} labels ({', '.join(map(str, there[:5]))}, ...), a map of"
-                    " several organs: say which is the liver (mask_value)"
+                    " several organs: say which is the liver (mask_value); if all are its segments,"
+                    " write them as one"
                 )
         if most > 1 and (lone := _lone_labels(labels)):
             raise ValueError(

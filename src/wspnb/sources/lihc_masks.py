@@ -8,6 +8,7 @@ only; every patient's fate is in ``masks.csv``.
 """
 
 import argparse
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -37,6 +38,7 @@ def find_segmentations(folder: str | Path) -> pd.DataFrame:
     for file in index(folder):
         kind, patient, date, words = (str(file.tags.get(name, "")) for name in TAGS)
         if kind == "SEG":
+            date = re.sub(r"\D", "", date)  # 2001.02.03, as before DICOM
             day = f"{date[:4]}-{date[4:6]}-{date[6:8]}"
             rows.append((Path(file.path), patient, day, words))
         elif file.damaged:
