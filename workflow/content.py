@@ -139,8 +139,10 @@ def statements(source: str) -> tuple[str, set[str]]:
 @cache
 def homes(src: str) -> dict[str, str]:
     """Modules of the names that the package loads when they are asked for, as it lists them."""
-    text = Path(src, "wspnb", "__init__.py").read_text(encoding="utf-8")
-    listed = ast.literal_eval(re.search(r"_HOMES = (\{.*?\})", text, re.DOTALL)[1])
+    if not (file := Path(src, "wspnb", "__init__.py")).is_file():  # no module of it is known
+        return {}
+    listed = re.search(r"_HOMES = (\{.*?\})", file.read_text(encoding="utf-8"), re.DOTALL)[1]
+    listed = ast.literal_eval(listed)
     found = {name: home for home, names in listed.items() for name in names}
     return {f"wspnb.{name}": f"wspnb.{home}" for name, home in found.items()}
 
@@ -186,7 +188,7 @@ def code(notebook: str, drawn: bool = False, src: str = "src") -> str:
     while todo:
         name = todo.pop()
         aside = name.split(".")[-1] in ASIDE and not drawn
-        if name == "wspnb.files" and not drawn:
+        if name == "wspnb.files" and not drawn and module(name, src):
             found[name] = reading(src)
         elif name not in found and not aside and (known := module(name, src)):
             found[name] = known[0]

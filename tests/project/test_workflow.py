@@ -82,7 +82,8 @@ def test_a_corrected_table_of_labels_is_read_again(tmp_path, monkeypatch):
     said = dry_run("report", "profile=lihc", "methods=random", f"labels={labels}")
     assert f"input: notebooks/01_preprocess.ipynb, {labels}\n" in said
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert dry_run("report", "profile=lihc", "methods=random", "labels=~/labels.csv") == said
+    said = dry_run("report", "profile=lihc", "methods=random", "labels=~/labels.csv")
+    assert f"input: notebooks/01_preprocess.ipynb, {labels}\n" in said
 
 
 @pytest.mark.slow
@@ -163,7 +164,7 @@ def test_blocks_of_a_sweep_are_told_their_form(tmp_path, blocks):
 @pytest.mark.slow
 def test_a_training_of_large_slices_asks_for_the_memory_that_it_holds():
     book = "runs/{}/notebooks/02_pretrain-wsp-resnet18-seed0.ipynb"
-    for profile, held in (("smoke", 8000), ("paper", 20832)):  # 512 px, 64 slices, and a kernel
+    for profile, held in (("smoke", 8000), ("paper", 20833)):  # 512 px, 64 slices, and a kernel
         said = dry_run(book.format(profile), f"profile={profile}", "backbones=resnet18")
         asked = re.search(r"rule pretrain:.*?mem_mb=(\d+)", said, re.DOTALL)
         assert int(asked[1]) == held
