@@ -9,7 +9,7 @@ IMAGENET ?=
 ENCODERS ?=
 RUN    ?= runs/laptop
 LAB    ?=
-CORES  ?= $(shell nproc 2>/dev/null || echo 2)
+CORES  ?= $$(python -c 'from wspnb.workers import count_cores; print(count_cores())')
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
@@ -19,6 +19,8 @@ FLOW   := $(BIN)/snakemake --snakefile workflow/Snakefile --profile workflow/pro
 .DEFAULT_GOAL := help
 .PHONY: moved help reproduce plan tables lihc cirrmri gpu smoke book test verify docs browser bench lint check lab clean
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A pip.conf that installs for the user would end the set-up.
+export PIP_USER := 0
 export ADRENAL LIHC CIRRMRI LABELS IMAGENET ENCODERS RUN  # the shell reads paths from here, whatever characters they have
 
 help:  ## this list

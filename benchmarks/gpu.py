@@ -47,6 +47,7 @@ def main() -> None:
     if not 0 < asked.share <= 1:
         parser.error(f"--share {asked.share}: above 0, 1 at most")
     end = time.monotonic() + 60 * asked.minutes
+    asked.out = asked.out.resolve()  # what is called below works in another folder
     asked.out.mkdir(parents=True, exist_ok=True)
 
     def say(*words) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from wspnb.results.report import seconds_of
+from wspnb.results.report import executed
 
 
 def seconds(run: Path) -> pd.Series:
     """Seconds of the executed notebooks by step, and their number."""
     spent = {}
-    for name, each in seconds_of(run / "notebooks").items():
-        spent.setdefault(name.split("-")[0], []).append(each)
+    for name, about in executed(run / "notebooks").items():
+        spent.setdefault(name.split("-")[0], []).append(about["duration"])
     if not spent:
         sys.exit(f"{run}: no executed notebook in its folder notebooks")
     named = {step: f"{sum(each):.0f} ({len(each)})" for step, each in sorted(spent.items())}

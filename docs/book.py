@@ -28,15 +28,18 @@ BADGE = re.compile(
 
 
 def executed(folder: Path) -> dict[str, Path]:
-    """One executed notebook of each step: that of WSP where there are several, lowest seed first.
+    """One executed notebook of each step: that of WSP where there are several, lowest seed first;
+    copies and failed ones, as papermill alone leaves them, are passed over.
 
     Raises:
         FileNotFoundError: if the run has none.
     """
     found = {}
     files = own_files(folder, "[0-9]*.ipynb")
-    for path in sorted(files, key=lambda p: ("-wsp-" not in p.stem, p.stem)):
-        if not report.COPY.search(path.stem):
+    by_number = {p: re.sub(r"\d+$", lambda seed: seed[0].zfill(20), p.stem) for p in files}
+    for path in sorted(files, key=lambda p: ("-wsp-" not in p.stem, by_number[p])):
+        failed = '"exception": true' in path.read_text(encoding="utf-8", errors="replace")
+        if not failed and not report.COPY.search(path.stem):
             found.setdefault(path.stem.split("-")[0], path)
     if not found:
         raise FileNotFoundError(f"{folder}: no executed notebook; `make reproduce` makes them")

@@ -5,6 +5,7 @@ import atexit
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from contextlib import suppress
@@ -14,7 +15,9 @@ from zipfile import BadZipFile, ZipFile
 
 MEMO = Path(".snakemake", "stamps.json")  # of files that were read before, see below
 # No number depends on what draws, starts a notebook or writes a file: that trains nothing again.
+# Of wspnb.files what reads does count.
 ASIDE = ("plots", "run", "files", "diagrams", "oct_plots", "position_plots")
+IMPORT = re.compile(r"^[ \t]*((?:from|import) (?:\\\n|[^(#\n])*(?:\([^)]*\))?)", re.MULTILINE)
 
 
 def digest(content) -> str:
@@ -117,7 +120,8 @@ def statements(source: str) -> tuple[str, set[str]]:
     try:
         tree, imported = ast.parse(source), set()
     except SyntaxError:  # a magic of Jupyter's, or a mistake, which the run will name
-        return source, set()
+        lines = [line for line in IMPORT.findall(source) if line != source]
+        return source, {name for line in lines for name in statements(line)[1]}
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
@@ -127,18 +131,40 @@ def statements(source: str) -> tuple[str, set[str]]:
             imported |= {name.name for name in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
             imported |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "wspnb":
+            imported.add(f"wspnb.{node.attr}")
     return ast.unparse(tree), imported
 
 
 @cache
+def homes(src: str) -> dict[str, str]:
+    """Modules of the names that the package loads when they are asked for, as it lists them."""
+    if not (file := Path(src, "wspnb", "__init__.py")).is_file():  # no module of it is known
+        return {}
+    listed = re.search(r"_HOMES = (\{.*?\})", file.read_text(encoding="utf-8"), re.DOTALL)[1]
+    listed = ast.literal_eval(listed)
+    found = {name: home for home, names in listed.items() for name in names}
+    return {f"wspnb.{name}": f"wspnb.{home}" for name, home in found.items()}
+
+
+@cache
 def module(name: str, src: str = "src") -> tuple[str, tuple[str, ...]] | None:
-    """Code and imports of a module of the package; None for any other name."""
-    base = Path(src, *name.split("."))
+    """Code and imports of a module of the package, or of that which holds a name of the package
+    itself (``wspnb.contrastive_loss``); None for any other name."""
+    base = Path(src, *homes(src).get(name, name).split("."))
     for file in (base.with_suffix(".py"), base / "__init__.py"):
         if name.split(".")[0] == "wspnb" and file.is_file():
             code, imported = statements(file.read_text(encoding="utf-8"))
             return code, tuple(sorted(imported))
     return None
+
+
+def reading(src: str) -> str:
+    """Of wspnb.files what decides how a table or a parameter is read: no function that writes."""
+    body = ast.parse(module("wspnb.files", src)[0]).body
+    kept = ("read", "separator", "_Plain")
+    body = [n for n in body if isinstance(n, ast.Assign) or getattr(n, "name", "").startswith(kept)]
+    return ast.unparse(ast.Module(body, []))
 
 
 @cache
@@ -162,7 +188,9 @@ def code(notebook: str, drawn: bool = False, src: str = "src") -> str:
     while todo:
         name = todo.pop()
         aside = name.split(".")[-1] in ASIDE and not drawn
-        if name not in found and not aside and (known := module(name, src)):
+        if name == "wspnb.files" and not drawn and module(name, src):
+            found[name] = reading(src)
+        elif name not in found and not aside and (known := module(name, src)):
             found[name] = known[0]
             todo |= set(known[1])
     return digest([text, found])

@@ -20,6 +20,8 @@ def at_work(lock: Path) -> str:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return file.read() or "?"
+        except OSError:  # a file system that knows no locks
+            pass
     return ""
 
 
@@ -38,6 +40,8 @@ def take_over(root: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # snakemake's own locks tell whether the two want the same files
         fcntl.flock(file, fcntl.LOCK_SH)
+        return
+    except OSError:  # a file system that knows no locks: nobody can tell who is at work
         return
     if left := list((root / ".snakemake" / "locks").glob("*")):
         for lock in sorted(root.glob("runs/*/notebooks/.*.lock")):

@@ -51,15 +51,15 @@ def whole(path: str | Path, flush: bool = True) -> Iterator[Path]:
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777  # as the folder, or the umask, gives it
         with naming(path):
             yield temporary
         if flush:
             with temporary.open("rb+") as file, suppress_unable():
                 os.fsync(file.fileno())
-        mask = os.umask(0)  # some libraries write for the owner alone
-        os.umask(mask)
         with suppress_unable():
-            temporary.chmod(0o666 & ~mask)
+            temporary.chmod(mode)  # some libraries write for the owner alone
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -98,8 +98,8 @@ def check_writable(folder: Path) -> None:
 def alone(path: str | Path) -> Iterator[None]:
     """Keep other processes from making ``path`` meanwhile, where the system can (not on Windows).
 
-    The lock is a file ``.NAME.lock`` beside it with the number of the process. It is released with
-    the process, however that ends; a file left over from a killed one locks nothing.
+    The lock is a file ``.NAME.lock`` beside it with the number of the process and its machine. It
+    is released with the process, however that ends; what a killed one has left locks nothing.
 
     Raises:
         BlockingIOError: another process is at work on it; names both.
@@ -118,16 +118,16 @@ def alone(path: str | Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise BlockingIOError(
-                    f"{path}: process {file.read()} is at work on it: wait for it, or end it"
-                ) from None
+                number, on, node = file.read().partition(" on ")
+                said = f"{path}: process {number} is at work on it{on}{node}"
+                raise BlockingIOError(f"{said}: wait for it, or end it") from None
             except OSError:  # some network file systems know no locks
                 yield
                 return
             if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue  # another one ended meanwhile and took the file along
             file.truncate(0)
-            print(os.getpid(), end="", file=file, flush=True)
+            print(os.getpid(), "on", os.uname().nodename, end="", file=file, flush=True)
             try:
                 yield
             finally:

@@ -27,7 +27,7 @@ def project_path(path: str | Path) -> Path:
     The project's folder is the nearest one at or above the working directory that holds
     ``notebooks`` and is no run of a project (in its ``runs``), else the working directory: a
     notebook finds the same files whoever started it. An empty path is a ValueError."""
-    if path == "" or str(path)[0] == "$":  # nothing here fills a variable in
+    if path == "" or re.search(r"^\$|\$[A-Z_{]", str(path)):  # nothing here fills a variable in
         raise ValueError(f"path {str(path)!r}: empty by an unset variable, or with $: write it out")
     try:
         here = Path.cwd()

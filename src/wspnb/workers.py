@@ -99,12 +99,21 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use, one at least: what the scheduler gives, and in a container
-    (Docker, Binder, Kubernetes) no more than its share of time, as Linux says it in ``cgroup``,
-    versions 2 and 1 of it."""
+    """Cores that this process may use, one at least: what the scheduler gives (Slurm, if it binds
+    nothing, says it only), and in a container (Docker, Binder, Kubernetes) or a user's slice no
+    more than its share of time, as Linux says it in ``cgroup``, versions 2 and 1 of it, for its own
+    group and those above."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    version_1 = [cgroup / "cpu" / f"cpu.cfs_{name}_us" for name in ("quota", "period")]
-    for files in ([cgroup / "cpu.max"], version_1):
+    given, text, quotas = os.environ.get("SLURM_CPUS_PER_TASK", ""), "", []
+    there = min(there or 1, int(given)) if given.isdecimal() else there or 1
+    with suppress(OSError):
+        text = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    for own in {"", *re.findall(r"^\d+:(?:|.*\bcpu\b.*):/(.*)", text, re.MULTILINE)}:
+        for group in (Path(own), *Path(own).parents):
+            quotas.append([cgroup / group / "cpu.max"])
+            names = (f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+            quotas.append([cgroup / "cpu" / group / name for name in names])
+    for files in quotas:
         try:
             text = " ".join(file.read_text(encoding="utf-8") for file in files)
             quota, period = map(int, text.split())
@@ -112,7 +121,7 @@ def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
             continue
         if quota > 0:
             there = min(there, quota // period)
-    return max(1, there or 1)
+    return max(1, there)
 
 
 def start_worker() -> None:

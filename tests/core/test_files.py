@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -91,6 +92,20 @@ def test_colleagues_can_read(tmp_path):
         finally:
             assert os.umask(before) == mask
         assert (tmp_path / "a").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="Linux")
+def test_a_folder_that_gives_its_group_the_right_to_write_does(tmp_path):
+    rows = ((1, 7, -1), (4, 7, -1), (8, 7, 4242), (16, 7, -1), (32, 5, -1))
+    rights = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *row) for row in rows)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_default", rights)
+    except OSError as error:
+        pytest.skip(str(error))
+    write_text(tmp_path / "ours", "x")
+    (tmp_path / "plain").touch()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"ours": 0o664, "plain": 0o664}
 
 
 def test_version_of_a_package_that_is_not_installed():

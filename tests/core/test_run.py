@@ -157,7 +157,10 @@ def test_one_output_has_one_writer(notebook, tmp_path, capfd):
     out = tmp_path / "out" / "one.ipynb"
     with alone(out):
         assert run.main([str(notebook), str(out)]) == 1
-        assert f"process {os.getpid()} is at work on it" in capfd.readouterr().err
+        assert f"process {os.getpid()} is at work on it" in (said := capfd.readouterr().err)
+        assert (
+            f"on {os.uname().nodename}: wait for it, or end it" in said
+        )  # several machines, one disk
     assert not list(out.parent.iterdir())
     (out.parent / ".one.ipynb.lock").write_text("999999999")  # of a run that was killed
     assert run.main([str(notebook), str(out)]) == 0
@@ -278,6 +281,10 @@ def test_paths_start_at_the_project(notebook, monkeypatch, tmp_path):
         ValueError, match=r"'\$SCRATCH/x': .*write it out"
     ):  # no folder of that name
         run.project_path("$SCRATCH/x")
+    for place in ("/scratch/$USER/x", "runs/job${SLURM_JOB_ID}"):
+        with pytest.raises(ValueError, match="write it out"):
+            run.project_path(place)
+    assert run.project_path("/disk$/x$1") == Path("/disk$/x$1")  # of no variable
     monkeypatch.chdir(gone := tmp_path / "runs")
     gone.rename(tmp_path / "other")
     shutil.rmtree(tmp_path / "other")

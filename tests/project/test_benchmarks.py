@@ -1,5 +1,6 @@
 """The benchmarks run; what they measure is not judged here."""
 
+import json
 import subprocess
 import sys
 import time
@@ -99,6 +100,35 @@ def test_the_script_for_a_card_runs_in_a_tiny_form_without_one_and_goes_on(tmp_p
     said = log.read_text(encoding="utf-8")
     assert torch.cuda.is_available() or "10 skipped" in said
     assert (tmp_path / "gpu" / "32px" / "probe" / "wsp-tiny_padded-seed0" / "studies.csv").exists()
+
+
+def test_seconds_of_a_run_by_step(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    for seed in (0, 1):
+        book = {"metadata": {"papermill": {"duration": 3.5}}}
+        file = tmp_path / "notebooks" / f"02_pretrain-wsp-tiny-seed{seed}.ipynb"
+        file.write_text(json.dumps(book), encoding="utf-8")
+    command = [sys.executable, BENCH.with_name("where.py"), tmp_path]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "7 (2)" in said and "sum" in said
+
+
+def test_the_speed_of_a_card_lies_beside_the_rest_wherever_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    import gpu
+
+    from wspnb.studies import reference
+
+    called = []
+    monkeypatch.setattr(reference, "run_all", lambda *given: None)
+    done = subprocess.CompletedProcess((), 0, "", "")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda words, **more: called.append(words) or done)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", "here", "--skip", "tests"])
+    monkeypatch.chdir(tmp_path)
+    gpu.main()
+    assert {words[-1] for words in called if "--table" in words} == {
+        str(tmp_path / "here/card.csv")
+    }
 
 
 @pytest.mark.parametrize(

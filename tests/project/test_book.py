@@ -24,6 +24,13 @@ def test_one_notebook_of_each_step_wsp_where_there_are_several(tmp_path):
     found = book.executed(tmp_path)
     assert list(found) == ["02_pretrain", "05_results"]
     assert found["02_pretrain"].stem == "02_pretrain-wsp-tiny-seed0"
+    for name in ("06_audit-byol-tiny-seed0", "06_audit-wsp-tiny-seed10", "06_audit-wsp-tiny-seed9"):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    assert book.executed(tmp_path)["06_audit"].stem == "06_audit-wsp-tiny-seed9"
+    failed = '{"metadata": {"papermill": {"exception": true}}}'  # of papermill without our runner
+    for seed in (9, 10):
+        (tmp_path / f"06_audit-wsp-tiny-seed{seed}.ipynb").write_text(failed)
+    assert book.executed(tmp_path)["06_audit"].stem == "06_audit-byol-tiny-seed0"
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         book.executed(tmp_path / "nothing")
 

@@ -166,11 +166,19 @@ def test_an_environment_of_another_place_is_made_again(tmp_path):
 
 @pytest.mark.parametrize(("target", "run"), [("book", "runs/my cohort"), ("verify", "runs/it's")])
 def test_a_runs_folder_may_have_any_name(tmp_path, target, run):
-    (tmp_path / "python").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/said\n')
+    said = f'#!/bin/sh\nprintf "%s\\n" "$@" "$PIP_USER" > {tmp_path}/said\n'
+    (tmp_path / "python").write_text(said)
     (tmp_path / "python").chmod(0o755)
     given = [f"RUN={run}", f"BIN={tmp_path}", "STAMP=Makefile", "MOVED="]
     subprocess.run(["make", "-s", target, *given], cwd=ROOT, check=True)
-    assert run in (tmp_path / "said").read_text().splitlines()
+    said = (tmp_path / "said").read_text().splitlines()
+    assert run in said and said[-1] == "0"  # a pip.conf that installs for the user is not followed
+
+
+@pytest.mark.parametrize(("given", "cores"), [([], "count_cores"), (["CORES=3"], "--cores 3 ")])
+def test_make_takes_as_many_cores_as_it_may(given, cores):
+    words = ["make", "-n", "reproduce", "STAMP=Makefile", "MOVED=", *given]
+    assert cores in subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout
 
 
 def test_imports_run_one_way():

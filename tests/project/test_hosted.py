@@ -129,7 +129,12 @@ def test_binder_builds_from_the_lock():
     assert len(opened) == 2 and all((ROOT / "notebooks" / name).exists() for name in opened)
 
 
-def test_workers_are_as_many_as_the_container_gives(tmp_path):
+def test_workers_are_as_many_as_the_container_gives(tmp_path, monkeypatch):
+    whole, own = Path.read_text, Path("/proc/self/cgroup")
+
+    def in_slice(path, *given, **named):
+        return "0::/slice/own\n" if path == own else whole(path, *given, **named)
+
     here = count_cores(tmp_path / "none")
     assert here == len(os.sched_getaffinity(0))
     for text, expected in {"max 100000": here, "150000 100000": 1, "50000 100000": 1}.items():
@@ -138,6 +143,14 @@ def test_workers_are_as_many_as_the_container_gives(tmp_path):
     (tmp_path / "cpu.max").write_text(f"{100000 * here * 4} 100000")
     assert count_cores(tmp_path) == here
     (tmp_path / "cpu.max").unlink()
+    (tmp_path / "slice" / "own").mkdir(parents=True)
+    (tmp_path / "slice" / "cpu.max").write_text("100000 100000")  # of the group above its own
+    monkeypatch.setattr(Path, "read_text", in_slice)
+    assert count_cores(tmp_path) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # where Slurm binds nothing
+    assert count_cores(tmp_path) == 1
+    monkeypatch.undo()
     (tmp_path / "cpu").mkdir()
     for quota, expected in {-1: here, 100000: 1}.items():
         (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(str(quota))

@@ -1,6 +1,7 @@
 """What makes a finished notebook run again, what does not, and values that mean harm. The runner is
 a stand-in that notes its call, so that the real graph runs in seconds."""
 
+import errno
 import fcntl
 import json
 import os
@@ -221,6 +222,20 @@ def test_a_killed_workflow_leaves_no_lock(project):
     assert not list(locks.glob("*"))
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_ends_nothing(tmp_path, monkeypatch, number):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import guard
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(guard.fcntl, "flock", flock)
+    guard.take_over(tmp_path)
+    (tmp_path / "lock").touch()
+    assert guard.at_work(tmp_path / "lock") == ""
+
+
 def test_two_at_once_and_a_notebook_still_at_work(project):
     few = ("profile=lihc", "methods=random")
     first = project.start(*few, seconds=600)
@@ -402,6 +417,50 @@ def test_a_folder_that_was_looked_at_is_the_same(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     content.digest_of_file.cache_clear()
     assert content.digest_of_file(str(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "file", "old", "new", "same"),
+    [
+        (
+            "%matplotlib inline\nfrom wspnb.losses import (\n    contrastive_loss,\n)",
+            "losses",
+            "",
+            "",
+            0,
+        ),
+        ("from wspnb import contrastive_loss", "losses", "", "", 0),
+        ("import wspnb\nwspnb.contrastive_loss(a, b, c)", "losses", "", "", 0),
+        ("from wspnb import contrastive_loss", "probe", "", "", 1),
+        (
+            "from wspnb.files import read_csv",
+            "files",
+            '"keep_default_na": False',
+            '"keep_default_na": True',
+            0,
+        ),
+        ("from wspnb.files import read_csv", "files", "tempfile.TemporaryFile(dir", "open(dir", 1),
+    ],
+)
+def test_a_notebook_knows_all_code_that_its_numbers_come_from(
+    tmp_path, monkeypatch, lines, file, old, new, same
+):
+    monkeypatch.syspath_prepend(ROOT / "workflow")
+    import content
+
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    cell = {"cell_type": "code", "metadata": {}, "source": lines}
+    (tmp_path / "own.ipynb").write_text(json.dumps({"cells": [cell]}))
+    module, found = tmp_path / "src" / "wspnb" / f"{file}.py", []
+    for _ in range(2):
+        for function in (content.code, content.module):
+            function.cache_clear()
+        found.append(content.code(str(tmp_path / "own.ipynb"), src=str(tmp_path / "src")))
+        text = module.read_text(encoding="utf-8")
+        changed = text.replace(old, new) if old else f"{text}\nCHANGED = 1\n"
+        assert changed != text or len(found) == 2
+        module.write_text(changed, encoding="utf-8")
+    assert (found[0] == found[1]) == same
 
 
 def test_a_file_is_read_again_only_if_it_was_written(tmp_path, monkeypatch):

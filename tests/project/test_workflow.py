@@ -76,10 +76,13 @@ def test_plan_of_lihc_pretrains_nothing():
 
 
 @pytest.mark.slow
-def test_a_corrected_table_of_labels_is_read_again(tmp_path):
+def test_a_corrected_table_of_labels_is_read_again(tmp_path, monkeypatch):
     labels = tmp_path / "labels.csv"
     labels.touch()
     said = dry_run("report", "profile=lihc", "methods=random", f"labels={labels}")
+    assert f"input: notebooks/01_preprocess.ipynb, {labels}\n" in said
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = dry_run("report", "profile=lihc", "methods=random", "labels=~/labels.csv")
     assert f"input: notebooks/01_preprocess.ipynb, {labels}\n" in said
 
 
@@ -133,12 +136,38 @@ def test_plan_of_the_tables_has_every_row_of_the_paper():
         ("profile=none", "there is no params/none.yaml"),
         ("methods=wpsi", "no method of"),
         ("methods=wsp_foo0.3", "notebook 02 has no parameter foo"),
+        ("backbones=vit", "backbones: vit: there are tiny, tiny_padded and resnet18"),
+        ("lihc=2024_05", r"lihc: snakemake takes the name for 202405: write \./ before it"),
         ("public_encoders=dinov2=/none", r"/none does not hold config\.json.*licence"),
     ],
 )
 def test_mistakes_on_the_command_line_are_named(config, message):
     with pytest.raises(AssertionError, match=message):
         plan("report", config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        "[{names: wsp, backbones: [tiny], seeds: [0]}]",
+        "[{names: [wsp], backbones: [tiny]}]",
+        "{names: [wsp], backbones: [tiny], seeds: [0]}",
+    ],
+)
+def test_blocks_of_a_sweep_are_told_their_form(tmp_path, blocks):
+    (tmp_path / "own.yaml").write_text(f"laptop: {blocks}\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"own\.yaml: laptop: each block is a line like - "):
+        plan("report", f"sweep={tmp_path / 'own.yaml'}")
+
+
+@pytest.mark.slow
+def test_a_training_of_large_slices_asks_for_the_memory_that_it_holds():
+    book = "runs/{}/notebooks/02_pretrain-wsp-resnet18-seed0.ipynb"
+    for profile, held in (("smoke", 8000), ("paper", 20833)):  # 512 px, 64 slices, and a kernel
+        said = dry_run(book.format(profile), f"profile={profile}", "backbones=resnet18")
+        asked = re.search(r"rule pretrain:.*?mem_mb=(\d+)", said, re.DOTALL)
+        assert int(asked[1]) == held
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ TOLD = {"parameters": {"n_steps": 3, "method": "wsp"}, "duration": 2.5}
 TOLD |= {"start_time": "2026-01-01T10:00:00+00:00", "end_time": "2026-01-01T10:00:03+00:00"}
 
 
-def test_a_run_names_its_notebooks_parameters_files_code_and_packages(tmp_path):
+def test_a_run_names_its_notebooks_parameters_files_code_and_packages(tmp_path, monkeypatch):
     for name, text in {
         "notebooks/02_pretrain-wsp.ipynb": json.dumps({"metadata": {"papermill": TOLD}}),
         "notebooks/02_pretrain-byol.failed.ipynb": json.dumps({"metadata": {"papermill": TOLD}}),
@@ -24,6 +24,9 @@ def test_a_run_names_its_notebooks_parameters_files_code_and_packages(tmp_path):
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    describe(Path("."))  # from within the folder
+    assert ROCrate(tmp_path).name == f"wspnb, run {tmp_path.name}"
     crate = ROCrate(describe(tmp_path).parent)
     (action,) = [e for e in crate.get_entities() if e.type == "CreateAction"]
     assert action["startTime"] == TOLD["start_time"] and action["endTime"] == TOLD["end_time"]
@@ -51,6 +54,12 @@ def test_the_commit_is_said_to_be_missing_where_there_is_none(tmp_path, monkeypa
     assert re.fullmatch("[0-9a-f]{7,}", commit_of(tmp_path))
     (tmp_path / "code.py").write_text("2", encoding="utf-8")
     assert re.fullmatch(r"[0-9a-f]{7,} \(changed\)", commit_of(tmp_path))
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked" / "code.py").write_text("3", encoding="utf-8")
+    assert commit_of(tmp_path / "unpacked") == "no checkout"  # the repository above is another's
+    index = tmp_path / ".git" / "index"
+    index.write_bytes(index.read_bytes()[:20])  # whether anything differs cannot be told
+    assert commit_of(tmp_path) == "unknown"
     monkeypatch.setenv("PATH", "/nowhere")
     assert commit_of(tmp_path) == "unknown"
 

@@ -1,5 +1,9 @@
 """Stages from features: known answers, no leak, and a curve that rises with the labels."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -137,6 +141,11 @@ def test_tables_to_read_of_a_run(tmp_path):
     mean = curve[(curve.name == "wsp") & (curve.share == 0.25)].kappa.mean()
     assert few["Quadratic kappa"][1] == pytest.approx(mean, abs=1e-4)
     assert (tmp_path / "figures" / "stages_curve.png").exists()
+    (tmp_path / "matplotlibrc").write_text("backend: TkAgg\ntext.usetex: True\n")  # the user's
+    command = [sys.executable, "-m", "wspnb.results.stages", str(tmp_path)]
+    alone = {"MATPLOTLIBRC": str(tmp_path), "MPLBACKEND": "", "DISPLAY": ""}
+    found = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
     for axis, title in zip(draw_curve(curve).axes, MEASURES.values(), strict=True):
         assert axis.get_title() == title and axis.get_ylim()[1] <= 1.02
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["9", "24", "45", "90"]

@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,28 +17,11 @@ from rocrate.rocrate import ROCrate
 
 from wspnb.data.store import digest_file
 from wspnb.files import own_files, write_text
-from wspnb.results.report import COPY, executed
+from wspnb.results.report import COPY, commit_of, executed
 from wspnb.run import project_path
 
 KEPT = ("report.html", "figures/*.csv", "pretrain/*/config.json", "probe/*/results.json")
 KEPT += ("pretrain/*/encoder.safetensors", "probe/*/scores.csv", "cohort/store.json")
-
-
-def commit_of(folder: Path) -> str:
-    """Short commit of a checkout, with "(changed)" if a tracked file that is no settings of params/
-    differs; "no checkout", or "unknown" where there is no git, or one that does not tell."""
-    status = ["git", "status", "--porcelain", "-uno", "--", ".", ":!params"]
-    asked = (["git", "rev-parse", "--short", "HEAD"], status)
-    env = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
-    env |= {"LC_ALL": "C"}
-    options = {"capture_output": True, "text": True, "cwd": folder, "env": env}
-    try:
-        commit, changed = (subprocess.run(git, **options) for git in asked)
-    except OSError:
-        return "unknown"
-    if commit.returncode:
-        return "no checkout" if "not a git repository" in commit.stderr else "unknown"
-    return commit.stdout.strip() + " (changed)" * bool(changed.stdout)
 
 
 def describe(run_dir: Path) -> Path:
@@ -52,7 +34,7 @@ def describe(run_dir: Path) -> Path:
     if not books:
         raise FileNotFoundError(f"{run_dir}: no executed notebook in its folder notebooks")
     crate = ROCrate(gen_preview=False)
-    crate.name = crate.description = f"wspnb, run {run_dir.name}"
+    crate.name = crate.description = f"wspnb, run {os.path.basename(os.path.abspath(run_dir))}"
     installed = [d for d in importlib.metadata.distributions() if d.name and d.version]
     packages = sorted({f"{d.name}=={d.version}" for d in installed})
     environment = {

@@ -2,7 +2,9 @@
 
 import contextlib
 import html
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -45,6 +47,25 @@ def shown(table: pd.DataFrame, precision: int | None = None) -> "pd.io.formats.s
     """A table to display, without its index, names as they are."""
     table = table.style.hide(axis="index").format(precision=precision, escape="html")
     return table.format_index(escape="html", axis=1)
+
+
+def commit_of(folder: Path) -> str:
+    """Short commit of a checkout, with "(changed)" if a tracked file that is no settings of params/
+    differs; "no checkout", also where a repository above it does not hold its files, or "unknown"
+    where there is no git, or one that does not tell."""
+    status = ["status", "--porcelain", "-uno", "--", ".", ":!params"]
+    asked = (["rev-parse", "--short", "HEAD"], status, ["ls-files", "--", "."])
+    env = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+    env |= {"LC_ALL": "C"}
+    options = {"capture_output": True, "text": True, "cwd": folder, "env": env}
+    try:
+        found = [subprocess.run(["git", *words], **options) for words in asked]
+    except OSError:
+        return "unknown"
+    commit, changed, tracked = (git.stdout.strip() for git in found)
+    if any(git.returncode for git in found):
+        return "no checkout" if "not a git repository" in found[0].stderr else "unknown"
+    return commit + " (changed)" * bool(changed) if tracked else "no checkout"
 
 
 def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:

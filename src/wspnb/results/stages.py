@@ -243,4 +243,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    plt.switch_backend("Agg")  # as for notebooks: the user's own matplotlibrc does not count
+    plt.rcdefaults()
     sys.exit(main(sys.argv[1:]))
