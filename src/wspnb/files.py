@@ -6,6 +6,7 @@ import glob
 import gzip
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def alone(path: str | Path) -> Iterator[None]:
             if not lock.exists() or lock.stat().st_ino != os.fstat(file.fileno()).st_ino:
                 continue  # another one ended meanwhile and took the file along
             file.truncate(0)
-            print(os.getpid(), "on", os.uname().nodename, end="", file=file, flush=True)
+            print(os.getpid(), "on", platform.node(), end="", file=file, flush=True)
             try:
                 yield
             finally:
