@@ -254,7 +254,7 @@ def test_findings_name_the_points_whose_interval_leaves_out_zero():
                 rows.append(row | {"step": 300, "auc_population": auc, "collapsed": marked})
     lines = position_runs.findings(pd.DataFrame(rows))
     assert lines[0] == (
-        "WSP minus SupCon: +0.00 [-0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
+        "WSP minus SupCon: +0.00 [+0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
         "not told at 1 of 2 points."
     )
     assert lines[-1] == (
@@ -290,6 +290,25 @@ def test_rows_are_chosen_by_class_among_those_that_read_depth():
     assert position_runs.over_points(table).loc[1, "wsp"] == pytest.approx(0.82)
     assert position_runs.over_points(table).loc[1, "random"] == pytest.approx(0.71)
     assert position_runs.choose_rows(table) == ["wsp_floor", "wsp_near"]
+
+
+def test_seeds_of_which_points_are_missing_are_not_compared():
+    table = table_of_rows((3, 4, 5), 0.0)
+    late = (table.seed == 5) & (table.point != "base") & (table.method != "wsp_floor")
+    part = position_runs.compare_rows(table[~late], ["wsp_floor"])
+    whole = position_runs.compare_rows(table[table.seed < 5], ["wsp_floor"])
+    pd.testing.assert_frame_equal(part, whole)
+    assert np.isnan(position_runs.over_points(table[~late]).loc[5, "wsp"])
+
+
+def test_a_table_that_a_spreadsheet_saved_says_the_same(tmp_path):
+    row = {"point": "base", "seed": 0, "definition": "1", "step": 1, "auc_population": 0.5}
+    rows = [row | {"method": m, "collapsed": m == "supcon"} for m in ("random", "supcon", "wsp")]
+    position_runs.append_rows(file := tmp_path / "t.csv", pd.DataFrame(rows), [])
+    was = position_runs.read_table(file)
+    file.write_text(file.read_text().replace("False", "FALSE").replace("True", "TRUE"))
+    pd.testing.assert_frame_equal(position_runs.read_table(file), was)
+    assert was.collapsed.tolist() == [False, True, False]
 
 
 def test_a_row_is_recommended_only_above_wsp_and_supcon():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wspnb.data.store import digest_file
 from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import own_files, read_csv, read_json
 from wspnb.folds import check_judged
@@ -301,11 +302,26 @@ def check_alike(runs: list[dict], data: str) -> None:
             differ = {key for key, _ in run[kind].items() ^ other[kind].items()}
             if differ - _changed(run, run[kind]):
                 raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")
-        for cohort, result in run["results"].items():
-            scores = cohort_scores(run, cohort)
-            found = fold_balanced_accuracy(scores).mean(), fold_auc(scores).mean()
-            if not np.allclose(found, (result["bacc"], result["auc"]), 0, 1e-6):
-                raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
+        check_scores(run)
+
+
+def check_scores(run: dict) -> None:
+    """Refuse a run whose results are not those of its scores (ValueError)."""
+    for cohort, result in run["results"].items():
+        scores = cohort_scores(run, cohort)
+        for key, by_fold in {"auc": fold_auc, "bacc": fold_balanced_accuracy}.items():
+            if key in result and not abs(by_fold(scores).mean() - result[key]) <= 1e-6:
+                found = f"{run['folder'].name}, {cohort}: scores.csv and results.json disagree"
+                raise ValueError(f"{found}: run 03 again")
+
+
+def read_features(folder: Path) -> np.ndarray:
+    """Cached features of a probe, a row for each of its ``slices.csv``; a ValueError if they are
+    not those that its results are of."""
+    file = folder / "features.npy"
+    if read_json(folder / "results.json").get("features_sha256", own := digest_file(file)) != own:
+        raise ValueError(f"{file}: not the features that results.json is of: run 03 again")
+    return np.load(file)
 
 
 def row_label(name: str) -> str:

@@ -107,7 +107,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """The rows of finished runs; empty if there is no table yet."""
     if not path.exists():
         return pd.DataFrame(columns=[*KEYS, "definition", "step"])
-    return read_csv(path, dtype={"definition": str})
+    return read_csv(path, dtype={"definition": str, "collapsed": bool})  # FALSE of a spreadsheet
 
 
 def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
@@ -204,10 +204,12 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def over_points(table: pd.DataFrame, value: str = "auc_population") -> pd.DataFrame:
     """Mean of a judged value over the points at the end of training, ``(seeds, methods)``; what no
-    training changes is that of the base."""
+    training changes is that of the base. NaN where a seed lacks points, as in a stopped study."""
     ends = last_rows(table)
     own = ends[~ends.method.isin(UNTRAINED) | (ends.point == "base")]
-    return own.pivot_table(value, "seed", "method")
+    cells = own.groupby(["seed", "method"])[value]
+    whole = cells.size() == own.point.nunique()
+    return cells.mean().where(whole | whole.index.isin(UNTRAINED, "method")).unstack()
 
 
 def choose_rows(table: pd.DataFrame) -> list[str]:
