@@ -1,6 +1,7 @@
 """The loop learns, the table of runs survives a stop, and differences are what they say."""
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from wspnb.files import alone
 from wspnb.phantom.minimal import Minimal, draw_cohort
 from wspnb.studies import position, position_runs
 
@@ -156,6 +158,31 @@ def test_another_definition_is_refused(tmp_path):
     position_runs.run_missing(path, jobs, SHORT)
     with pytest.raises(ValueError, match="choose another run_dir"):
         position_runs.run_missing(path, jobs, position.Settings(n_steps=6))
+
+
+def test_runs_of_other_code_are_not_added_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(position, "judge", weights)
+    jobs, path = jobs_of({"base": {}}, (0, 1), ("random", "wsp")), tmp_path / "runs.csv"
+    position_runs.run_missing(path, jobs[:2], SHORT)
+    monkeypatch.setattr(position_runs, "stamp", lambda *_: "12345678")  # after an update
+    assert len(position_runs.run_missing(path, jobs[:2], SHORT)) == 2  # nothing is to be added
+    with pytest.raises(ValueError, match=r"runs there are of other code .*choose another run_dir"):
+        position_runs.run_missing(path, jobs, SHORT)
+    table = position_runs.read_table(path).drop(columns="code")  # as committed tables are
+    table.to_csv(path, index=False)
+    assert len(position_runs.run_missing(path, jobs, SHORT)) == 4
+
+
+def test_steps_that_are_asked_for_later_are_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(position, "judge", weights)
+    path, given = tmp_path / "runs.csv", ({"base": {}}, (0,), ("random", "wsp"))
+    first = position_runs.run_missing(path, jobs_of(*given), SHORT)
+    watched = jobs_of(*given, watched={"base": [0, 2, 99]})
+    for _ in range(2):
+        table = position_runs.run_missing(path, watched, SHORT)
+        assert table[table.method == "wsp"].step.tolist() == [0, 2, 5]
+    again = position_runs.last_rows(table).reset_index(drop=True)
+    pd.testing.assert_frame_equal(again[first.columns], first)
 
 
 def test_unknown_names_are_refused():
@@ -358,6 +385,14 @@ def test_two_processes_that_add_runs_lose_none(tmp_path):
     position_runs.append_rows(path, empty, [row | {"seed": 1}])  # another, which began as early
     position_runs.append_rows(path, one, [row | {"seed": 2}])
     assert position_runs.read_table(path).seed.tolist() == [0, 1, 2]
+    given = path, one, [row | {"seed": 3}]
+    slow = threading.Thread(target=position_runs.append_rows, args=given)
+    with alone(path):  # another one writes: it is waited for
+        slow.start()
+        slow.join(0.5)
+        assert slow.is_alive() and len(position_runs.read_table(path)) == 3
+    slow.join(20)
+    assert sorted(position_runs.read_table(path).seed) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["weight_decay", "warmup_steps", "sigma"])

@@ -53,11 +53,13 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     runs = [
         run | {"folder": folder, "scores": scores, "results": _by_cohort(run["results"])}
         for folder, run, scores in _finished(run_dir)
-        if not backbones or run["backbone"] in backbones
     ]
+    there = sorted({run["backbone"] for run in runs})
+    runs = [run for run in runs if not backbones or run["backbone"] in backbones]
     if not runs:
+        of = f" of backbones {[*backbones]}, only of {there}" if there else ""
         raise FileNotFoundError(
-            f"{run_dir / 'probe'}: no finished probe, run 03_linear_probe first"
+            f"{run_dir / 'probe'}: no finished probe{of}, run 03_linear_probe first"
         )
     found = {run["seed"] for run in runs}
     if absent := sorted(set(seeds) - found):
@@ -126,7 +128,7 @@ def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """
     rows = {}
     for run in runs:
-        if (own := list(run["results"])) != (other := list(runs[0]["results"])):
+        if {*(own := list(run["results"]))} != {*(other := list(runs[0]["results"]))}:
             found = f"{run['folder'].name} was judged on {own}, {runs[0]['folder'].name} on {other}"
             raise ValueError(f"{found}{OLD}")
         rows.setdefault((run["backbone"], run["name"]), []).append(run)
@@ -134,8 +136,10 @@ def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def cohort_scores(run: dict, cohort: str) -> pd.DataFrame:
-    """Scores of the patients of one cohort, from one run."""
-    return run["scores"][run["scores"].cohort == cohort].reset_index(drop=True)
+    """Scores of the patients of one cohort, from one run, which their ``attrs`` name."""
+    own = run["scores"][run["scores"].cohort == cohort].reset_index(drop=True)
+    own.attrs["run"] = run["folder"].name
+    return own
 
 
 def auc_table(runs: list[dict]) -> pd.DataFrame:
@@ -238,7 +242,7 @@ def effective_positives(run: dict) -> float:
     """Mean over the pretraining's log of the positives that an anchor effectively has; NaN where
     there is no log, as for encoders pretrained on another cohort."""
     log = run["folder"].parents[1] / "pretrain" / run["folder"].name / "log.csv"
-    if not log.exists():
+    if not log.exists() or run.get("encoder", "") is None:  # which is another training's
         return run.get("effective_positives", np.nan)
     return float(read_csv(log).get("effective_positives", pd.Series(dtype=float)).mean())
 
