@@ -36,7 +36,7 @@ def table(name: str) -> pd.DataFrame | None:
 
 def number(value: float, sign: str = "") -> str:
     """.75, -.05, 1.00; with ``sign`` "+" also +.05."""
-    return "" if value != value else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.2f}")
+    return "" if value != value else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}z.2f}")
 
 
 def between(low: float, high: float, sign: str = "") -> str:
@@ -86,10 +86,10 @@ def bullets(lines: list[str]) -> str:
 
 
 def own_rows(name: str = "table1", backbone: str = "TinyNet") -> pd.DataFrame:
-    """The paper's methods of one backbone, padded or not."""
+    """The paper's methods of one backbone, padded only where there is no other."""
     full = table(name)
-    plain = full.backbone.str.removesuffix(" (padded)")
-    return full[(plain == backbone) & full.method.isin(tables.ROWS.values())]
+    kind = backbone if backbone in set(full.backbone) else f"{backbone} (padded)"
+    return full[(full.backbone == kind) & full.method.isin(tables.ROWS.values())]
 
 
 def gaps(name: str) -> pd.DataFrame:

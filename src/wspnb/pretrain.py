@@ -291,7 +291,7 @@ def save_checkpoint(path: Path, step: int, log: list[dict], config: Config, **pa
 @cache  # an update while this runs is not what runs
 def code(*names: str) -> dict[str, str]:
     """Checksums of files of this package, by default those that say what a step is."""
-    files = (Path(__file__).with_name(f"{name}.py") for name in names or STEP.split())
+    files = (Path(__file__).parent / f"{name}.py" for name in names or STEP.split())
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -41,6 +42,14 @@ def test_an_interval_that_a_table_lost_is_left_out():
     assert fill.between(0.6, 0.8) == " [.60, .80]"
     assert fill.between(-0.1, 0.2, "+") == " [-.10, +.20]"
     assert fill.between(0.6, float("nan")) == ""
+    assert fill.number(-0.001) == ".00" and fill.number(-0.001, "+") == "+.00"
+
+
+def test_rows_of_one_network_padded_and_not_are_not_mixed(monkeypatch):
+    table = fill.table("table1")
+    both = pd.concat([table, table.assign(backbone="TinyNet")])
+    monkeypatch.setattr(fill, "table", lambda name: both if name == "table1" else None)
+    assert set(fill.own_rows().backbone) == {"TinyNet"} and fill.own_rows().method.is_unique
 
 
 def test_a_page_that_disagrees_with_its_table_is_noticed(monkeypatch):

@@ -65,6 +65,15 @@ def test_all_runs_of_the_seeds_are_read(folder):
         audit.read_probes(folder, "tiny", [], "byol", SETTINGS)
     with pytest.raises(ValueError, match=r"says {'C': 0\.01}, asked for.*delete its folder"):
         audit.read_probes(folder, "tiny", [], "wsp", SETTINGS | {"C": 1.0})
+    file = folder / "probe" / "random-tiny-seed0" / "scores.csv"
+    was = file.read_text()
+    scores = pd.read_csv(file)
+    scores.assign(score=1 - scores.score).to_csv(file, index=False)  # of another probe
+    with pytest.raises(
+        ValueError, match=r"random-tiny-seed0, d1: scores\.csv and results\.json dis"
+    ):
+        audit.read_probes(folder, "tiny", [], "wsp", SETTINGS)
+    file.write_text(was)
     file = folder / "probe" / "random-tiny-seed1" / "results.json"  # after a label was corrected
     file.write_text(json.dumps(json.loads(file.read_text()) | {"data": "of other labels"}))
     with pytest.raises(ValueError, match=r"random-tiny-seed1 and .* were probed on diff"):
@@ -111,6 +120,12 @@ def test_repeated_folds_start_with_the_first_deal_and_differ(folder):
     for name in ("wsp", "random"):
         assert means[name, 0] == pytest.approx(probes[name, 0]["results"]["d1"]["auc"], abs=1e-12)
     assert means["random"].nunique() > 1
+    again = probes["wsp", 0]["folder"] / "features.npy"
+    was = again.read_bytes()
+    np.save(again, 2 * np.load(again))  # of another encoder than the results
+    with pytest.raises(ValueError, match=r"wsp-tiny-seed0/features\.npy: not the features that"):
+        audit.repeat_folds(probes, ["d1"], range(3), 0.01, 5)
+    again.write_bytes(was)
     assert audit.repeat_folds(probes, ["d1"], range(3), 0.01, 5, workers=2).equals(table)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -168,6 +169,57 @@ def test_what_others_leave_in_a_run_is_not_compared(figures, monkeypatch, capsys
     with pytest.raises(SystemExit):
         committed.main()
     assert "no finished probe" in capsys.readouterr().err
+
+
+def test_tables_are_compared_whatever_the_profile_calls_them(figures):
+    run = figures.parent
+    found = committed.verify_run(run).set_index("file").found
+    assert found["figures/table1_x.csv"] == "equal"
+    file = figures / "table1_x.csv"
+    file.write_text(file.read_text().replace("0.", "1.", 1))  # by hand
+    for probe in run.glob("probe/wsp*"):
+        shutil.rmtree(probe)
+    found = committed.verify_run(run).set_index("file").found
+    assert found["figures/table1_x.csv"] != "equal"
+    assert found["figures/table3_x.csv"] == "is of former runs: 05 or 06 again"
+
+
+def test_each_encoder_has_an_audit_of_its_own(figures):
+    runs = tables.read_runs(figures.parent)
+    alone = committed.tables_of(runs)
+    more = [run | {"backbone": kind} for kind in ("tiny_padded", "resnet18", "vit") for run in runs]
+    found = committed.tables_of(runs + more)
+    for name in ("audit_differences", "audit_variants", "audit_claims"):
+        pd.testing.assert_frame_equal(found[name], alone[name])
+        assert {f"{name}_{kind}" for kind in ("tiny_padded", "resnet18", "vit")} <= {*found}
+    assert [*committed.tables_of(more[: len(runs)])] == [*alone]  # the padded one by itself
+
+
+def test_an_audit_is_compared_as_it_was_made(figures):
+    run = figures.parent
+    _, scores = audit.by_cohort(tables.read_runs(run))
+    gaps = audit.differences(scores, [("supcon", name) for name in ("random", "wsp")])
+    table = audit.named(gaps, "reference", "method").round(4)
+    write_csv(figures / "audit_differences.csv", table)
+    found = committed.verify_run(run).set_index("file").found
+    assert found["figures/audit_differences.csv"] == "equal"
+    joined = tables.read_runs(run)  # whose parts nobody judged alone: slices.csv knows them
+    for one in joined:
+        one["results"] = {"d1+d2": one["results"]["d1+d2"]}
+    both = committed.tables_of(tables.read_runs(run))["audit_pairs"]
+    found = committed.tables_of(joined)["audit_pairs"]
+    pd.testing.assert_frame_equal(found, both[both.cohort == "d1+d2"].reset_index(drop=True))
+
+
+@pytest.mark.parametrize("phantom", [True, False])
+def test_only_a_phantoms_reading_is_published(figures, phantom):
+    people = pd.DataFrame({"patient": [f"p{i:02d}" for i in range(24)], "cohort": "d1"})
+    people = people.assign(label=np.arange(24) % 3 > 0, reading=np.arange(24) % 2)
+    people = people.assign(true_severity=0.5) if phantom else people
+    write_csv(figures.parent / "cohort" / "slices.csv", people)
+    committed.publish(figures.parent, "mine", "_mine", figures)
+    methods = pd.read_csv(figures / "table2_mine.csv").method
+    assert ("simulated reading" in set(methods)) == phantom
 
 
 def test_nothing_to_compare_is_no_success(tmp_path):

@@ -93,6 +93,16 @@ def test_methods_are_ranked_where_they_saw_the_same_patients():
     assert table.difference.tolist() == pytest.approx([0.1, 0.1])
 
 
+def test_runs_that_draw_no_studies_are_published(tmp_path):
+    runs = committed.unpack(FIGURES / "runs" / "reference", tmp_path / "all")
+    own = [run for run in runs if run["name"] in ("wsp", "supcon")]
+    for run_ in own:
+        for part in ("studies", "curve"):
+            (run_["folder"] / f"{part}.csv").unlink(missing_ok=True)
+    names = committed.publish_runs(own, tmp_path / "figures" / "runs" / "mine", "")
+    assert "reference_differences" in names and "reference_studies" not in names
+
+
 @pytest.mark.parametrize("part", ["population", "scores"])
 def test_a_run_without_scores_is_named(tmp_path, part):
     for file in (FIGURES / "runs" / "reference").iterdir():

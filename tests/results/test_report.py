@@ -89,6 +89,12 @@ def test_what_was_run_counts_methods_seeds_steps_and_patients():
     )
 
 
+def test_patients_of_encoders_from_elsewhere_are_not_counted():
+    slices = pd.DataFrame({"patient": ["a", "b"], "cohort": "radio", "weak_label": [1, 2]})
+    text = report.what_was_run([run("wsp", 0, 3) | {"encoder": None}], slices)
+    assert "pretrained for 1,500 steps; judged" in text
+
+
 def test_tables_have_names_of_people_and_the_paper_beside():
     runs = [run("random", 0, 2), run("wsp", 0, 9)]
     for one in runs:  # padded is ours: the paper's TinyNet stands beside it
@@ -149,6 +155,7 @@ def test_executed_notebooks_beside_what_others_leave_there(tmp_path):
     runs = {"01_preprocess": ran, "02_pretrain.failed": ran, "01_preprocess-Copy1": ran}
     runs |= {"Untitled": '{"metadata": {}}', "empty": "", "._01_preprocess": "\0", ".x": ran}
     runs |= {"03_linear_probe": ran.replace("12.5", "null")}  # is still running
+    runs |= {"06_audit": ran.replace("12.5", '12.5, "exception": true')}  # failed in papermill
     runs |= dict.fromkeys(("01_preprocess (1)", "Copy of 01_preprocess", "01_preprocess~"), ran)
     for name, content in runs.items():
         (tmp_path / f"{name}.ipynb").write_text(content, encoding="utf-8")

@@ -116,6 +116,8 @@ def test_sigma_table_is_sorted_and_counts_positives(tmp_path):
     table = tables.sigma_table(tables.read_runs(tmp_path))
     assert table.sigma.tolist() == [0.01, 0.1, np.inf]
     assert table.effective_positives[:2].tolist() == pytest.approx([0.02, 0.2])
+    runs = [run | {"encoder": None} for run in tables.read_runs(tmp_path)]  # of pretrain_dir
+    assert tables.sigma_table(runs).effective_positives.isna().all()
     log.unlink()  # of sigma 0.01, as when the encoder comes from another run
     table = tables.sigma_table(tables.read_runs(tmp_path))
     assert np.isnan(table.effective_positives[0]) and table.effective_positives[1] > 0
@@ -295,6 +297,26 @@ def test_entries_of_one_column_are_refused_and_runs_without_steps_have_no_positi
     for meets in ({"ct_mr": 0, "ct+mr": 0}, {"a_on_b": 0, "a>b": 0}):
         with pytest.raises(ValueError, match="two make one column: rename a cohort"):
             tables.auc_table([run | {"results": meets}])
+
+
+def test_entries_in_another_order_and_what_is_not_there(tmp_path):
+    save(tmp_path, "wsp")
+    save(tmp_path, "supcon")
+    runs = tables.read_runs(tmp_path)
+    was = tables.auc_table(runs)
+    runs[0]["results"] = dict(reversed(runs[0]["results"].items()))
+    assert tables.auc_table(runs)[was.columns].equals(was)
+    with pytest.raises(FileNotFoundError, match=r"of backbones \['vit'\], only of \['tiny'\]"):
+        tables.read_runs(tmp_path, backbones=["vit"])
+
+
+def test_the_seed_that_was_dealt_otherwise_is_named(tmp_path):
+    for seed in range(3):
+        folder = save(tmp_path, "wsp", seed=seed)
+    scores = pd.read_csv(folder / "scores.csv", dtype={"patient": str})
+    scores.assign(fold=4 - scores.fold).to_csv(folder / "scores.csv", index=False)
+    with pytest.raises(ValueError, match="wsp-tiny-seed2: probed on other patients or folds"):
+        tables.auc_table(tables.read_runs(tmp_path))
 
 
 def test_a_run_of_an_unknown_encoder_is_named(tmp_path):

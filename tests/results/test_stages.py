@@ -149,6 +149,14 @@ def test_tables_to_read_of_a_run(tmp_path):
     for axis, title in zip(draw_curve(curve).axes, MEASURES.values(), strict=True):
         assert axis.get_title() == title and axis.get_ylim()[1] <= 1.02
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["9", "24", "45", "90"]
+    both = pd.concat([curve, curve.assign(backbone="resnet18", **dict.fromkeys(MEASURES, 0.25))])
+    lines = draw_curve(both[both.name == "wsp"]).axes[0].lines  # one for each encoder
+    assert [line.get_label() for line in lines] == ["WSP  ResNet-18", "WSP  TinyNet"]
+    assert set(lines[0].get_ydata()) == {0.25} and lines[1].get_ydata()[-1] > 0.9
+    file = tmp_path / "probe" / "wsp-tiny-seed0" / "features.npy"
+    np.save(file, 2 * np.load(file))  # those of an earlier probe
+    with pytest.raises(ValueError, match=r"features\.npy: not the features that results"):
+        write(tmp_path)
 
 
 def test_slices_without_patient_or_stage_are_refused():

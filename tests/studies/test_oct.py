@@ -13,6 +13,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from wspnb import pretrain
 from wspnb.files import plain_json
 from wspnb.kernels import same_label
 from wspnb.losses import contrastive_loss
@@ -322,6 +323,9 @@ def test_a_run_of_infinite_width_is_finished(tmp_path):
     (tmp_path / "config.json").write_text(text)
     assert oct.finished(tmp_path, settings)
     assert not oct.finished(tmp_path, make_settings("soft"))
+    for known, same in ((pretrain.code(), True), ({"losses.py": "other"}, False)):
+        (tmp_path / "config.json").write_text(plain_json(json.loads(text) | {"code": known}))
+        assert oct.finished(tmp_path, settings) == same
 
 
 def test_the_queue_of_a_checkpoint_goes_where_the_module_is():

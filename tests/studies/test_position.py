@@ -1,6 +1,7 @@
 """The loop learns, the table of runs survives a stop, and differences are what they say."""
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from wspnb.files import alone
 from wspnb.phantom.minimal import Minimal, draw_cohort
 from wspnb.studies import position, position_runs
 
@@ -158,6 +160,31 @@ def test_another_definition_is_refused(tmp_path):
         position_runs.run_missing(path, jobs, position.Settings(n_steps=6))
 
 
+def test_runs_of_other_code_are_not_added_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(position, "judge", weights)
+    jobs, path = jobs_of({"base": {}}, (0, 1), ("random", "wsp")), tmp_path / "runs.csv"
+    position_runs.run_missing(path, jobs[:2], SHORT)
+    monkeypatch.setattr(position_runs, "stamp", lambda *_: "12345678")  # after an update
+    assert len(position_runs.run_missing(path, jobs[:2], SHORT)) == 2  # nothing is to be added
+    with pytest.raises(ValueError, match=r"runs there are of other code .*choose another run_dir"):
+        position_runs.run_missing(path, jobs, SHORT)
+    table = position_runs.read_table(path).drop(columns="code")  # as committed tables are
+    table.to_csv(path, index=False)
+    assert len(position_runs.run_missing(path, jobs, SHORT)) == 4
+
+
+def test_steps_that_are_asked_for_later_are_judged(tmp_path, monkeypatch):
+    monkeypatch.setattr(position, "judge", weights)
+    path, given = tmp_path / "runs.csv", ({"base": {}}, (0,), ("random", "wsp"))
+    first = position_runs.run_missing(path, jobs_of(*given), SHORT)
+    watched = jobs_of(*given, watched={"base": [0, 2, 99]})
+    for _ in range(2):
+        table = position_runs.run_missing(path, watched, SHORT)
+        assert table[table.method == "wsp"].step.tolist() == [0, 2, 5]
+    again = position_runs.last_rows(table).reset_index(drop=True)
+    pd.testing.assert_frame_equal(again[first.columns], first)
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="depth_dependance"):
         position_runs.define({"depth_dependance": 0.0}, SHORT)
@@ -254,7 +281,7 @@ def test_findings_name_the_points_whose_interval_leaves_out_zero():
                 rows.append(row | {"step": 300, "auc_population": auc, "collapsed": marked})
     lines = position_runs.findings(pd.DataFrame(rows))
     assert lines[0] == (
-        "WSP minus SupCon: +0.00 [-0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
+        "WSP minus SupCon: +0.00 [+0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
         "not told at 1 of 2 points."
     )
     assert lines[-1] == (
@@ -290,6 +317,25 @@ def test_rows_are_chosen_by_class_among_those_that_read_depth():
     assert position_runs.over_points(table).loc[1, "wsp"] == pytest.approx(0.82)
     assert position_runs.over_points(table).loc[1, "random"] == pytest.approx(0.71)
     assert position_runs.choose_rows(table) == ["wsp_floor", "wsp_near"]
+
+
+def test_seeds_of_which_points_are_missing_are_not_compared():
+    table = table_of_rows((3, 4, 5), 0.0)
+    late = (table.seed == 5) & (table.point != "base") & (table.method != "wsp_floor")
+    part = position_runs.compare_rows(table[~late], ["wsp_floor"])
+    whole = position_runs.compare_rows(table[table.seed < 5], ["wsp_floor"])
+    pd.testing.assert_frame_equal(part, whole)
+    assert np.isnan(position_runs.over_points(table[~late]).loc[5, "wsp"])
+
+
+def test_a_table_that_a_spreadsheet_saved_says_the_same(tmp_path):
+    row = {"point": "base", "seed": 0, "definition": "1", "step": 1, "auc_population": 0.5}
+    rows = [row | {"method": m, "collapsed": m == "supcon"} for m in ("random", "supcon", "wsp")]
+    position_runs.append_rows(file := tmp_path / "t.csv", pd.DataFrame(rows), [])
+    was = position_runs.read_table(file)
+    file.write_text(file.read_text().replace("False", "FALSE").replace("True", "TRUE"))
+    pd.testing.assert_frame_equal(position_runs.read_table(file), was)
+    assert was.collapsed.tolist() == [False, True, False]
 
 
 def test_a_row_is_recommended_only_above_wsp_and_supcon():
@@ -339,6 +385,14 @@ def test_two_processes_that_add_runs_lose_none(tmp_path):
     position_runs.append_rows(path, empty, [row | {"seed": 1}])  # another, which began as early
     position_runs.append_rows(path, one, [row | {"seed": 2}])
     assert position_runs.read_table(path).seed.tolist() == [0, 1, 2]
+    given = path, one, [row | {"seed": 3}]
+    slow = threading.Thread(target=position_runs.append_rows, args=given)
+    with alone(path):  # another one writes: it is waited for
+        slow.start()
+        slow.join(0.5)
+        assert slow.is_alive() and len(position_runs.read_table(path)) == 3
+    slow.join(20)
+    assert sorted(position_runs.read_table(path).seed) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["weight_decay", "warmup_steps", "sigma"])

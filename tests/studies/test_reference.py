@@ -82,6 +82,20 @@ def test_a_finished_run_is_kept(root, monkeypatch):
     do(Run("wsp", draws=1), root, SIZE, STEPS, CPU, SHARE)
     with pytest.raises(ValueError, match=rf"of another run \(n_steps {STEPS}, not {STEPS + 1}\)"):
         do(Run("wsp", draws=1), root, SIZE, STEPS + 1, CPU, SHARE)
+    monkeypatch.setattr(reference.loop, "stamp", lambda: "12345678")  # after an update
+    with pytest.raises(ValueError, match=r"of another run \(code \w{8}, not 12345678\)"):
+        do(Run("wsp", draws=1), root, SIZE, STEPS, CPU, SHARE)
+
+
+def test_runs_of_several_lengths_are_not_published(tmp_path, monkeypatch):
+    made = [tmp_path / f"{SIZE}px" / "probe" / f"{name}-tiny-seed0" for name in ("wsp", "supcon")]
+    for folder in made:
+        folder.mkdir(parents=True)
+        (folder / "results.json").touch()
+    runs = [{"name": "a", "n_steps": n, "folder": f} for n, f in zip((10, 20), made, strict=True)]
+    monkeypatch.setattr(tables, "read_runs", lambda folder: runs)
+    with pytest.raises(ValueError, match=r"several lengths .*10 steps.*20 steps.*: delete those"):
+        reference.publish(tmp_path, SIZE, tmp_path / "figures")
 
 
 @pytest.mark.slow

@@ -52,6 +52,7 @@ def read_probes(
             found = f"{run['folder']} says {other}, asked for {settings}"
             raise ValueError(f"{found}: use the same in 03 and 06{tables.OLD}")
     for run in runs:
+        tables.check_scores(run)
         if run.get("data") != runs[0].get("data"):
             pair = f"{run['folder'].name} and {runs[0]['folder'].name}"
             raise ValueError(f"{pair} were probed on different {tables.DATA}")
@@ -63,6 +64,14 @@ def read_probes(
             f"run 03_linear_probe for {reference!r} and at least one other method first"
         )
     return probes, scores
+
+
+def ending(backbone: str, runs: list[dict]) -> str:
+    """End of the names of an audit's files; TinyNet's have none, where both of them are there the
+    padded one has."""
+    there = {run["backbone"] for run in runs}
+    plain = backbone == "tiny" or (backbone == "tiny_padded" and "tiny" not in there)
+    return "" if plain else f"_{backbone}"
 
 
 def by_cohort(runs: list[dict]) -> tuple[dict, dict]:
@@ -223,7 +232,7 @@ def read_features(folder: Path, cohort: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Cached features ``(n_slices, d)`` of a cohort and the row-aligned slices."""
     slices = read_slices(folder)
     keep = slices.cohort.isin(sides(cohort)[1]).to_numpy()
-    return np.load(folder / "features.npy")[keep], slices[keep]
+    return tables.read_features(folder)[keep], slices[keep]
 
 
 def read_printed(folder: Path, cohorts) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -17,7 +17,7 @@ import pandas as pd
 from wspnb.data.store import verify_store
 from wspnb.files import own_files, read_csv, read_json, write_csv, write_text
 from wspnb.folds import cohorts_of
-from wspnb.probe import load_encoder, read_probe
+from wspnb.probe import load_encoder, read_probe, read_slices
 from wspnb.results import audit, population, statistics, tables
 from wspnb.run import project_path
 
@@ -77,24 +77,24 @@ def unpack(target: Path, folder: Path) -> list[dict]:
     return tables.read_runs(folder)
 
 
-def recompute(folder: Path) -> dict[str, pd.DataFrame]:
+def recompute(folder: Path, figures: Path | None = None) -> dict[str, pd.DataFrame]:
     """All tables that notebooks 05 and 06 write, by file name, from a folder of :func:`pack`; for
-    runs on several phantoms those of the population alone."""
+    runs on several phantoms those of the population alone; ``figures`` as :func:`tables_of`."""
     runs = tables.read_runs(folder)
     suffix = read_json(folder / "runs.json")["suffix"]
     files = [folder / f"{name}.csv.gz" for name in ("readings", "deals")]
     extra = [read_csv(file) if file.exists() else None for file in files]
     several = any("phantom" in run for run in runs)
-    found = {} if several else tables_of(runs, suffix, *extra)
+    found = {} if several else tables_of(runs, suffix, *extra, figures)
     if (folder / "population.csv.gz").exists():
         own = population.all_tables(population.read(folder))
         found |= {name + suffix: table for name, table in own.items()}
     return {name: table for name, table in found.items() if len(table)}
 
 
-def tables_of(runs: list[dict], suffix: str = "", readings=None, deals=None) -> dict:
+def tables_of(runs: list[dict], suffix="", readings=None, deals=None, figures=None) -> dict:
     """The tables that follow from the scores of runs; readings and deals as tables, see
-    :func:`pack`."""
+    :func:`pack`. The reference of an audit is that of its table in ``figures``, else WSP."""
     found = {
         "table1": tables.auc_table(runs),
         "table2": tables.accuracy_table(runs, next(iter(runs[0]["results"])), readings),
@@ -103,22 +103,27 @@ def tables_of(runs: list[dict], suffix: str = "", readings=None, deals=None) -> 
     found = {name + suffix: table.round(4) for name, table in found.items()}
     for backbone in dict.fromkeys(run["backbone"] for run in runs):
         probes, scores = audit.by_cohort([run for run in runs if run["backbone"] == backbone])
-        present = [name for name in tables.ROWS if any(name == other for other, _ in probes)]
+        ending, names = suffix + audit.ending(backbone, runs), {name for name, _ in probes}
+        told = figures / f"audit_differences{ending}.csv" if figures else Path()
+        told = {*read_csv(told).get("reference", [])} & names if told.is_file() else ()
+        present = [name for name in dict.fromkeys([*tables.ROWS, *told]) if name in names]
         if len(present) < 2:
             continue
+        reference = next(iter(told), present[-1])
         homes = {c: next(iter(scores[c].values())).patient for c in scores if not {*"+>"} & {*c}}
         home = pd.Series({who: c for c, patients in homes.items() for who in patients}, dtype=str)
-        pairs = [(present[-1], name) for name in present]
-        variants = audit.variant_pairs(probes, present, present[-1])
+        if slices := [run["folder"] for run in runs if (run["folder"] / "slices.csv").exists()]:
+            home = read_slices(slices[0]).drop_duplicates("patient").set_index("patient").cohort
+        pairs = [(reference, name) for name in present]
+        variants = audit.variant_pairs(probes, present, reference)
         own = {
             "differences": audit.named(audit.differences(scores, pairs), "reference", "method"),
-            "claims": audit.verdicts(scores, present[-1], project_path("figures/paper"), backbone),
+            "claims": audit.verdicts(scores, reference, project_path("figures/paper"), backbone),
             "variants": audit.named(audit.differences(scores, variants), "variant", "of"),
             "pairs": audit.origins(scores, home),
         }
         if deals is not None:
             own["folds"] = audit.spread(deals[deals.backbone == backbone])
-        ending = suffix + ("_resnet18" if backbone == "resnet18" else "")
         found |= {f"audit_{name}{ending}": table.round(4) for name, table in own.items()}
     return found
 
@@ -134,7 +139,7 @@ def _finished(run_dir: Path) -> tuple[list[dict], pd.DataFrame | None, list[Path
     runs, readings = tables.read_runs(run_dir), None
     slices, columns = run_dir / "cohort" / "slices.csv", ["cohort", "patient", "label", "reading"]
     known = read_csv(slices) if slices.exists() else pd.DataFrame()
-    if set(columns) <= set(known):
+    if {*columns, "true_severity"} <= {*known}:  # a phantom: one's own "reading" is something else
         known = known[columns]
         cohorts = cohorts_of(runs[0]["results"])
         readings = known[known.cohort.isin(cohorts)].drop_duplicates()
@@ -143,7 +148,8 @@ def _finished(run_dir: Path) -> tuple[list[dict], pd.DataFrame | None, list[Path
 
 def deals_of(run_dir: Path) -> list[Path]:
     """Files of the deals that notebook 06 has written, one per kind of backbone; no copy of one."""
-    files = [run_dir / "figures" / f"audit_deals{end}.csv" for end in ("", "_resnet18")]
+    ends = "", *map("_{}".format, tables.BACKBONES)
+    files = [run_dir / "figures" / f"audit_deals{end}.csv" for end in ends]
     return [file for file in files if file.exists()]
 
 
@@ -192,6 +198,8 @@ def difference(table: pd.DataFrame, file: Path) -> str:
     if not file.exists():
         return "is not committed"
     kept = read_csv(file)
+    if table.empty:
+        return "is of former runs: 05 or 06 again" if len(kept) else "equal"
     with tempfile.TemporaryDirectory() as folder:
         write_csv(again := Path(folder) / "again.csv", table)
         again = read_csv(again)
@@ -214,7 +222,7 @@ def verify(figures: Path) -> pd.DataFrame:
     rows, seen = [], set()
     for folder in [file.parent for file in own_files(figures / "runs", "*/runs.json")]:
         rows += [(f"runs/{folder.name}", fault) for fault in faults(folder)]
-        for name, table in recompute(folder).items():
+        for name, table in recompute(folder, figures).items():
             rows.append((f"{name}.csv", difference(table, figures / f"{name}.csv")))
             seen.add(name)
     for file in own_files(figures, "*.csv"):
@@ -244,12 +252,15 @@ def verify_run(run_dir: Path) -> pd.DataFrame:
     for config in own_files(run_dir / "pretrain", "*-seed*/config.json"):
         if re.fullmatch(tables.RUN, config.parent.name):
             rows.append((f"pretrain/{config.parent.name}", told(_load, config.parent)))
-    rows += [(f"probe/{run['folder'].name}", told(read_probe, run["folder"])) for run in runs]
+    rows += [(f"probe/{run['folder'].name}", told(_whole, run["folder"])) for run in runs]
     rows += [("probe", fault) for fault in faults(run_dir)]
     deals = pd.concat(map(read_csv, deals)) if deals else None
-    for name, table in tables_of(runs, "", readings, deals).items():
-        if (file := run_dir / "figures" / f"{name}.csv").exists():
-            rows.append((f"figures/{name}.csv", difference(table, file)))
+    found = tables_of(runs, "", readings, deals, run_dir / "figures")
+    ends = r"$" if (run_dir / "figures" / "table1.csv").exists() else r"\w*$"
+    for file in own_files(run_dir / "figures", "*.csv"):
+        name = re.sub(f"^(table[123]){ends}", r"\1", file.stem)  # 05 ends these as it was told
+        if name in found:
+            rows.append((f"figures/{file.name}", difference(found[name], file)))
     return pd.DataFrame(rows, columns=["file", "found"])
 
 
@@ -257,6 +268,13 @@ def _load(folder: Path) -> None:
     """The encoder of a finished pretraining, as its own settings call it."""
     found = read_json(folder / "config.json")
     load_encoder(folder, *(found.get(key) for key in ("backbone", "norm", "seed")))
+
+
+def _whole(folder: Path) -> None:
+    """A finished probe, and its features if they are kept."""
+    read_probe(folder)
+    if (folder / "features.npy").exists():
+        tables.read_features(folder)
 
 
 def main() -> int:

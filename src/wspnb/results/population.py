@@ -16,7 +16,11 @@ from wspnb.files import read_csv, read_json
 from wspnb.results import statistics, tables
 
 NORMAL = 1.96  # reach of 95 % in standard errors
-PARTS = ("population", "curve", "studies")
+PARTS = {
+    "population": ["patient"],
+    "curve": ["step"],
+    "studies": ["study", "auc_folds", "auc_rest"],
+}
 
 
 def read(folder: Path) -> dict[str, pd.DataFrame]:
@@ -34,8 +38,9 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     names = ["run", "name", "method", "seed"]
     columns = [*names, "ceiling", "depth_r2", "loss", "verdict", "device", "phantom"]
     found = {"runs": runs.reindex(columns=columns)}
-    for part in PARTS:
-        table = read_csv(folder / f"{part}.csv.gz")
+    for part, columns in PARTS.items():
+        file = folder / f"{part}.csv.gz"  # runs that drew no studies have none
+        table = read_csv(file) if file.exists() else pd.DataFrame(columns=["run", *columns])
         if part == "population" and (lost := sorted(set(runs.run) - set(table.run))):
             raise ValueError(f"{folder}: no scores of {', '.join(lost)}, which runs.json names")
         found[part] = runs[names].merge(table, on="run")

@@ -75,6 +75,8 @@ def what_was_run(runs: list[dict], slices: pd.DataFrame) -> str:
     encoders = list(dict.fromkeys(tables.BACKBONES[run["backbone"]] for run in runs))
     steps = sorted({run["training"]["n_steps"] for run in runs if run.get("training")})
     cohorts = {run["training"].get("train_cohort") for run in runs if run.get("training")}
+    if any(run.get("training") and run.get("encoder", "") is None for run in runs):
+        cohorts = set()  # of encoders from elsewhere, whose patients are not among these
     known = (slices.weak_label.fillna(-1) >= 0) & slices.cohort.isin(cohorts)
     trained = slices[known].patient.nunique()
     judged = {NAMES.get(c, c): result["n"] for c, result in runs[0]["results"].items()}
@@ -216,6 +218,6 @@ def executed(folder: Path) -> dict[str, dict]:
     for file in own_files(folder, "*.ipynb"):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
             about = read_json(file)["metadata"]["papermill"]
-            if about["duration"] and not COPY.search(file.stem):
+            if about["duration"] and not about.get("exception") and not COPY.search(file.stem):
                 found[file.stem] = about
     return found

@@ -149,7 +149,10 @@ def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if "stage" not in slices or not {"train", "judged"} <= set(slices.cohort):
             continue
         keep = slices.cohort.isin(["train", "judged"]).to_numpy()
-        slices, features = slices[keep].reset_index(drop=True), np.load(file)[keep]
+        slices, features = (
+            slices[keep].reset_index(drop=True),
+            tables.read_features(file.parent)[keep],
+        )
         train = (slices.cohort == "train").to_numpy()
         people = read_stages(features, slices.stage, slices.patient, train, run["C"])
         counts = {"n": len(people), "trained": slices.patient[train].nunique()}
@@ -169,9 +172,11 @@ def draw_curve(curve: pd.DataFrame) -> plt.Figure:
     fig, axes = plt.subplots(1, len(MEASURES), figsize=(13, 3.2), layout="constrained")
     sizes = sorted({round(size) for size in curve.patients})
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
-        for name, own in curve.groupby("name"):
+        for (backbone, name), own in curve.groupby(["backbone", "name"]):
             mean = own.groupby("share")[[measure, "patients"]].mean()
-            axis.plot(mean.patients, mean[measure], "o-", label=tables.row_label(name))
+            beside = f"  {tables.BACKBONES[backbone]}" if curve.backbone.nunique() > 1 else ""
+            label = tables.row_label(name) + beside
+            axis.plot(mean.patients, mean[measure], "o-", label=label)
         axis.set(title=title, xlabel="training patients with a label", xscale="log")
         axis.set_xticks(sizes, sizes)
         axis.set_xticks([], minor=True)

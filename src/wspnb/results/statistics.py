@@ -56,8 +56,8 @@ def wins_by_fold(runs: list[pd.DataFrame]) -> list[np.ndarray]:
     for other in runs[1:]:
         if not np.array_equal(*(run[keys].to_numpy(object) for run in (other, runs[0]))):
             raise ValueError(
-                "the runs were probed on other patients or folds, or their rows stand in another"
-                " order: probe them with one fold_seed, sort them by patient"
+                f"{other.attrs.get('run', 'the runs')}: probed on other patients or folds, or rows "
+                "stand in another order: probe all with one fold_seed, sort them by patient"
             )
     parts = [[run[run.fold == fold] for run in runs] for fold in runs[0].fold.unique()]
     return [np.stack([pairwise_wins(p.label, p.score) for p in part]) for part in parts]

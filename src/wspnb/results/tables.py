@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from wspnb.data.store import digest_file
 from wspnb.encoders import BACKBONE, ENCODERS
 from wspnb.files import own_files, read_csv, read_json
 from wspnb.folds import check_judged
@@ -52,11 +53,13 @@ def read_runs(run_dir: Path, seeds=(), backbones=()) -> list[dict]:
     runs = [
         run | {"folder": folder, "scores": scores, "results": _by_cohort(run["results"])}
         for folder, run, scores in _finished(run_dir)
-        if not backbones or run["backbone"] in backbones
     ]
+    there = sorted({run["backbone"] for run in runs})
+    runs = [run for run in runs if not backbones or run["backbone"] in backbones]
     if not runs:
+        of = f" of backbones {[*backbones]}, only of {there}" if there else ""
         raise FileNotFoundError(
-            f"{run_dir / 'probe'}: no finished probe, run 03_linear_probe first"
+            f"{run_dir / 'probe'}: no finished probe{of}, run 03_linear_probe first"
         )
     found = {run["seed"] for run in runs}
     if absent := sorted(set(seeds) - found):
@@ -125,7 +128,7 @@ def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """
     rows = {}
     for run in runs:
-        if (own := list(run["results"])) != (other := list(runs[0]["results"])):
+        if {*(own := list(run["results"]))} != {*(other := list(runs[0]["results"]))}:
             found = f"{run['folder'].name} was judged on {own}, {runs[0]['folder'].name} on {other}"
             raise ValueError(f"{found}{OLD}")
         rows.setdefault((run["backbone"], run["name"]), []).append(run)
@@ -133,8 +136,10 @@ def grouped(runs: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def cohort_scores(run: dict, cohort: str) -> pd.DataFrame:
-    """Scores of the patients of one cohort, from one run."""
-    return run["scores"][run["scores"].cohort == cohort].reset_index(drop=True)
+    """Scores of the patients of one cohort, from one run, which their ``attrs`` name."""
+    own = run["scores"][run["scores"].cohort == cohort].reset_index(drop=True)
+    own.attrs["run"] = run["folder"].name
+    return own
 
 
 def auc_table(runs: list[dict]) -> pd.DataFrame:
@@ -237,7 +242,7 @@ def effective_positives(run: dict) -> float:
     """Mean over the pretraining's log of the positives that an anchor effectively has; NaN where
     there is no log, as for encoders pretrained on another cohort."""
     log = run["folder"].parents[1] / "pretrain" / run["folder"].name / "log.csv"
-    if not log.exists():
+    if not log.exists() or run.get("encoder", "") is None:  # which is another training's
         return run.get("effective_positives", np.nan)
     return float(read_csv(log).get("effective_positives", pd.Series(dtype=float)).mean())
 
@@ -301,11 +306,26 @@ def check_alike(runs: list[dict], data: str) -> None:
             differ = {key for key, _ in run[kind].items() ^ other[kind].items()}
             if differ - _changed(run, run[kind]):
                 raise ValueError(f"{name}: trained with {run[kind]}, not {other[kind]}{OLD}")
-        for cohort, result in run["results"].items():
-            scores = cohort_scores(run, cohort)
-            found = fold_balanced_accuracy(scores).mean(), fold_auc(scores).mean()
-            if not np.allclose(found, (result["bacc"], result["auc"]), 0, 1e-6):
-                raise ValueError(f"{name}, {cohort}: scores.csv and results.json disagree")
+        check_scores(run)
+
+
+def check_scores(run: dict) -> None:
+    """Refuse a run whose results are not those of its scores (ValueError)."""
+    for cohort, result in run["results"].items():
+        scores = cohort_scores(run, cohort)
+        for key, by_fold in {"auc": fold_auc, "bacc": fold_balanced_accuracy}.items():
+            if key in result and not abs(by_fold(scores).mean() - result[key]) <= 1e-6:
+                found = f"{run['folder'].name}, {cohort}: scores.csv and results.json disagree"
+                raise ValueError(f"{found}: run 03 again")
+
+
+def read_features(folder: Path) -> np.ndarray:
+    """Cached features of a probe, a row for each of its ``slices.csv``; a ValueError if they are
+    not those that its results are of."""
+    file = folder / "features.npy"
+    if read_json(folder / "results.json").get("features_sha256", own := digest_file(file)) != own:
+        raise ValueError(f"{file}: not the features that results.json is of: run 03 again")
+    return np.load(file)
 
 
 def row_label(name: str) -> str:

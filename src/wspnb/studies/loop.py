@@ -1,5 +1,7 @@
 """The loop of notebook 02 for studies: any kind of slices, any method, watched on the way."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -8,8 +10,14 @@ from torch import Tensor, nn
 
 from wspnb.losses import contrastive_loss
 from wspnb.methods import loss_of, loss_terms
-from wspnb.pretrain import byol_momentum, check_sound, health, learning_rate_factor
+from wspnb.pretrain import STEP, byol_momentum, check_sound, code, health, learning_rate_factor
 from wspnb.sampling import OneSlicePerPatient
+
+
+def stamp(*more: str) -> str:
+    """Eight characters that change with the code that trains and judges, and with ``more``."""
+    files = code(*STEP.split(), "folds", "probe", "studies/judge", "studies/loop", *more)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:8]
 
 
 def train(

@@ -18,7 +18,7 @@ from wspnb.kernels import gaussian, mixture, same_label, same_slice
 from wspnb.losses import contrastive_loss
 from wspnb.models import build_encoder, build_head, seeded, two_layers
 from wspnb.momentum import MODULES, Moco
-from wspnb.pretrain import differences, verdict
+from wspnb.pretrain import code, differences, verdict
 from wspnb.probe import classifier
 from wspnb.results.statistics import ends, interval, pairwise_wins
 
@@ -107,12 +107,13 @@ class Settings:
 
 
 def finished(folder: Path, settings: Settings) -> bool:
-    """Whether a folder holds the encoder of these very settings."""
+    """Whether a folder holds the encoder of these very settings and this code."""
     file = folder / "encoder.safetensors"
     if not file.exists():
         return False
     found = read_json(folder / "config.json")  # of another encoder if killed between the two
-    return found.get("encoder_sha256") == digest_file(file) and not differences(found, settings)
+    same = found.get("encoder_sha256") == digest_file(file) and found.get("code") in (None, code())
+    return same and not differences(found, settings)
 
 
 def collapsed(folder: Path) -> bool:

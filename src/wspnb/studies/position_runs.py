@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from itertools import product
@@ -10,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t as student
 
-from wspnb.files import read_csv, write_csv
+from wspnb.files import alone, read_csv, write_csv
 from wspnb.phantom.minimal import Minimal, draw_cohort
 from wspnb.pretrain import UNTRAINED
 from wspnb.results.statistics import interval
 from wspnb.results.tables import ROWS, row_label
+from wspnb.studies.loop import stamp
 from wspnb.studies.position import Settings, run
 
 KEYS = ["point", "seed", "method"]  # the name of a run in the table
@@ -62,12 +64,14 @@ def run_missing(
     ends. ``settings`` are those of the base point, ``progress`` wraps the jobs (``tqdm``) or None.
 
     Returns:
-        The table: a row per run and judgement, with :data:`KEYS`, definition, step and results.
+        The table: a row per run and judgement, with :data:`KEYS`, definition, code, step, results.
 
     Raises:
-        ValueError: if a run is there with another definition, or a parameter is unknown.
+        ValueError: if a run is there with another definition, some are to be added to those of
+            other code, or a parameter is unknown.
     """
     table, drawn, cohort = read_table(path), None, None
+    now = stamp("phantom/minimal", "studies/position")
     for job in progress(jobs) if progress else jobs:
         key = {name: job[name] for name in KEYS}
         changes, own, definition = define(job["changes"], settings)
@@ -77,13 +81,21 @@ def run_missing(
                 f"{path}: run {key} has definition {other.pop()}, now it is {definition}: "
                 "delete the file or choose another run_dir"
             )
-        if len(there):
+        steps = {step for step in job["watched"] if step <= own.n_steps}
+        if len(there) and (steps <= {*there.step} or job["method"] in UNTRAINED):
             continue
+        if "code" in table and (other := {*table.code.dropna()} - {now}):
+            raise ValueError(
+                f"{path}: runs there are of other code ({other.pop()}, now {now}): delete the file "
+                "or choose another run_dir"
+            )
+        table = table.drop(there.index)  # steps that it was not judged at are asked for
         if drawn != (changes, job["seed"]):
             drawn = (changes, job["seed"])
             cohort = draw_cohort(Minimal(**changes, seed=job["seed"]))
         rows = run(cohort, job["method"], job["seed"], own, job["watched"])
-        table = append_rows(path, table, [{**key, "definition": definition, **r} for r in rows])
+        known = key | {"definition": definition, "code": now}
+        table = append_rows(path, table, [known | row for row in rows])
     return table
 
 
@@ -107,20 +119,26 @@ def read_table(path: Path) -> pd.DataFrame:
     """The rows of finished runs; empty if there is no table yet."""
     if not path.exists():
         return pd.DataFrame(columns=[*KEYS, "definition", "step"])
-    return read_csv(path, dtype={"definition": str})
+    kinds = {"definition": str, "code": str, "collapsed": bool}  # also FALSE of a spreadsheet
+    return read_csv(path, dtype=kinds)
 
 
 def append_rows(path: Path, table: pd.DataFrame, rows: list[dict]) -> pd.DataFrame:
     """The table with a finished run's rows, written whole under a temporary name, then renamed.
     What another process has added meanwhile stays."""
-    now = read_table(path)
-    own = pd.DataFrame(rows, columns=None if rows else now.columns)
-    here = {tuple(key) for part in (table, own) for key in part[KEYS].itertuples(index=False)}
-    meanwhile = [tuple(key) not in here for key in now[KEYS].itertuples(index=False)]
-    parts = [part for part in (table, now[meanwhile], own) if len(part)]
-    table = pd.concat(parts, ignore_index=True).round(6)
-    write_csv(path, table)
-    return table
+    try:
+        with alone(path):
+            now = read_table(path)
+            own = pd.DataFrame(rows, columns=None if len(rows) else now.columns)
+            here = {tuple(key) for part in (table, own) for key in part[KEYS].to_numpy()}
+            meanwhile = [tuple(key) not in here for key in now[KEYS].to_numpy()]
+            parts = [part for part in (table, now[meanwhile], own) if len(part)]
+            whole = pd.concat(parts, ignore_index=True).round(6)
+            write_csv(path, whole)
+            return whole
+    except BlockingIOError:  # another one writes: it takes a moment
+        time.sleep(0.1)
+        return append_rows(path, table, rows)
 
 
 def paired_difference(first: pd.Series, second: pd.Series) -> dict:
@@ -204,10 +222,12 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def over_points(table: pd.DataFrame, value: str = "auc_population") -> pd.DataFrame:
     """Mean of a judged value over the points at the end of training, ``(seeds, methods)``; what no
-    training changes is that of the base."""
+    training changes is that of the base. NaN where a seed lacks points, as in a stopped study."""
     ends = last_rows(table)
     own = ends[~ends.method.isin(UNTRAINED) | (ends.point == "base")]
-    return own.pivot_table(value, "seed", "method")
+    cells = own.groupby(["seed", "method"])[value]
+    whole = cells.size() == own.point.nunique()
+    return cells.mean().where(whole | whole.index.isin(UNTRAINED, "method")).unstack()
 
 
 def choose_rows(table: pd.DataFrame) -> list[str]:

@@ -170,7 +170,7 @@ def folder_name(phantom: tuple, size: int) -> str:
 
 def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, share=1.0) -> Path:
     """One run with its judgement; a finished one is kept. Returns the folder of its probe. A
-    finished one of other steps or slices is a ValueError.
+    finished one of other steps, slices or code is a ValueError.
 
     Writes ``pretrain/RUN/`` (encoder, log, settings), ``probe/RUN/`` (``scores.csv`` of D1, D2 and
     both, ``population.csv``, ``studies.csv``, ``curve.csv`` over steps and, last,
@@ -185,7 +185,7 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     drawn = {"version": VERSION, "image_size": size, "share": share}  # pixels round by processor
     if (out / "results.json").exists():
         found = read_json(out / "results.json")
-        asked = {"drawn": drawn, "n_steps": config.n_steps}
+        asked = {"drawn": drawn, "n_steps": config.n_steps, "code": loop.stamp()}
         if odd := [f"{k} {found[k]}, not {v}" for k, v in asked.items() if found.get(k, v) != v]:
             told = "; ".join(odd)
             raise ValueError(f"{out} is of another run ({told}): delete it, or take --out")
@@ -230,7 +230,8 @@ def do(run: Run, root: Path, size: int, n_steps: int, device: torch.device, shar
     result |= {"depth_r2": curve[-1]["depth_r2"] if curve else None, "collapsed": False, **facts}
     device_name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     result |= {"device": device_name, "torch": torch.__version__, "n_steps": config.n_steps}
-    result |= {"patients": share_of(run), "seconds": round(time.monotonic() - began, 1)}
+    result |= {"patients": share_of(run), "code": loop.stamp()}
+    result |= {"seconds": round(time.monotonic() - began, 1)}
     result["results"] = records_of(run.name, people)
     table = pd.concat(t.assign(cohort=g) for g, t in people.items())
     probe.save_probe(out, table, result)
@@ -345,7 +346,12 @@ def publish(root: Path, size: int, figures: Path) -> list[str]:
     readings = pd.DataFrame(drawn)[["cohort", "patient", "label", "reading"]]
     done = sorted({file.parents[2] for file in root.glob(f"{size}px*/probe/*-seed*/results.json")})
     parts, names = {"reference": [], "judged": [], "factors": []}, []
-    for run in (run for folder in done for run in tables.read_runs(folder)):
+    runs = [run for folder in done for run in tables.read_runs(folder)]
+    own = [run for run in runs if "_n_steps" not in run["name"] and "n_steps" in run]
+    if len(lengths := {run["n_steps"]: run["folder"] for run in own}) > 1:
+        found = ", ".join(f"{folder}: {n} steps" for n, folder in lengths.items())
+        raise ValueError(f"runs of several lengths ({found}): delete those of one, or take --out")
+    for run in runs:
         other = run.get("phantom")
         parts["reference" if not other else "judged" if "seed" in other else "factors"].append(run)
     for part, runs in parts.items():
