@@ -186,17 +186,22 @@ def lung_above(hu: Hu, ends, row: dict[str, Any]) -> float:
     """Share of lung in the body's sections up to 60 mm above a liver less that below it: well above
     0; below it where a CT lies upside down. Where the scan ends in the liver below, a tenth, and
     above, a fifth, so that 40 mm without lung on the other side, or with much of it, tell as well;
-    NaN where that side is shorter. Paper silent.
+    NaN where that side is shorter, or drawn: the same all along. Paper silent.
 
     ``ends``: the slices next to the mask, below and above."""
     n, step = int(60 / hu.spacing[2]) + 1, -(-min(hu.shape[:2]) // 64)
-    each, shares = max(1, n // 8), []
-    above, below = (ends[1], ends[1] + n, each), (max(0, ends[0] - n + 1), ends[0] + 1, each)
-    whole = ends[0] + 1 >= 2 * n // 3, hu.shape[2] - ends[1] >= 2 * n // 3  # the other side
-    for near, other, least in zip((above, below), whole, (0.2, 0.1), strict=True):
-        body = _filled((some := hu[::step, ::step, slice(*near)]) > body_above(row))
-        cut = least if other and not body.size else np.nan
-        shares.append((body & (some < LUNG_HU)).sum() / body.sum() if body.any() else cut)
+    planes = slice(ends[1], ends[1] + n), slice(max(0, ends[0] - n + 1), ends[0] + 1)
+    some = [hu[::step, ::step, near][:, :, :: max(1, n // 8)] for near in planes]
+    bodies = [_filled(side > body_above(row)) for side in some]
+    shares = [
+        (body & (side < LUNG_HU)).sum() / body.sum() if body.any() else np.nan
+        for side, body in zip(some, bodies, strict=True)
+    ]
+    for side, other, least in ((0, 1, 0.2), (1, 0, 0.1)):
+        areas = bodies[other].sum((0, 1))
+        long = len(range(*planes[other].indices(hu.shape[2]))) >= 2 * n // 3
+        if not bodies[side].size and long and np.ptp(areas) > 0.02 * areas.max():
+            shares[side] = least
     return round(float(shares[0] - shares[1]), 2)
 
 
