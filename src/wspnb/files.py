@@ -52,9 +52,9 @@ def whole(path: str | Path, flush: bool = True) -> Iterator[Path]:
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{name}")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode & 0o777  # as the folder, or the umask, gives it
         with naming(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode & 0o777  # as the folder, or the umask, gives it
             yield temporary
         if flush:
             with temporary.open("rb+") as file, suppress_unable():

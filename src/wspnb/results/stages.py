@@ -149,10 +149,8 @@ def summarise(run_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         if "stage" not in slices or not {"train", "judged"} <= set(slices.cohort):
             continue
         keep = slices.cohort.isin(["train", "judged"]).to_numpy()
-        slices, features = (
-            slices[keep].reset_index(drop=True),
-            tables.read_features(file.parent)[keep],
-        )
+        slices = slices[keep].reset_index(drop=True)
+        features = tables.read_features(file.parent)[keep]
         train = (slices.cohort == "train").to_numpy()
         people = read_stages(features, slices.stage, slices.patient, train, run["C"])
         counts = {"n": len(people), "trained": slices.patient[train].nunique()}
