@@ -36,7 +36,7 @@ def table(name: str) -> pd.DataFrame | None:
 
 def number(value: float, sign: str = "") -> str:
     """.75, -.05, 1.00; with ``sign`` "+" also +.05."""
-    return "" if value != value else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}z.2f}")
+    return "" if value != value else re.sub(r"^([+-]?)0\.", r"\1.", f"{value:{sign}.2f}")
 
 
 def between(low: float, high: float, sign: str = "") -> str:
@@ -184,7 +184,7 @@ def judged(kernels: bool = True) -> str:
 
     def says(first: str, second: str) -> str:
         row = rows.loc[first, second]
-        ends = f"{row.difference:+z.3f}{interval(row.low_both, row.high_both, '+z.3f')}"
+        ends = f"{row.difference:+.3f}{interval(row.low_both, row.high_both, '+.3f')}"
         return ends.replace("0.", ".")
 
     text = f"On {full.n_seeds.max()} further phantoms, where nothing was chosen, WSP is "
@@ -646,7 +646,7 @@ def oct_rows(name: str) -> str:
     for r in rows.itertuples():
         sd = f" ± {r.seed_sd:.3f}" if r.seed_sd == r.seed_sd else ""
         ends = between(r.soft_minus_low, r.soft_minus_high, "+")
-        minus = f"{r.soft_minus:+z.3f}{ends}" if ends else ""
+        minus = f"{r.soft_minus:+.3f}{ends}" if ends else ""
         auc = f"{r.macro_auroc:.3f}{sd}{between(r.low, r.high)}"
         lines.append([r.method, r.seeds, auc, f"{r.rounded:.3f}", minus])
     return grid(["method", "seeds", "macro AUROC", "rounded scores", "ours minus it"], lines)

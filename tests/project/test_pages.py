@@ -42,7 +42,7 @@ def test_an_interval_that_a_table_lost_is_left_out():
     assert fill.between(0.6, 0.8) == " [.60, .80]"
     assert fill.between(-0.1, 0.2, "+") == " [-.10, +.20]"
     assert fill.between(0.6, float("nan")) == ""
-    assert fill.number(-0.001) == ".00" and fill.number(-0.001, "+") == "+.00"
+    assert fill.between(-0.004, 0.2, "+") == " [-.00, +.20]"  # the sign says that it holds zero
 
 
 def test_rows_of_one_network_padded_and_not_are_not_mixed(monkeypatch):

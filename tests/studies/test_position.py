@@ -281,7 +281,7 @@ def test_findings_name_the_points_whose_interval_leaves_out_zero():
                 rows.append(row | {"step": 300, "auc_population": auc, "collapsed": marked})
     lines = position_runs.findings(pd.DataFrame(rows))
     assert lines[0] == (
-        "WSP minus SupCon: +0.00 [+0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
+        "WSP minus SupCon: +0.00 [-0.00, +0.00] at the base; ahead at scale=1.0 (+0.10); "
         "not told at 1 of 2 points."
     )
     assert lines[-1] == (

@@ -264,8 +264,8 @@ def evidence(rows: pd.DataFrame, labels: dict) -> str:
     least = rows.loc[rows["mean"].idxmin()]
     sides = " − ".join(labels.get(name, name) for name in (least.better, least.worse))
     least_of = f", least of {len(rows)}" if len(rows) > 1 else ""
-    ends = f"[{least.low:+z.2f}, {least.high:+z.2f}]" if least.low == least.low else "(no interval)"
-    return f"{sides} = {least['mean']:+z.2f} {ends}{least_of}"
+    ends = f"[{least.low:+.2f}, {least.high:+.2f}]" if least.low == least.low else "(no interval)"
+    return f"{sides} = {least['mean']:+.2f} {ends}{least_of}"
 
 
 def judge(claims: dict, sources: dict, cohorts, labels: dict) -> pd.DataFrame:

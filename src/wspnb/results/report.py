@@ -126,7 +126,7 @@ def main_result(runs: list[dict]) -> str:
         return f"{text}; {alike}, so nothing is decided."
     sure = "it leaves out zero" if low > 0 or high < 0 else "it holds zero: they are not told apart"
     over = "patients alone, as there is one seed" if len(seeds) == 1 else "patients and seeds"
-    return f"{text} [{low:+z.2f}, {high:+z.2f}] (95 % interval over {over}; {sure})."
+    return f"{text} [{low:+.2f}, {high:+.2f}] (95 % interval over {over}; {sure})."
 
 
 def auc_figure(table: pd.DataFrame, runs: list[dict], printed: pd.DataFrame | None) -> Figure:

@@ -259,13 +259,13 @@ def findings(table: pd.DataFrame) -> list[str]:
         words = f"The product kernel (ours) has {own:.2f}, place {place} of {len(table)}"
         sides = {"ahead of": table.soft_minus_low > 0, "behind": table.soft_minus_high < 0}
         for side, those in sides.items():
-            cells = table[those].apply("{0.method} ({0.soft_minus:+z.2f})".format, axis=1)
+            cells = table[those].apply("{0.method} ({0.soft_minus:+.2f})".format, axis=1)
             words += f"; {side} {', '.join(cells)}" if those.any() else ""
         lines.append(f"{words}; from the others it is not told by the interval over patients.")
     names = {ROWS["soft"]: ROWS["simclr"]}  # whose loss it is
     gains = [
         f"to {names.get(r.method, r.method.removesuffix(' with ours'))} "
-        f"{r.gain:+z.2f}{interval(r.gain_low, r.gain_high, '+z.2f')}"
+        f"{r.gain:+.2f}{interval(r.gain_low, r.gain_high, '+.2f')}"
         for r in table[table.gain.notna()].itertuples()
     ]
     if gains:

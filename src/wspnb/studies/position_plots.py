@@ -49,7 +49,7 @@ def difference_map(
     high = np.array([rows.high.loc[line] for line in names])
     picture = axis.imshow(mean, cmap="RdBu_r", vmin=-top, vmax=top, origin="lower", aspect="auto")
     for (i, j), value in np.ndenumerate(mean):
-        text = f"{value:+z.2f}\n± {high[i, j] - value:.2f}"
+        text = f"{value:+.2f}\n± {high[i, j] - value:.2f}"
         colour = "white" if abs(value) > 0.7 * top else "black"
         axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
     axis.set_xticks(range(len(rights)), rights)

@@ -200,12 +200,12 @@ def findings(table: pd.DataFrame) -> list[str]:
         if not len(base := rows[rows.point == "base"]):
             continue
         base = base.iloc[0]
-        ends_of = interval(base.low, base.high, "+z.2f")
-        text, named = f"WSP minus {ROWS[other]}: {base['mean']:+z.2f}{ends_of} at the base", 0
+        ends_of = interval(base.low, base.high, "+.2f")
+        text, named = f"WSP minus {ROWS[other]}: {base['mean']:+.2f}{ends_of} at the base", 0
         for word, part in (("ahead", rows[rows.low > 0]), ("behind", rows[rows.high < 0])):
-            points = [f"{p} ({m:+z.2f})" for p, m in zip(part.point, part["mean"], strict=True)]
+            points = [f"{p} ({m:+.2f})" for p, m in zip(part.point, part["mean"], strict=True)]
             if len(points) > 8:
-                ends_of = f"{part['mean'].min():+z.2f} to {part['mean'].max():+z.2f}"
+                ends_of = f"{part['mean'].min():+.2f} to {part['mean'].max():+.2f}"
                 points = [f"{len(points)} points ({ends_of})"]
             text += f"; {word} at {', '.join(points)}" if points else ""
             named += len(part)
@@ -257,7 +257,7 @@ def recommend(table: pd.DataFrame, found: pd.DataFrame) -> list[str]:
         words = []
         for gap in own.itertuples():
             side = "above" if gap.low > 0 else "below" if gap.high < 0 else "not told from"
-            found = f"{gap.mean:+z.3f}{interval(gap.low, gap.high, '+z.3f')}"
+            found = f"{gap.mean:+.3f}{interval(gap.low, gap.high, '+.3f')}"
             words.append(f"{side} {row_label(gap.minus)} ({found})")
         lines.append(f"{row_label(name)}: {', '.join(words)}; R2 of depth {depth[name]:.2f}.")
         best += [name] if (own.low > 0).all() else []
